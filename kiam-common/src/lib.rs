@@ -1,1 +1,23 @@
-//! Skeleton.
+//! What kiam's agent and server agree on.
+//!
+//! - [`api`]: the generated gRPC API: the node stream, and kiam v4's service
+//! - [`role`]: IAM role names and ARNs, as annotations spell them
+//! - [`credentials`]: session credentials, which never print or outlive their use
+//! - [`tls`]: mutual TLS whose certificates are replaced while it runs
+//! - [`telemetry`], [`admin`], [`readiness`]: logs, metrics, health
+//! - [`flags`], [`duration`]: command-line flags that both programs have
+//! - [`tasks`], [`backoff`]: supervised background work, and waiting between tries
+//!
+//! The domain modules (`role`, `credentials`) know neither tonic, hyper, kube nor AWS.
+
+pub mod admin;
+pub mod api;
+pub mod backoff;
+pub mod credentials;
+pub mod duration;
+pub mod flags;
+pub mod readiness;
+pub mod role;
+pub mod tasks;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,16 @@
+//! Generates the gRPC code from `proto/` with protox, so that no `protoc` is needed.
+
+use std::error::Error;
+
+/// Messages that carry secrets: their `Debug` is written by hand in `src/api.rs`.
+const SECRET_MESSAGES: [&str; 2] = [".kiam.node.v1.CredentialsIssued", ".kiam.Credentials"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    const PROTOS: [&str; 2] = ["kiam/node/v1/node.proto", "kiam/kiam.proto"];
+    println!("cargo:rerun-if-changed=../proto");
+    let descriptors = protox::compile(PROTOS, ["../proto"])?;
+    tonic_prost_build::configure()
+        .skip_debug(SECRET_MESSAGES)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Durations as Go writes them (`1h30m`, `800ms`), which kiam's flags have always taken.
+
+use std::time::Duration;
+
+/// Why a text is no duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no duration; write a number and a unit, as in 800ms, 30s, 15m or 1h30m")]
+pub struct DurationError {
+    text: String,
+}
+
+const UNITS: [(&str, f64); 6] = [
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+];
+
+/// Reads a duration of one or more number-and-unit pairs (units ns, us, ms, s, m, h), or `0`.
+///
+/// # Errors
+/// When the text is anything else, negative or beyond what a [`Duration`] holds.
+pub fn parse(text: &str) -> Result<Duration, DurationError> {
+    let error = || DurationError {
+        text: text.to_owned(),
+    };
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    loop {
+        let number_end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(error)?;
+        let (number, tail) = rest.split_at(number_end);
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let number: f64 = number.parse().ok().ok_or_else(error)?;
+        let (_, scale) = UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .ok_or_else(error)?;
+        seconds += number * scale;
+        rest = tail;
+        if rest.is_empty() {
+            return Duration::try_from_secs_f64(seconds).ok().ok_or_else(error);
+        }
+    }
+}
+
+/// Writes a duration the way [`parse`] reads it, rounded to a second from a minute up and to a
+/// millisecond below.
+#[must_use]
+pub fn format(duration: Duration) -> String {
+    if duration < Duration::from_secs(60) {
+        let millis = duration.as_millis();
+        return if millis.is_multiple_of(1000) {
+            format!("{}s", millis / 1000)
+        } else {
+            format!("{millis}ms")
+        };
+    }
+    let seconds = duration.as_secs();
+    let parts = [
+        (seconds / 3600, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+    ];
+    parts
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, unit)| format!("{n}{unit}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_go_writes() {
+        for (text, expected) in [
+            ("0", 0.0),
+            ("0s", 0.0),
+            ("800ms", 0.8),
+            ("1.5s", 1.5),
+            ("15m", 900.0),
+            ("1h30m", 5400.0),
+            ("1h0m0s", 3600.0),
+        ] {
+            assert_eq!(parse(text).unwrap().as_secs_f64(), expected, "{text}");
+        }
+        for text in [
+            "",
+            "15",
+            "m",
+            "1x",
+            "-1s",
+            "1h-5m",
+            "1 s",
+            "1..5s",
+            "9999999999999999999h",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        for text in ["0s", "800ms", "45s", "15m", "1h30m", "1h1m1s"] {
+            assert_eq!(format(parse(text).unwrap()), text);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Handshakes that succeed, fail in every named way, and go on with replaced files.
