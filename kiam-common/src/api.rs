@@ -71,20 +71,16 @@ mod tests {
 
     #[test]
     fn secrets_are_not_in_debug_output_even_when_nested() {
-        let issued = node::v1::CredentialsIssued {
-            access_key_id: "ASIAEXAMPLE".into(),
-            secret_access_key: "hunter2".into(),
-            session_token: "hunter3".into(),
-            ..Default::default()
-        };
+        let mut issued = node::v1::CredentialsIssued::default();
+        issued.access_key_id = "ASIAEXAMPLE".into();
+        issued.secret_access_key = "hunter2".into();
+        issued.session_token = "hunter3".into();
         let response = node::v1::WatchResponse {
             update: Some(node::v1::watch_response::Update::CredentialsIssued(issued)),
         };
-        let legacy = legacy::Credentials {
-            secret_access_key: "hunter2".into(),
-            token: "hunter3".into(),
-            ..Default::default()
-        };
+        let mut legacy = legacy::Credentials::default();
+        legacy.secret_access_key = "hunter2".into();
+        legacy.token = "hunter3".into();
         let text = format!("{response:?} {legacy:?}");
         assert!(text.contains("ASIAEXAMPLE"), "{text}");
         assert!(!text.contains("hunter"), "{text}");

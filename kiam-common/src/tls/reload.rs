@@ -42,7 +42,7 @@ pub enum TlsSide {
 /// kiam's metrics of a certificate: `grpc_{client,server}_tls_certificate_*`.
 #[derive(Debug, Clone)]
 pub struct TlsMetrics {
-    update_error: IntGauge,
+    pub(super) update_error: IntGauge,
     expiry: Gauge,
 }
 
