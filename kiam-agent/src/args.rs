@@ -1,0 +1,270 @@
+//! The agent's flags: read, checked, and named as kiam named them where kiam had them.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use kiam_common::duration;
+use kiam_common::flags::{TelemetryFlags, TlsFlags};
+use rustls::pki_types::ServerName;
+
+/// The longest name of a Kubernetes node, in bytes (a DNS subdomain).
+const MAX_NODE_NAME_BYTES: usize = 253;
+/// The longest `--pod-wait`: a request that is held longer outlives every SDK's patience.
+const MAX_POD_WAIT: Duration = Duration::from_secs(10);
+
+/// kiam's agent: answers the pods of one node in the metadata service's place, with the
+/// credentials of their own roles
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "kiam-agent", version, max_term_width = 100)]
+pub struct Args {
+    /// The name of the Kubernetes node that the agent runs on
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = node_name)]
+    pub node_name: String,
+
+    /// An address of the node; pods' connections to the metadata service are brought here
+    #[arg(long, env = "HOST_IP", value_name = "IP")]
+    pub host: IpAddr,
+
+    /// The port that pods' connections are brought to
+    #[arg(long, default_value_t = 8181)]
+    pub port: u16,
+
+    /// How pods' connections to the metadata service are brought here
+    #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "HOW")]
+    pub redirect: Redirect,
+
+    /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
+    #[arg(long, value_name = "FOLDER")]
+    pub pods_cgroup: Option<PathBuf>,
+
+    /// How long a request waits for a pod or its credentials that are still on their way
+    #[arg(long, default_value = "800ms", value_name = "DURATION", value_parser = pod_wait)]
+    pub pod_wait: Duration,
+
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub server: ServerFlags,
+
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub tls: TlsFlags,
+
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub telemetry: TelemetryFlags,
+}
+
+/// Where the server is, and what the agent shows it.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Server")]
+pub struct ServerFlags {
+    /// The server; of several addresses behind the name one is used, and another when it fails.
+    /// Its certificate must be for this name
+    #[arg(long, default_value = "localhost:9610", value_name = "HOST:PORT")]
+    pub server_address: ServerAddress,
+
+    /// The service account token that proves to the server which node this is; read again at
+    /// each connection
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// How pods' connections to the metadata service are brought to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Redirect {
+    /// By programs on the pods' cgroup, which also tell which pod is calling
+    Ebpf,
+}
+
+/// A server's name or address, and its port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerAddress {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+}
+
+/// Why a text is no server's address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// There is no port.
+    #[error("it has no port; expected HOST:PORT, as in kiam-server:9610 or [fd00::1]:9610")]
+    NoPort,
+    /// The port is none.
+    #[error("{port:?} is no port; expected a number from 1 to 65535")]
+    Port {
+        /// What stands behind the last colon.
+        port: String,
+    },
+    /// The host is none.
+    #[error("{host:?} is neither a DNS name nor an IP address")]
+    Host {
+        /// What stands before the last colon.
+        host: String,
+    },
+}
+
+impl Args {
+    /// Where pods' connections are brought.
+    #[must_use]
+    pub const fn listen(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+}
+
+impl ServerAddress {
+    /// The name or address, without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What the server's certificate must be for.
+    #[must_use]
+    pub fn name(&self) -> ServerName<'static> {
+        self.name.clone()
+    }
+}
+
+impl FromStr for ServerAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (host, port) = text.rsplit_once(':').ok_or(AddressError::NoPort)?;
+        let unbracketed = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'));
+        if unbracketed.is_none() && host.contains(':') {
+            return Err(AddressError::NoPort);
+        }
+        let port = match port.parse() {
+            Ok(port) if port != 0 => port,
+            _ => {
+                return Err(AddressError::Port {
+                    port: port.to_owned(),
+                });
+            }
+        };
+        let host = unbracketed.unwrap_or(host).to_owned();
+        match ServerName::try_from(host.clone()) {
+            Ok(name) => Ok(Self { host, port, name }),
+            Err(_invalid) => Err(AddressError::Host { host }),
+        }
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, .. } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
+        }
+    }
+}
+
+fn node_name(text: &str) -> Result<String, &'static str> {
+    let valid = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
+    if text.is_empty() || text.len() > MAX_NODE_NAME_BYTES || !text.bytes().all(valid) {
+        return Err("no node has such a name: 1 to 253 of the characters a-z 0-9 - .");
+    }
+    Ok(text.to_owned())
+}
+
+fn pod_wait(text: &str) -> Result<Duration, String> {
+    let wait = duration::parse(text).map_err(|error| error.to_string())?;
+    if wait > MAX_POD_WAIT {
+        let limit = duration::format(MAX_POD_WAIT);
+        return Err(format!(
+            "longer than {limit}; SDKs wait about 1s for an answer"
+        ));
+    }
+    Ok(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    const REQUIRED: [&str; 11] = [
+        "kiam-agent",
+        "--node-name",
+        "node-1",
+        "--host",
+        "10.0.0.1",
+        "--cert",
+        "c",
+        "--key",
+        "k",
+        "--ca",
+        "a",
+    ];
+
+    fn parse(more: &[&str]) -> Result<Args, String> {
+        Args::try_parse_from(REQUIRED.iter().chain(more)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_as_documented() {
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.listen(), "10.0.0.1:8181".parse().unwrap());
+        assert_eq!(args.pod_wait, Duration::from_millis(800));
+        assert_eq!(args.redirect, Redirect::Ebpf);
+        assert_eq!(args.server.server_address.to_string(), "localhost:9610");
+        assert_eq!(args.server.token_file, None);
+        assert_eq!(args.pods_cgroup, None);
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_what_is_wrong() {
+        for (flags, expected) in [
+            (["--server-address", "kiam-server"], "no port"),
+            (["--server-address", "fd00::1"], "no port"),
+            (["--server-address", "kiam-server:0"], "\"0\" is no port"),
+            (["--server-address", "kiam-server:http"], "is no port"),
+            (["--server-address", "kiam server:1"], "neither a DNS name"),
+            (["--server-address", ":9610"], "neither a DNS name"),
+            (["--pod-wait", "800"], "is no duration"),
+            (["--pod-wait", "1m"], "longer than 10s"),
+            (["--port", "70000"], "70000"),
+            (["--redirect", "magic"], "possible values: ebpf"),
+        ] {
+            let error = parse(&flags).unwrap_err();
+            assert!(error.contains(expected), "{flags:?}: {error}");
+        }
+        for name in ["", "Node", "node_1", &"n".repeat(254)] {
+            assert!(node_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_print_as_they_are_written() {
+        for text in ["kiam-server:443", "10.0.0.1:9610", "[fd00::1]:9610"] {
+            let address: ServerAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+            assert!(!address.host().contains('['));
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Credentials as a pod will read them: written out once, when they arrive.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use kiam_common::credentials::SessionCredentials;
+use kiam_common::role::RoleArn;
+use zeroize::Zeroizing;
+
+/// The times that a metadata document can hold: four digits of a year, from 1970.
+const LAST_SECOND: i64 = 253_402_300_799;
+/// The longest of the three texts, in bytes. AWS promises no limit for session tokens; they have
+/// stayed below 4 KiB, and one that is far beyond fits in no request header.
+const MAX_TEXT_BYTES: usize = 16 * 1024;
+
+/// Why credentials cannot be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CredentialsError {
+    /// A text is missing, too long, or has characters that no HTTP header carries.
+    #[error("the {what} is empty, longer than 16 KiB, or not of printable ASCII")]
+    Text {
+        /// Which text.
+        what: &'static str,
+    },
+    /// A time is before 1970 or after 9999.
+    #[error("the {what} is no time between 1970 and 9999")]
+    Time {
+        /// Which time.
+        what: &'static str,
+    },
+}
+
+/// Credentials of one role session, ready to be sent. Zeroed when nobody holds them any more.
+#[derive(Clone)]
+pub struct Issued {
+    access_key_id: Box<str>,
+    expiration: SystemTime,
+    plain: Bytes,
+    extended: Bytes,
+}
+
+impl Issued {
+    /// Writes the documents of `iam/security-credentials/` and `…-extended/`.
+    ///
+    /// # Errors
+    /// When the credentials are none that AWS would issue.
+    pub fn new(credentials: &SessionCredentials, role: &RoleArn) -> Result<Self, CredentialsError> {
+        let SessionCredentials {
+            access_key_id,
+            secret_access_key,
+            session_token,
+            expiration,
+            issued,
+        } = credentials;
+        let document = Document {
+            last_updated: time("time of issue", *issued)?,
+            access_key_id: text("access key id", access_key_id)?,
+            secret_access_key: text("secret access key", secret_access_key.expose())?,
+            token: text("session token", session_token.expose())?,
+            expiration: time("expiration", *expiration)?,
+        };
+        Ok(Self {
+            access_key_id: access_key_id.as_str().into(),
+            expiration: *expiration,
+            plain: document.write(None),
+            extended: document.write(Some(role.account())),
+        })
+    }
+
+    /// Names the session in AWS's logs; not a secret.
+    #[must_use]
+    pub fn access_key_id(&self) -> &str {
+        &self.access_key_id
+    }
+
+    /// When AWS stops accepting them.
+    #[must_use]
+    pub const fn expiration(&self) -> SystemTime {
+        self.expiration
+    }
+
+    /// The document of `iam/security-credentials/{role}`, as the real metadata service lays it out.
+    #[must_use]
+    pub fn plain(&self) -> Bytes {
+        self.plain.clone()
+    }
+
+    /// The document of `iam/security-credentials-extended/{role}`, which names the account too.
+    #[must_use]
+    pub fn extended(&self) -> Bytes {
+        self.extended.clone()
+    }
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued")
+            .field("access_key_id", &self.access_key_id)
+            .field("expiration", &self.expiration)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Issued {
+    fn eq(&self, other: &Self) -> bool {
+        self.extended == other.extended
+    }
+}
+
+impl Eq for Issued {}
+
+struct Document<'a> {
+    last_updated: String,
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    token: &'a str,
+    expiration: String,
+}
+
+impl Document<'_> {
+    /// The keys in the real service's order, spaced as it spaces them.
+    fn write(&self, account: Option<&str>) -> Bytes {
+        let mut fields = vec![
+            ("Code", "Success"),
+            ("LastUpdated", &self.last_updated),
+            ("Type", "AWS-HMAC"),
+            ("AccessKeyId", self.access_key_id),
+            ("SecretAccessKey", self.secret_access_key),
+            ("Token", self.token),
+            ("Expiration", &self.expiration),
+        ];
+        fields.extend(account.map(|account| ("AccountId", account)));
+        // Every text may double by being escaped. Nothing may be left behind by a buffer that
+        // grows, since only the last one is zeroed.
+        let room = |(key, value): &(&str, &str)| key.len() + 2 * value.len() + 16;
+        let mut out = Zeroizing::new(Vec::with_capacity(fields.iter().map(room).sum()));
+        let mut separator = "{\n";
+        for (key, value) in fields {
+            for part in [separator, "  \"", key, "\" : \""] {
+                out.extend_from_slice(part.as_bytes());
+            }
+            for byte in value.bytes() {
+                if matches!(byte, b'"' | b'\\') {
+                    out.push(b'\\');
+                }
+                out.push(byte);
+            }
+            out.push(b'"');
+            separator = ",\n";
+        }
+        out.extend_from_slice(b"\n}");
+        Bytes::from_owner(out)
+    }
+}
+
+fn text<'a>(what: &'static str, value: &'a str) -> Result<&'a str, CredentialsError> {
+    let valid = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    if value.is_empty() || value.len() > MAX_TEXT_BYTES || !valid(value) {
+        return Err(CredentialsError::Text { what });
+    }
+    Ok(value)
+}
+
+fn time(what: &'static str, value: SystemTime) -> Result<String, CredentialsError> {
+    Timestamp::try_from(value)
+        .ok()
+        .filter(|time| (0..=LAST_SECOND).contains(&time.as_second()))
+        .map(|time| {
+            let utc = time.to_zoned(TimeZone::UTC);
+            utc.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        })
+        .ok_or(CredentialsError::Time { what })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn credentials(secret: &str, token: &str, expires: u64) -> SessionCredentials {
+        SessionCredentials {
+            access_key_id: "ASIAEXAMPLE".into(),
+            secret_access_key: secret.to_owned().into(),
+            session_token: token.to_owned().into(),
+            expiration: SystemTime::UNIX_EPOCH + Duration::from_millis(expires * 1000 + 999),
+            issued: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        }
+    }
+
+    fn role() -> RoleArn {
+        RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap()
+    }
+
+    #[test]
+    fn documents_are_laid_out_as_the_real_service_s() {
+        let issued = Issued::new(&credentials("s/+=", "t", 1_700_003_600), &role()).unwrap();
+        let plain = r#"{
+  "Code" : "Success",
+  "LastUpdated" : "2023-11-14T22:13:20Z",
+  "Type" : "AWS-HMAC",
+  "AccessKeyId" : "ASIAEXAMPLE",
+  "SecretAccessKey" : "s/+=",
+  "Token" : "t",
+  "Expiration" : "2023-11-14T23:13:20Z"
+}"#;
+        assert_eq!(issued.plain(), plain);
+        let extended = plain.replace("20Z\"\n}", "20Z\",\n  \"AccountId\" : \"123456789012\"\n}");
+        assert_eq!(issued.extended(), extended);
+    }
+
+    #[test]
+    fn any_printable_text_survives_json() {
+        let all: String = (0x21..0x7f_u8).map(char::from).collect();
+        let issued = Issued::new(&credentials(&all, &all, 1_700_003_600), &role()).unwrap();
+        for document in [issued.plain(), issued.extended()] {
+            let read: serde_json::Value = serde_json::from_slice(&document).unwrap();
+            assert_eq!(read["SecretAccessKey"], all);
+            assert_eq!(read["Token"], all);
+        }
+    }
+
+    #[test]
+    fn what_aws_would_not_issue_is_refused() {
+        let long = "x".repeat(MAX_TEXT_BYTES + 1);
+        for bad in ["", "new\nline", "ümlaut", " ", &long] {
+            let what = "secret access key";
+            let refused = Issued::new(&credentials(bad, "t", 0), &role());
+            assert_eq!(refused, Err(CredentialsError::Text { what }));
+            let what = "session token";
+            let refused = Issued::new(&credentials("s", bad, 0), &role());
+            assert_eq!(refused, Err(CredentialsError::Text { what }));
+        }
+        let what = "expiration";
+        let refused = Issued::new(&credentials("s", "t", 253_402_300_800), &role());
+        assert_eq!(refused, Err(CredentialsError::Time { what }));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let issued = Issued::new(&credentials("hunter2", "hunter3", 0), &role()).unwrap();
+        let text = format!("{issued:?}");
+        assert!(
+            text.contains("ASIAEXAMPLE") && !text.contains("hunter"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! One pod of a snapshot, with everything joined that an answer to it needs.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use kiam_common::role::RoleArn;
+
+use super::credentials::Issued;
+use super::update::{Failure, PodFacts};
+
+/// A pod, and what it may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// What it is.
+    pub facts: Arc<PodFacts>,
+    /// What it may have.
+    pub outcome: Outcome,
+}
+
+/// What a pod may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing: no role is named for it.
+    NoRole,
+    /// Its role's credentials.
+    Granted(Grant),
+    /// Nothing: a policy refuses its role.
+    Forbidden {
+        /// As annotated.
+        role: Box<str>,
+        /// One line for the pod's owner.
+        reason: Box<str>,
+    },
+    /// Nothing yet.
+    Undecided {
+        /// What the decision awaits.
+        awaiting: Box<str>,
+    },
+}
+
+/// A role that a pod may have, and its credentials as far as they are here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The role.
+    pub role: RoleArn,
+    /// The role's name, as the metadata service lists it.
+    pub listing: Bytes,
+    /// The newest credentials that came, expired or not.
+    pub issued: Option<Arc<Issued>>,
+    /// Why there are no newer ones, if getting them failed last.
+    pub failure: Option<Arc<Failure>>,
+}
+
+impl Pod {
+    /// Whether a connection from `source` can be this pod's: always, unless its addresses are
+    /// known and this is none of them.
+    #[must_use]
+    pub fn may_call_from(&self, source: IpAddr) -> bool {
+        let PodFacts {
+            addresses,
+            host_network,
+            ..
+        } = &*self.facts;
+        *host_network || addresses.is_empty() || addresses.contains(&source.to_canonical())
+    }
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.facts.namespace, self.facts.name)
+    }
+}
+
+impl Grant {
+    /// The credentials that AWS still accepts at `now`.
+    #[must_use]
+    pub fn valid(&self, now: SystemTime) -> Option<&Arc<Issued>> {
+        self.issued
+            .as_ref()
+            .filter(|issued| issued.expiration() > now)
+    }
+
+    /// Whether a client's spelling of a role means this one: its name, its path and name or the
+    /// end of that, or its full ARN.
+    #[must_use]
+    pub fn is(&self, spelling: &str) -> bool {
+        let arn = self.role.as_str();
+        if spelling == arn {
+            return true;
+        }
+        let Some((_, path)) = arn.split_once(":role/") else {
+            return false;
+        };
+        match path.strip_suffix(spelling) {
+            Some(before) => !spelling.is_empty() && (before.is_empty() || before.ends_with('/')),
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(role: &str) -> Grant {
+        let role = RoleArn::parse(role).unwrap();
+        Grant {
+            listing: Bytes::copy_from_slice(role.name().as_bytes()),
+            role,
+            issued: None,
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn a_role_is_known_in_any_spelling_of_its_own() {
+        let grant = grant("arn:aws:iam::123456789012:role/base/team/reader");
+        for own in [
+            "reader",
+            "team/reader",
+            "base/team/reader",
+            "arn:aws:iam::123456789012:role/base/team/reader",
+        ] {
+            assert!(grant.is(own), "{own}");
+        }
+        for other in [
+            "",
+            "/",
+            "Reader",
+            "eader",
+            "m/reader",
+            "role/base/team/reader",
+            "team",
+            "reader/",
+            "base/reader",
+            "arn:aws:iam::123456789012:role/reader",
+            "arn:aws:iam::210987654321:role/base/team/reader",
+        ] {
+            assert!(!grant.is(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn known_addresses_are_checked_in_either_form() {
+        let facts = PodFacts {
+            uid: "u".into(),
+            namespace: "n".into(),
+            name: "p".into(),
+            service_account: "s".into(),
+            addresses: Box::new(["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]),
+            host_network: false,
+            static_hash: None,
+        };
+        let pod = |facts| Pod {
+            facts: Arc::new(facts),
+            outcome: Outcome::NoRole,
+        };
+        let known = pod(facts.clone());
+        for (source, expected) in [
+            ("10.0.0.1", true),
+            ("::ffff:10.0.0.1", true),
+            ("fd00::1", true),
+            ("10.0.0.2", false),
+        ] {
+            assert_eq!(known.may_call_from(source.parse().unwrap()), expected);
+        }
+        let anywhere = "10.9.9.9".parse().unwrap();
+        let host_network = PodFacts {
+            host_network: true,
+            ..facts.clone()
+        };
+        assert!(pod(host_network).may_call_from(anywhere));
+        let unpublished = PodFacts {
+            addresses: Box::new([]),
+            ..facts
+        };
+        assert!(pod(unpublished).may_call_from(anywhere));
+    }
+}
