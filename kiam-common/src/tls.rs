@@ -7,7 +7,7 @@
 //! reload     the configuration made of them, swapped when they change; a bad new one never is
 //! accept     the server's end: connections whose handshake is done
 //! connect    the agent's end: a gRPC channel to one server
-//! peer       the names in the other side's certificate
+//! peer       the other end of a connection, and the names in its certificate
 //! explain    what a failed handshake means, for people
 //! ```
 
@@ -25,5 +25,5 @@ pub use accept::{Acceptor, Incoming};
 pub use connect::{ConnectError, connect};
 pub use explain::explain;
 pub use material::{Material, TlsError};
-pub use peer::{PeerNames, peer_names};
+pub use peer::{Connection, Peer, PeerNames};
 pub use reload::{ClientTls, Reloading, ServerTls, TlsMetrics, TlsSide};

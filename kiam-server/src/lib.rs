@@ -1,1 +1,22 @@
-//! Skeleton.
+//! kiam's server: decides which pods may have which IAM roles, gets the credentials, and streams
+//! them to the agents of the pods' nodes.
+//!
+//! ```text
+//!  source ──► cluster ──► policy ──► node ──► agents
+//!                            │         ▲
+//!                         identity     │ credentials ◄── sts
+//! ```
+//!
+//! `cluster`, `policy`, `identity` and `credentials` know neither kube, tonic nor AWS: `source`,
+//! `node` and `sts` are their edges.
+
+pub mod app;
+pub mod args;
+pub mod clock;
+pub mod cluster;
+pub mod credentials;
+pub mod identity;
+pub mod node;
+pub mod policy;
+pub mod source;
+pub mod sts;

@@ -1,2 +1,65 @@
-//! Skeleton.
-fn main() {}
+//! kiam-server: the program around [`kiam_server::app`].
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use kiam_common::telemetry;
+use kiam_server::app;
+use kiam_server::args::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// As in sysexits.h: the command line or what it names cannot be used.
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = telemetry::init(args.telemetry.json_log, &args.telemetry.level) {
+        return usage(&error);
+    }
+    // One provider is compiled in; a second call would be the only error.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(run(args)),
+        Err(error) => usage(&error),
+    }
+}
+
+async fn run(args: Args) -> ExitCode {
+    let bound = match app::build(args).await {
+        Ok(bound) => bound,
+        Err(error) => return usage(&error),
+    };
+    tracing::info!(address = %bound.address, admin = ?bound.admin, "serving agents");
+    match bound.run_until(interrupted()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("stopped: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn interrupted() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "for whoever started it, also where logs are JSON"
+)]
+fn usage(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("kiam-server: {error}");
+    ExitCode::from(EX_USAGE)
+}

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::explain::explain;
+use super::peer::Connection;
 use super::reload::ServerTls;
 
 /// A handshake that takes longer is given up.
@@ -23,14 +23,14 @@ const MAX_HANDSHAKES: usize = 256;
 const MAX_WAITING: usize = 64;
 
 /// Connections whose client has proved that its certificate comes from the authorities.
-pub type Incoming = ReceiverStream<io::Result<TlsStream<TcpStream>>>;
+pub type Incoming = ReceiverStream<io::Result<Connection>>;
 
 /// Accepts connections and does their handshakes.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: TcpListener,
     tls: Arc<ServerTls>,
-    done: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
+    done: mpsc::Sender<io::Result<Connection>>,
 }
 
 impl Acceptor {
@@ -84,11 +84,11 @@ async fn handshake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     peer: SocketAddr,
-) -> Option<TlsStream<TcpStream>> {
+) -> Option<Connection> {
     // Small messages, pushed at once.
     drop(stream.set_nodelay(true));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(stream),
+        Ok(Ok(stream)) => Some(Connection::new(stream, peer)),
         Ok(Err(error)) => {
             let reason = explain(&error).unwrap_or_else(|| error.to_string());
             tracing::warn!(%peer, "TLS handshake failed: {reason}");

@@ -1,6 +1,15 @@
-//! The names in a certificate that was verified in the handshake.
+//! Who is at the other end of a connection: its address, and the names in its certificate.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
 use x509_parser::extensions::GeneralName;
 
 /// The subject alternative names of a peer's certificate.
@@ -12,9 +21,87 @@ pub struct PeerNames {
     pub uris: Vec<String>,
 }
 
+/// The other end of a connection, in the extensions of each of its calls.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The names in its certificate, which the handshake has verified.
+    pub names: PeerNames,
+}
+
+/// A connection whose handshake is done.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TlsStream<TcpStream>, address: SocketAddr) -> Self {
+        let certificate = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(<[_]>::first);
+        let names = certificate.map(peer_names).unwrap_or_default();
+        Self {
+            stream,
+            peer: Peer { address, names },
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 /// Reads the names. A certificate without any, or a malformed one, has none.
-#[must_use]
-pub fn peer_names(certificate: &CertificateDer<'_>) -> PeerNames {
+fn peer_names(certificate: &CertificateDer<'_>) -> PeerNames {
     let mut names = PeerNames::default();
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
         return names;

@@ -13,6 +13,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected as _;
 
 use super::*;
 use crate::flags::TlsFlags;
@@ -109,8 +110,8 @@ async fn handshake(serving: &mut Serving, client: &ClientTls) -> Result<PeerName
         let mut theirs = serving.incoming.next().await.unwrap().unwrap();
         theirs.write_all(b"!").await.unwrap();
         theirs.flush().await.unwrap();
-        let certificate = theirs.get_ref().1.peer_certificates().unwrap()[0].clone();
-        (theirs, peer_names(&certificate))
+        let names = theirs.connect_info().names;
+        (theirs, names)
     };
     let mut byte = [0];
     tokio::select! {

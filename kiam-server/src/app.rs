@@ -1,0 +1,298 @@
+//! The server, put together: everything is bound and checked first, then it runs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiam_common::admin::Admin;
+use kiam_common::api::node::v1::node_service_server::NodeServiceServer;
+use kiam_common::readiness::Readiness;
+use kiam_common::role::{BaseArn, RoleError};
+use kiam_common::tasks::{TaskError, Tasks};
+use kiam_common::tls::{Acceptor, ServerTls, TlsError, TlsMetrics, TlsSide};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+
+use crate::args::{Args, ClusterFlags, NodeAuthorization, NodeFlags};
+use crate::clock::SystemClock;
+use crate::cluster::Cluster;
+use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics};
+use crate::node::proof::{NodeProof, TokenProof, Tokens};
+use crate::node::{Service, StreamMetrics};
+use crate::policy::Settings;
+use crate::source::{FileError, Files, SourceFlag, Watches};
+use crate::sts::Sts;
+
+/// Agents find another server meanwhile.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+const LIMITS: Limits = Limits {
+    concurrency: 16,
+    per_second: 100.0,
+};
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Durations that make no sense.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A base ARN that is none.
+    #[error("--role-base-arn {text:?} cannot be used: {source}")]
+    BaseArn {
+        /// As given.
+        text: String,
+        /// Why.
+        source: RoleError,
+    },
+    /// TLS files that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// An address that cannot be bound.
+    #[error("cannot listen on {flag} {address}: {source}")]
+    Listen {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Files that cannot be read at all.
+    #[error("--source: {0}")]
+    Files(#[from] FileError),
+    /// A kubeconfig that cannot be used.
+    #[error("cannot use the kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: kube::config::KubeconfigError,
+    },
+    /// Nothing says how to reach the API.
+    #[error(
+        "no Kubernetes API is known: {0}; run in a cluster, give --kubeconfig, or use --source=file:PATH"
+    )]
+    NoCluster(kube::config::InferConfigError),
+    /// The API's client cannot be made.
+    #[error("cannot make a client of the Kubernetes API: {0}")]
+    Client(kube::Error),
+    /// Tokens need an API to check them.
+    #[error(
+        "--node-authorization=token needs a Kubernetes API to check tokens with, which --source=file has not; use --node-authorization=certificate"
+    )]
+    TokenWithoutApi,
+    /// A metric was registered twice.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A socket is gone.
+    #[error("cannot read a socket's address: {0}")]
+    Socket(std::io::Error),
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where agents reach it.
+    pub address: SocketAddr,
+    /// Where the operator does.
+    pub admin: Option<SocketAddr>,
+    tasks: Tasks,
+}
+
+impl Bound {
+    /// Runs until `interrupted` resolves, or something that must not end does.
+    ///
+    /// # Errors
+    /// When a task ended by itself, or did not stop in time.
+    pub async fn run_until(
+        mut self,
+        interrupted: impl Future<Output = ()>,
+    ) -> Result<(), TaskError> {
+        let failed = tokio::select! {
+            () = interrupted => None,
+            failed = self.tasks.failed() => Some(failed),
+        };
+        let stopped = self.tasks.shut_down(SHUTDOWN_GRACE).await;
+        failed.map_or(stopped, Err)
+    }
+}
+
+/// Puts the server together. Returns once it accepts connections; it is ready when it has read
+/// the cluster.
+///
+/// # Errors
+/// When a flag, a file, a certificate or an address cannot be used.
+pub async fn build(args: Args) -> Result<Bound, StartError> {
+    build_with(args, None).await
+}
+
+/// As [`build`], with another source of credentials than STS.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<Bound, StartError> {
+    let Args {
+        bind,
+        tls,
+        cluster: cluster_flags,
+        nodes,
+        roles,
+        telemetry,
+    } = args;
+    let registry = Registry::new();
+    let readiness = Readiness::new();
+    let mut tasks = Tasks::new();
+
+    let contract = ExpiryContract::new(roles.session_duration, roles.session_refresh)?;
+    let settings = Arc::new(Settings {
+        base_arn: roles.role_base_arn.as_deref().map(base_arn).transpose()?,
+        session: roles.session,
+        session_duration: contract.duration(),
+    });
+    let tls = ServerTls::server(tls, TlsMetrics::new(TlsSide::Server, &registry)?)?;
+    let listener = listen("--bind", bind).await?;
+    let address = listener.local_addr().map_err(StartError::Socket)?;
+
+    let cluster = Arc::new(Cluster::new());
+    let synced = readiness.awaits("the cluster's objects");
+    let client = match &cluster_flags.source {
+        SourceFlag::Kubernetes => {
+            let client = kubernetes(&cluster_flags).await?;
+            let watches = Watches::new(client.clone(), Arc::clone(&cluster));
+            tasks.spawn("watches", watches.run(tasks.stop()));
+            Some(client)
+        }
+        SourceFlag::Files(path) => {
+            let files = Files::new(path.clone(), Arc::clone(&cluster))?;
+            tasks.spawn("files", files.run(tasks.stop()));
+            None
+        }
+    };
+    let proof = node_proof(&nodes, client, &cluster)?;
+
+    let issuer = match issuer {
+        Some(issuer) => issuer,
+        None => Arc::new(Sts::from_environment().await),
+    };
+    let store = Arc::new(Store::new(
+        issuer,
+        Arc::new(SystemClock),
+        rand::random::<f64>,
+        contract,
+        LIMITS,
+        StoreMetrics::new(&registry)?,
+    ));
+    let service = Service::new(
+        Arc::clone(&cluster),
+        store,
+        settings,
+        proof,
+        StreamMetrics::new(&registry)?,
+        tasks.stop(),
+    );
+    let (acceptor, incoming) = Acceptor::new(listener, Arc::clone(&tls));
+    let stop = tasks.stop();
+    tasks.spawn("certificates", tls.follow(tasks.stop()));
+    tasks.spawn("accept", acceptor.run(tasks.stop()));
+    tasks.spawn("grpc", async move {
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .add_service(NodeServiceServer::new(service))
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the gRPC server broke down");
+        }
+    });
+    let stop = tasks.stop();
+    tasks.spawn("readiness", async move {
+        tokio::select! {
+            () = cluster.synced() => synced.done(),
+            () = stop.cancelled() => return,
+        }
+        stop.cancelled().await;
+    });
+
+    let mut admin_address = None;
+    if let Some(address) = telemetry.prometheus_listen_addr {
+        let admin = Admin::bind(address, registry, readiness, Vec::new())
+            .await
+            .map_err(|source| StartError::Listen {
+                flag: "--prometheus-listen-addr",
+                address,
+                source,
+            })?;
+        admin_address = Some(admin.address().map_err(StartError::Socket)?);
+        tasks.spawn("admin", admin.run(tasks.stop()));
+    }
+    Ok(Bound {
+        address,
+        admin: admin_address,
+        tasks,
+    })
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| StartError::Listen {
+        flag,
+        address,
+        source,
+    })
+}
+
+fn base_arn(text: &str) -> Result<BaseArn, StartError> {
+    BaseArn::parse(text).map_err(|source| StartError::BaseArn {
+        text: text.to_owned(),
+        source,
+    })
+}
+
+async fn kubernetes(flags: &ClusterFlags) -> Result<kube::Client, StartError> {
+    let config = match &flags.kubeconfig {
+        Some(path) => {
+            let error = |source| StartError::Kubeconfig {
+                path: path.clone(),
+                source,
+            };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(error)?;
+            let options = KubeConfigOptions::default();
+            kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+                .await
+                .map_err(error)?
+        }
+        None => kube::Config::infer().await.map_err(StartError::NoCluster)?,
+    };
+    kube::Client::try_from(config).map_err(StartError::Client)
+}
+
+fn node_proof(
+    flags: &NodeFlags,
+    client: Option<kube::Client>,
+    cluster: &Arc<Cluster>,
+) -> Result<NodeProof, StartError> {
+    Ok(match flags.node_authorization {
+        NodeAuthorization::Token => {
+            let client = client.ok_or(StartError::TokenWithoutApi)?;
+            let account = &flags.agent_service_account;
+            NodeProof::Token(Arc::new(TokenProof::new(
+                Arc::new(Tokens::new(client)),
+                Arc::clone(cluster),
+                flags.token_audience.clone(),
+                &account.namespace,
+                &account.name,
+            )))
+        }
+        NodeAuthorization::Certificate => NodeProof::Certificate,
+        NodeAuthorization::None => {
+            tracing::warn!(
+                "--node-authorization=none: any agent whose certificate comes from --ca can ask \
+                 for the credentials of every node's pods"
+            );
+            NodeProof::None
+        }
+    })
+}

@@ -1,0 +1,152 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use kiam_common::duration;
+use kiam_common::flags::{TelemetryFlags, TlsFlags};
+
+use crate::source::SourceFlag;
+
+/// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them
+/// to the agents of the pods' nodes.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "kiam-server", version, after_help = AFTER_HELP)]
+pub struct Args {
+    /// Serve agents on this address
+    #[arg(long, default_value = "127.0.0.1:9610", value_name = "ADDR:PORT")]
+    pub bind: SocketAddr,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub tls: TlsFlags,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub cluster: ClusterFlags,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub nodes: NodeFlags,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub roles: RoleFlags,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub telemetry: TelemetryFlags,
+}
+
+const AFTER_HELP: &str = "\
+The AWS SDK's environment variables hold: AWS_REGION, AWS_ENDPOINT_URL_STS, AWS_USE_FIPS_ENDPOINT,
+AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_FULL_URI, …";
+
+/// Where the cluster's objects come from.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterFlags {
+    /// kubernetes, or file:PATH for a YAML file (or a folder of them) of the same objects
+    #[arg(long, default_value = "kubernetes", value_name = "SOURCE")]
+    pub source: SourceFlag,
+
+    /// Reach the API as this file says; without it as a pod of the cluster, or as KUBECONFIG says
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// How agents prove their node.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Nodes")]
+pub struct NodeFlags {
+    /// How an agent proves which node it is on
+    #[arg(long, value_enum, default_value_t = NodeAuthorization::Token)]
+    pub node_authorization: NodeAuthorization,
+
+    /// The audience that agents' tokens must be meant for
+    #[arg(long, default_value = "kiam-server", value_name = "NAME")]
+    pub token_audience: String,
+
+    /// The service account that agents run as
+    #[arg(
+        long,
+        default_value = "kube-system/kiam-agent",
+        value_name = "NAMESPACE/NAME"
+    )]
+    pub agent_service_account: ServiceAccountName,
+}
+
+/// How an agent proves which node it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodeAuthorization {
+    /// By its pod's service-account token, checked with the Kubernetes API
+    Token,
+    /// By the name in its certificate: NODE.node.kiam, or spiffe://DOMAIN/node/NODE
+    Certificate,
+    /// Not at all: every agent may ask for every node
+    None,
+}
+
+/// How roles are named and sessions made.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Roles and sessions")]
+pub struct RoleFlags {
+    /// Completes short role names, as in arn:aws:iam::123456789012:role/
+    #[arg(long, value_name = "ARN")]
+    pub role_base_arn: Option<String>,
+
+    /// Names the sessions of pods that name none, behind kiam-
+    #[arg(long, default_value = "kiam", value_name = "NAME")]
+    pub session: String,
+
+    /// How long sessions last
+    #[arg(long, default_value = "60m", value_parser = duration::parse, value_name = "DURATION")]
+    pub session_duration: Duration,
+
+    /// How long before their end sessions are renewed
+    #[arg(long, default_value = "30m", value_parser = duration::parse, value_name = "DURATION")]
+    pub session_refresh: Duration,
+}
+
+/// Namespace and name of a service account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAccountName {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+/// Why a text names no service account.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("write NAMESPACE/NAME")]
+pub struct ServiceAccountNameError;
+
+impl FromStr for ServiceAccountName {
+    type Err = ServiceAccountNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(Self {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }),
+            _ => Err(ServiceAccountNameError),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,19 @@
+//! The wall clock, as a value, so that a test can set it.
+
+use std::time::SystemTime;
+
+/// Says what time it is.
+pub trait Clock: Send + Sync + 'static {
+    /// The time of day. It may jump, in both directions.
+    fn now(&self) -> SystemTime;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}

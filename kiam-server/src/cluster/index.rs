@@ -1,0 +1,219 @@
+//! The maps behind [`Cluster`](super::Cluster), and who is woken when they change.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::Signal;
+use super::object::{Kind, Namespace, ObjectKey, Pod, ServiceAccount};
+
+/// A pod of a node, and what decides about it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Its namespace, if it is known.
+    pub namespace: Option<Arc<Namespace>>,
+    /// Its service account, if there is one.
+    pub service_account: Option<Arc<ServiceAccount>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pods: HashMap<Box<str>, Arc<Pod>>,
+    namespaces: HashMap<Arc<str>, Arc<Namespace>>,
+    /// By namespace, then name.
+    service_accounts: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceAccount>>>,
+    nodes: HashMap<Arc<str>, Node>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    pods: HashMap<Box<str>, Arc<Pod>>,
+    readers: Vec<Signal>,
+}
+
+impl Node {
+    fn wake(&self) {
+        for reader in &self.readers {
+            reader.notify_one();
+        }
+    }
+
+    fn is_unused(&self) -> bool {
+        self.pods.is_empty() && self.readers.is_empty()
+    }
+}
+
+impl Index {
+    pub(super) fn apply_pod(&mut self, pod: Pod) {
+        if let Some(known) = self.pods.get(&pod.uid) {
+            if **known == pod {
+                return;
+            }
+            // A pod is bound once; were it ever to move, its old node must not keep it.
+            if known.node != pod.node {
+                let uid = pod.uid.clone();
+                self.remove_pod(&uid);
+            }
+        }
+        let pod = Arc::new(pod);
+        if let Some(name) = &pod.node {
+            let node = self.nodes.entry(Arc::clone(name)).or_default();
+            node.pods.insert(pod.uid.clone(), Arc::clone(&pod));
+            node.wake();
+        }
+        self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    pub(super) fn apply_namespace(&mut self, namespace: Namespace) {
+        let name = Arc::clone(&namespace.name);
+        if self
+            .namespaces
+            .get(&name)
+            .is_some_and(|known| **known == namespace)
+        {
+            return;
+        }
+        self.namespaces
+            .insert(Arc::clone(&name), Arc::new(namespace));
+        self.wake_where(|pod| pod.namespace == name);
+    }
+
+    pub(super) fn apply_service_account(&mut self, account: ServiceAccount) {
+        let of_namespace = self
+            .service_accounts
+            .entry(Arc::clone(&account.namespace))
+            .or_default();
+        let known = of_namespace.get(&account.name);
+        if known.is_some_and(|known| **known == account) {
+            return;
+        }
+        let account = Arc::new(account);
+        of_namespace.insert(Arc::clone(&account.name), Arc::clone(&account));
+        self.wake_where(|pod| pod.of_service_account(&account.namespace, &account.name));
+    }
+
+    pub(super) fn delete(&mut self, key: &ObjectKey) {
+        match key {
+            ObjectKey::Pod(uid) => self.remove_pod(uid),
+            ObjectKey::Namespace(name) => {
+                if self.namespaces.remove(name.as_ref()).is_some() {
+                    self.wake_where(|pod| *pod.namespace == **name);
+                }
+            }
+            ObjectKey::ServiceAccount(namespace, name) => {
+                let Some(accounts) = self.service_accounts.get_mut(namespace.as_ref()) else {
+                    return;
+                };
+                if accounts.remove(name.as_ref()).is_some() {
+                    if accounts.is_empty() {
+                        self.service_accounts.remove(namespace.as_ref());
+                    }
+                    self.wake_where(|pod| pod.of_service_account(namespace, name));
+                }
+            }
+        }
+    }
+
+    /// Removes what is of `kind` and not in `listed`.
+    pub(super) fn retain(&mut self, kind: Kind, listed: &HashSet<ObjectKey>) {
+        let known: Vec<ObjectKey> = match kind {
+            Kind::Pod => self
+                .pods
+                .keys()
+                .map(|uid| ObjectKey::Pod(uid.clone()))
+                .collect(),
+            Kind::Namespace => {
+                let names = self.namespaces.keys();
+                names
+                    .map(|name| ObjectKey::Namespace(name.as_ref().into()))
+                    .collect()
+            }
+            Kind::ServiceAccount => {
+                let accounts = self.service_accounts.values().flat_map(HashMap::values);
+                accounts
+                    .map(|account| {
+                        let (namespace, name) = (&account.namespace, &account.name);
+                        ObjectKey::ServiceAccount(namespace.as_ref().into(), name.as_ref().into())
+                    })
+                    .collect()
+            }
+        };
+        for key in known.iter().filter(|key| !listed.contains(*key)) {
+            self.delete(key);
+        }
+    }
+
+    pub(super) fn node(&self, node: &str) -> Vec<Member> {
+        let Some(node) = self.nodes.get(node) else {
+            return Vec::new();
+        };
+        let member = |pod: &Arc<Pod>| Member {
+            pod: Arc::clone(pod),
+            namespace: self.namespaces.get(&pod.namespace).cloned(),
+            service_account: self
+                .service_accounts
+                .get(&pod.namespace)
+                .and_then(|accounts| accounts.get(&pod.service_account))
+                .cloned(),
+        };
+        node.pods.values().map(member).collect()
+    }
+
+    pub(super) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.pods.get(uid).cloned()
+    }
+
+    pub(super) fn counts(&self) -> [(Kind, usize); 3] {
+        [
+            (Kind::Namespace, self.namespaces.len()),
+            (
+                Kind::ServiceAccount,
+                self.service_accounts.values().map(HashMap::len).sum(),
+            ),
+            (Kind::Pod, self.pods.len()),
+        ]
+    }
+
+    pub(super) fn subscribe(&mut self, node: Arc<str>, signal: Signal) {
+        self.nodes.entry(node).or_default().readers.push(signal);
+    }
+
+    pub(super) fn unsubscribe(&mut self, name: &str, signal: &Signal) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.readers.retain(|reader| !Arc::ptr_eq(reader, signal));
+            if node.is_unused() {
+                self.nodes.remove(name);
+            }
+        }
+    }
+
+    fn remove_pod(&mut self, uid: &str) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
+        let Some(name) = &pod.node else { return };
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.pods.remove(uid);
+            node.wake();
+            if node.is_unused() {
+                self.nodes.remove(name);
+            }
+        }
+    }
+
+    /// Wakes the readers of every node that has such a pod. Nodes without readers cost nothing.
+    fn wake_where(&self, concerns: impl Fn(&Pod) -> bool) {
+        for node in self.nodes.values().filter(|node| !node.readers.is_empty()) {
+            if node.pods.values().any(|pod| concerns(pod)) {
+                node.wake();
+            }
+        }
+    }
+}
+
+impl Pod {
+    fn of_service_account(&self, namespace: &str, name: &str) -> bool {
+        *self.service_account == *name && *self.namespace == *namespace
+    }
+}

@@ -1,0 +1,232 @@
+//! One identity's credentials, and the loop that keeps them fresh.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use kiam_common::credentials::SessionCredentials;
+use tokio::sync::watch;
+
+use super::schedule::Retries;
+use super::store::{Held, Shared};
+use super::{IssueError, IssueErrorKind};
+use crate::cluster::Signal;
+use crate::identity::Identity;
+
+/// An entry that nobody reads is kept this long: an agent that comes back, or a pod that is
+/// replaced, finds it.
+const LINGER: Duration = Duration::from_secs(60);
+/// The longest sleep. The wall clock may jump while one sleeps by the other.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// Credentials with less life than this are as good as expired when they arrive.
+const SHORTEST_LIFE: Duration = Duration::from_secs(5);
+
+/// Why an identity has no new credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What AWS said, and of which kind it is.
+    pub error: IssueError,
+    /// When the next try is due.
+    pub retry_at: SystemTime,
+}
+
+/// An identity's state at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Grows by one with every change; zero before the first outcome.
+    pub version: u64,
+    /// The newest credentials. They may have expired, if renewing them fails for long.
+    pub credentials: Option<Arc<SessionCredentials>>,
+    /// Why the last try failed; none if it did not.
+    pub failure: Option<Arc<Failure>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) identity: Arc<Identity>,
+    state: Mutex<Snapshot>,
+    readers: watch::Sender<Vec<Signal>>,
+}
+
+impl Entry {
+    pub(super) fn new(identity: Arc<Identity>) -> Self {
+        Self {
+            identity,
+            state: Mutex::default(),
+            readers: watch::Sender::default(),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.lock().clone()
+    }
+
+    pub(super) fn add_reader(&self, signal: Signal) {
+        self.readers.send_modify(|readers| readers.push(signal));
+    }
+
+    pub(super) fn remove_reader(&self, signal: &Signal) {
+        self.readers.send_modify(|readers| {
+            if let Some(at) = readers
+                .iter()
+                .position(|reader| Arc::ptr_eq(reader, signal))
+            {
+                readers.swap_remove(at);
+            }
+        });
+    }
+
+    pub(super) fn is_unread(&self) -> bool {
+        self.readers.borrow().is_empty()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        {
+            let mut state = self.lock();
+            change(&mut state);
+            state.version += 1;
+        }
+        for reader in self.readers.borrow().iter() {
+            reader.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when nobody has read the entry for as long as it lingers.
+    async fn abandoned(&self) {
+        let mut readers = self.readers.subscribe();
+        loop {
+            // The sender lives as long as this borrow of self.
+            let _ = readers.wait_for(Vec::is_empty).await;
+            let returned = readers.wait_for(|readers| !readers.is_empty());
+            if tokio::time::timeout(LINGER, returned).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Keeps an entry fresh until nobody reads it any more, then removes it.
+pub(super) async fn keep(
+    entry: Arc<Entry>,
+    shared: Arc<Shared>,
+    entries: Weak<Mutex<HashMap<Arc<Identity>, Held>>>,
+) {
+    let refreshing = refresh(&entry, &shared);
+    tokio::pin!(refreshing);
+    loop {
+        tokio::select! {
+            () = &mut refreshing => {}
+            () = entry.abandoned() => {}
+        }
+        let Some(entries) = entries.upgrade() else {
+            return;
+        };
+        let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
+        // Readers are added under this lock: who came in the meantime keeps the entry alive.
+        if entry.is_unread() {
+            entries.remove(&entry.identity);
+            shared
+                .metrics
+                .entries
+                .set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
+            return;
+        }
+    }
+}
+
+async fn refresh(entry: &Entry, shared: &Arc<Shared>) {
+    let mut retries = Retries::new();
+    loop {
+        let outcome = shared.issue(&entry.identity).await;
+        let now = shared.clock.now();
+        let random = (shared.random)();
+        let next = match outcome.and_then(|credentials| usable(credentials, now)) {
+            Ok(credentials) => {
+                retries.after_success();
+                let next = shared
+                    .contract
+                    .renew_at(now, credentials.expiration, random);
+                tracing::info!(
+                    credentials.role = %entry.identity.role,
+                    credentials.session_name = entry.identity.session_name,
+                    credentials.access.key = credentials.access_key_id,
+                    credentials.expiration = %timestamp(credentials.expiration),
+                    "issued credentials"
+                );
+                entry.update(|state| {
+                    state.credentials = Some(Arc::new(credentials));
+                    state.failure = None;
+                });
+                next
+            }
+            Err(error) => {
+                let wait = retries.after_failure(error.kind, random);
+                shared.metrics.errors.inc();
+                shared
+                    .metrics
+                    .errors_by_kind
+                    .with_label_values(&[error.kind.as_label()])
+                    .inc();
+                tracing::warn!(
+                    credentials.role = %entry.identity.role,
+                    credentials.session_name = entry.identity.session_name,
+                    kind = %error.kind,
+                    retry_seconds = wait.as_secs_f64(),
+                    "cannot get credentials: {error}"
+                );
+                let retry_at = now + wait;
+                entry.update(|state| state.failure = Some(Arc::new(Failure { error, retry_at })));
+                retry_at
+            }
+        };
+        sleep_until(shared, next, now).await;
+    }
+}
+
+/// Sleeps by the wall clock. Should that be set back, the wait is not longer for it.
+async fn sleep_until(shared: &Shared, at: SystemTime, from: SystemTime) {
+    let longest = tokio::time::Instant::now() + at.duration_since(from).unwrap_or_default();
+    loop {
+        let left = at.duration_since(shared.clock.now()).unwrap_or_default();
+        if left.is_zero() || tokio::time::Instant::now() >= longest {
+            return;
+        }
+        let until = tokio::time::Instant::now() + left.min(LONGEST_SLEEP);
+        tokio::time::sleep_until(until.min(longest)).await;
+    }
+}
+
+/// What arrives expired, or without a part, must not replace what works.
+fn usable(
+    credentials: SessionCredentials,
+    now: SystemTime,
+) -> Result<SessionCredentials, IssueError> {
+    let fault = |message: String| {
+        Err(IssueError {
+            kind: IssueErrorKind::Fault,
+            message,
+        })
+    };
+    if credentials.access_key_id.is_empty()
+        || credentials.secret_access_key.expose().is_empty()
+        || credentials.session_token.expose().is_empty()
+    {
+        return fault("STS answered with credentials of which a part is empty".to_owned());
+    }
+    if credentials.remaining(now) < SHORTEST_LIFE {
+        return fault(format!(
+            "STS answered with credentials that expire at {}; is this machine's clock right?",
+            timestamp(credentials.expiration)
+        ));
+    }
+    Ok(credentials)
+}
+
+fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .map_or_else(|_| "an impossible time".to_owned(), |time| time.to_string())
+}

@@ -1,0 +1,73 @@
+//! kiam's metrics of its credentials, where the meaning is the same, and errors by kind.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use super::IssueErrorKind;
+
+/// What is counted about credentials and the calls for them.
+#[derive(Debug, Clone)]
+pub struct StoreMetrics {
+    pub(super) entries: IntGauge,
+    pub(super) hits: IntCounter,
+    pub(super) misses: IntCounter,
+    pub(super) errors: IntCounter,
+    pub(super) errors_by_kind: IntCounterVec,
+    pub(super) timing: Histogram,
+    pub(super) current: IntGauge,
+}
+
+impl StoreMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            entries: IntGauge::new(
+                "kiam_sts_cacheSize",
+                "Identities whose credentials are held because a pod on an attached node needs them.",
+            )?,
+            hits: IntCounter::new(
+                "kiam_sts_cache_hit_total",
+                "Grants to a node whose identity was held already.",
+            )?,
+            misses: IntCounter::new(
+                "kiam_sts_cache_miss_total",
+                "Grants to a node whose identity had to be fetched first.",
+            )?,
+            errors: IntCounter::new(
+                "kiam_sts_issuing_errors_total",
+                "Calls for credentials that failed.",
+            )?,
+            errors_by_kind: IntCounterVec::new(
+                Opts::new(
+                    "kiam_sts_errors_total",
+                    "Calls for credentials that failed, by kind of failure.",
+                ),
+                &["kind"],
+            )?,
+            timing: Histogram::with_opts(
+                HistogramOpts::new(
+                    "kiam_sts_assumerole_timing_seconds",
+                    "How long calls for credentials took, failed ones too.",
+                )
+                .buckets(prometheus::exponential_buckets(0.001, 2.0, 14)?),
+            )?,
+            current: IntGauge::new(
+                "kiam_sts_assumerole_current",
+                "Calls for credentials under way.",
+            )?,
+        };
+        registry.register(Box::new(metrics.entries.clone()))?;
+        registry.register(Box::new(metrics.hits.clone()))?;
+        registry.register(Box::new(metrics.misses.clone()))?;
+        registry.register(Box::new(metrics.errors.clone()))?;
+        registry.register(Box::new(metrics.errors_by_kind.clone()))?;
+        registry.register(Box::new(metrics.timing.clone()))?;
+        registry.register(Box::new(metrics.current.clone()))?;
+        for kind in IssueErrorKind::ALL {
+            metrics.errors_by_kind.with_label_values(&[kind.as_label()]);
+        }
+        Ok(metrics)
+    }
+}

@@ -1,0 +1,216 @@
+//! All identities' entries: who shares which, and how much AWS is asked at once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kiam_common::credentials::SessionCredentials;
+use prometheus::IntGauge;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::entry::{Entry, keep};
+use super::{ExpiryContract, IssueError, IssueErrorKind, Issuer, Snapshot, StoreMetrics};
+use crate::clock::Clock;
+use crate::cluster::Signal;
+use crate::identity::Identity;
+
+/// A call that takes longer counts as failed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How much AWS is asked at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Calls under way.
+    pub concurrency: usize,
+    /// Calls begun, each second.
+    pub per_second: f64,
+}
+
+/// Credentials by identity.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    entries: Arc<Mutex<HashMap<Arc<Identity>, Held>>>,
+}
+
+/// An entry, and the task that keeps it fresh: dropping one ends the other.
+#[derive(Debug)]
+pub(super) struct Held {
+    entry: Arc<Entry>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What all entries have in common.
+pub(super) struct Shared {
+    issuer: Arc<dyn Issuer>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) random: fn() -> f64,
+    pub(super) contract: ExpiryContract,
+    pub(super) metrics: StoreMetrics,
+    places: Semaphore,
+    interval: Duration,
+    next_call: Mutex<Option<Instant>>,
+}
+
+/// A reader's hold on an identity's credentials.
+#[derive(Debug)]
+pub struct Lease {
+    entry: Arc<Entry>,
+    signal: Signal,
+}
+
+impl Store {
+    /// Empty. `random` gives numbers in 0..1 for jitter.
+    #[must_use]
+    pub fn new(
+        issuer: Arc<dyn Issuer>,
+        clock: Arc<dyn Clock>,
+        random: fn() -> f64,
+        contract: ExpiryContract,
+        limits: Limits,
+        metrics: StoreMetrics,
+    ) -> Self {
+        let shared = Shared {
+            issuer,
+            clock,
+            random,
+            contract,
+            metrics,
+            places: Semaphore::new(limits.concurrency.max(1)),
+            interval: Duration::from_secs_f64(1.0 / limits.per_second.max(0.1)),
+            next_call: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            entries: Arc::default(),
+        }
+    }
+
+    /// Holds an identity's credentials, and has `signal` woken at every change of them. The first
+    /// to hold one has it fetched.
+    ///
+    /// Must be called within a tokio runtime.
+    #[must_use]
+    pub fn lease(&self, identity: &Arc<Identity>, signal: Signal) -> Lease {
+        let mut entries = lock(&self.entries);
+        let entry = if let Some(held) = entries.get(identity) {
+            self.shared.metrics.hits.inc();
+            held.entry.add_reader(Arc::clone(&signal));
+            Arc::clone(&held.entry)
+        } else {
+            self.shared.metrics.misses.inc();
+            let entry = Arc::new(Entry::new(Arc::clone(identity)));
+            entry.add_reader(Arc::clone(&signal));
+            let (shared, all) = (Arc::clone(&self.shared), Arc::downgrade(&self.entries));
+            let task = tokio::spawn(keep(Arc::clone(&entry), shared, all));
+            let held = Held {
+                entry: Arc::clone(&entry),
+                _task: AbortOnDropHandle::new(task),
+            };
+            entries.insert(Arc::clone(identity), held);
+            entry
+        };
+        self.shared
+            .metrics
+            .entries
+            .set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
+        Lease { entry, signal }
+    }
+
+    /// How many identities are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.entries).len()
+    }
+
+    /// Whether none is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Lease {
+    /// The identity's state now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.entry.snapshot()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.entry.remove_reader(&self.signal);
+    }
+}
+
+impl Shared {
+    /// One call to AWS, when its turn comes.
+    pub(super) async fn issue(
+        self: &Arc<Self>,
+        identity: &Arc<Identity>,
+    ) -> Result<SessionCredentials, IssueError> {
+        let _place = self.places.acquire().await;
+        tokio::time::sleep_until(self.turn()).await;
+        let _counted = InFlight::of(&self.metrics.current);
+        let began = Instant::now();
+        let (issuer, subject) = (Arc::clone(&self.issuer), Arc::clone(identity));
+        // In a task of its own: a panic in the SDK is this call's failure, not the entry's end.
+        let call =
+            AbortOnDropHandle::new(tokio::spawn(async move { issuer.issue(&subject).await }));
+        let outcome = tokio::time::timeout(CALL_TIMEOUT, call).await;
+        self.metrics.timing.observe(began.elapsed().as_secs_f64());
+        match outcome {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_died)) => Err(IssueError {
+                kind: IssueErrorKind::Fault,
+                message: "the call to STS broke down inside of this server; see its standard error"
+                    .to_owned(),
+            }),
+            Err(_elapsed) => Err(IssueError {
+                kind: IssueErrorKind::Network,
+                message: format!("STS did not answer within {} s", CALL_TIMEOUT.as_secs()),
+            }),
+        }
+    }
+
+    /// When the next call may begin: calls are spread evenly.
+    fn turn(&self) -> Instant {
+        let now = Instant::now();
+        let mut next = lock(&self.next_call);
+        let turn = next.map_or(now, |next| next.max(now));
+        *next = Some(turn + self.interval);
+        turn
+    }
+}
+
+/// Counts a call while it is under way, also one that is given up.
+struct InFlight<'a>(&'a IntGauge);
+
+impl<'a> InFlight<'a> {
+    fn of(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("contract", &self.contract)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

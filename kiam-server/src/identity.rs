@@ -1,0 +1,32 @@
+//! What distinguishes one set of credentials from another.
+
+use std::time::Duration;
+
+use kiam_common::role::RoleArn;
+
+/// Everything that goes into a session. Pods of the same identity share their credentials.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The role to assume.
+    pub role: RoleArn,
+    /// Names the session in AWS's logs.
+    pub session_name: String,
+    /// What the role's trust policy may ask for. Treated as a secret.
+    pub external_id: Option<Box<str>>,
+    /// How long the session is to last.
+    pub duration: Duration,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("role", &self.role)
+            .field("session_name", &self.session_name)
+            .field(
+                "external_id",
+                &self.external_id.as_ref().map(|_| "[redacted]"),
+            )
+            .field("duration", &self.duration)
+            .finish()
+    }
+}

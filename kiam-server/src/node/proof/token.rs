@@ -1,0 +1,189 @@
+//! The node of a service-account token: the one that the agent's pod is bound to.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use kube::api::{Api, PostParams};
+
+use super::ProofError;
+use crate::cluster::Cluster;
+use crate::node::NodeName;
+
+/// Claims that the API puts beside a bound token's user (Kubernetes documentation, "Managing
+/// service accounts", bound tokens; the node since 1.29).
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+/// The longest token that is sent on, in bytes.
+const MAX_TOKEN_BYTES: usize = 16 << 10;
+
+/// What the API says of a token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reviewed {
+    /// `system:serviceaccount:NAMESPACE:NAME`.
+    pub user: String,
+    /// The pod that the token is bound to.
+    pub pod_uid: Option<String>,
+    /// The node that this pod is bound to, where the API tells.
+    pub node: Option<String>,
+}
+
+/// Why a token was not reviewed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReviewError {
+    /// The API says that it is not valid.
+    #[error("{0}")]
+    Refused(String),
+    /// The API was not reached, or does not let the server ask.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Whoever reviews tokens: the Kubernetes API, or a test's double of it.
+#[async_trait]
+pub trait TokenReviews: Send + Sync + 'static {
+    /// Asks whose a token is, and whether it is meant for `audience`.
+    async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, ReviewError>;
+}
+
+/// Proof of node by token.
+pub struct TokenProof {
+    reviews: Arc<dyn TokenReviews>,
+    cluster: Arc<Cluster>,
+    audience: String,
+    user: String,
+}
+
+impl TokenProof {
+    /// Accepts tokens for `audience` of the service account `namespace`/`name`.
+    #[must_use]
+    pub fn new(
+        reviews: Arc<dyn TokenReviews>,
+        cluster: Arc<Cluster>,
+        audience: String,
+        namespace: &str,
+        name: &str,
+    ) -> Self {
+        let user = format!("system:serviceaccount:{namespace}:{name}");
+        Self {
+            reviews,
+            cluster,
+            audience,
+            user,
+        }
+    }
+
+    /// The node that the token proves.
+    pub(super) async fn node(&self, token: &str) -> Result<NodeName, ProofError> {
+        if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
+            return Err(ProofError::Refused {
+                problem: "it is empty or too long".to_owned(),
+            });
+        }
+        let reviewed =
+            self.reviews
+                .review(token, &self.audience)
+                .await
+                .map_err(|error| match error {
+                    ReviewError::Refused(problem) => ProofError::Refused { problem },
+                    ReviewError::Unavailable(problem) => ProofError::Unavailable { problem },
+                })?;
+        if reviewed.user != self.user {
+            let (user, expected) = (reviewed.user, self.user.clone());
+            return Err(ProofError::OtherAccount { user, expected });
+        }
+        let unbound = |problem| ProofError::Unbound { problem };
+        let uid = reviewed.pod_uid.ok_or_else(|| {
+            unbound("it is not bound to a pod; mount it as a projected serviceAccountToken volume")
+        })?;
+        // The API's claim and the pod itself must agree, where there are both.
+        let pod = self.cluster.pod(&uid).and_then(|pod| pod.node.clone());
+        let node = match (reviewed.node, pod) {
+            (Some(claimed), Some(bound)) if *claimed != *bound => {
+                return Err(unbound(
+                    "its node claim is not the node that its pod is bound to",
+                ));
+            }
+            (Some(node), _) => node,
+            (None, Some(node)) => node.to_string(),
+            (None, None) => {
+                return Err(unbound("the pod that it is bound to is not known here yet"));
+            }
+        };
+        node.parse()
+            .map_err(|_unparsable| unbound("the name of its node is malformed"))
+    }
+}
+
+impl fmt::Debug for TokenProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { audience, user, .. } = self;
+        f.debug_struct("TokenProof")
+            .field("audience", audience)
+            .field("user", user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The TokenReview API.
+pub struct Tokens(Api<TokenReview>);
+
+impl Tokens {
+    /// Reviews through `client`.
+    #[must_use]
+    pub fn new(client: kube::Client) -> Self {
+        Self(Api::all(client))
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+#[async_trait]
+impl TokenReviews for Tokens {
+    async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, ReviewError> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: Some(token.to_owned()),
+                audiences: Some(vec![audience.to_owned()]),
+            },
+            ..TokenReview::default()
+        };
+        let answer = self
+            .0
+            .create(&PostParams::default(), &review)
+            .await
+            .map_err(|error| ReviewError::Unavailable(error.to_string()))?;
+        let status = answer.status.unwrap_or_default();
+        if status.authenticated != Some(true) {
+            let problem = status.error.unwrap_or_else(|| "it is not valid".to_owned());
+            return Err(ReviewError::Refused(problem));
+        }
+        // An API that knows nothing of audiences answers without them: its yes is for itself.
+        if !status
+            .audiences
+            .unwrap_or_default()
+            .iter()
+            .any(|granted| granted == audience)
+        {
+            return Err(ReviewError::Refused(format!(
+                "it is not meant for {audience}"
+            )));
+        }
+        Ok(reviewed(status.user.unwrap_or_default()))
+    }
+}
+
+fn reviewed(user: UserInfo) -> Reviewed {
+    let mut extra = user.extra.unwrap_or_default();
+    let mut claim = |name: &str| extra.remove(name).and_then(|mut values| values.pop());
+    Reviewed {
+        user: user.username.unwrap_or_default(),
+        pod_uid: claim(POD_UID),
+        node: claim(NODE_NAME),
+    }
+}

@@ -1,0 +1,180 @@
+//! One stream: the node's part of the cluster, decided, and compared with what was sent.
+//!
+//! A session keeps no queue of changes. Whenever it is woken it decides about the node's pods
+//! anew and sends the difference to what it sent before; wake-ups while it sends are one wake-up
+//! afterwards. So a slow agent costs the server one node's state, and what an agent holds is at
+//! every moment what the policies said of a state that was.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kiam_common::api::node::v1::WatchResponse;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::message;
+use crate::cluster::object::Pod;
+use crate::cluster::{Cluster, Signal};
+use crate::credentials::{Lease, Store};
+use crate::identity::Identity;
+use crate::policy::{Outcome, Settings, decide};
+
+/// Where a session's messages go.
+pub(super) type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
+
+/// What one agent was told.
+#[derive(Debug)]
+pub(super) struct Session {
+    node: Arc<str>,
+    cluster: Arc<Cluster>,
+    store: Arc<Store>,
+    settings: Arc<Settings>,
+    signal: Signal,
+    pods: HashMap<Box<str>, Told>,
+    identities: HashMap<Arc<Identity>, Leased>,
+    next_identity: u64,
+    synced: bool,
+}
+
+#[derive(Debug)]
+struct Told {
+    pod: Arc<Pod>,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+struct Leased {
+    number: u64,
+    lease: Lease,
+    told: u64,
+}
+
+/// The agent is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Closed;
+
+impl Session {
+    pub(super) fn new(
+        node: Arc<str>,
+        cluster: Arc<Cluster>,
+        store: Arc<Store>,
+        settings: Arc<Settings>,
+        signal: Signal,
+    ) -> Self {
+        Self {
+            node,
+            cluster,
+            store,
+            settings,
+            signal,
+            pods: HashMap::new(),
+            identities: HashMap::new(),
+            next_identity: 1,
+            synced: false,
+        }
+    }
+
+    /// Tells what has changed since the last time; the first time, everything, and that this was
+    /// everything.
+    pub(super) async fn tell(&mut self, to: &Sender) -> Result<(), Closed> {
+        for message in self.changes() {
+            to.send(Ok(message)).await.map_err(|_closed| Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Grants that end come first, then those that begin, then credentials: they are never of an
+    /// identity that no pod the agent knows of was granted.
+    fn changes(&mut self) -> Vec<WatchResponse> {
+        let mut messages = Vec::new();
+        let mut members: HashMap<Box<str>, _> = HashMap::new();
+        for member in self.cluster.node(&self.node) {
+            members.insert(member.pod.uid.clone(), member);
+        }
+        self.pods.retain(|uid, _| {
+            let stays = members.contains_key(uid);
+            if !stays {
+                messages.push(message::pod_removed(uid));
+            }
+            stays
+        });
+        for (uid, member) in members {
+            let outcome = decide(&member, &self.settings);
+            let told = self.pods.get(&uid);
+            if told.is_some_and(|told| told.outcome == outcome && told.pod == member.pod) {
+                continue;
+            }
+            let identity = match &outcome {
+                Outcome::Granted(identity) => Some(self.hold(identity)),
+                _ => None,
+            };
+            messages.push(message::pod_applied(&member.pod, &outcome, identity));
+            self.pods.insert(
+                uid,
+                Told {
+                    pod: member.pod,
+                    outcome,
+                },
+            );
+        }
+        self.release();
+        self.news_of_identities(&mut messages);
+        if !self.synced {
+            self.synced = true;
+            messages.push(message::synced());
+        }
+        messages
+    }
+
+    /// The number of an identity on this stream.
+    fn hold(&mut self, identity: &Arc<Identity>) -> u64 {
+        let Self {
+            store,
+            signal,
+            identities,
+            next_identity,
+            ..
+        } = self;
+        let leased = identities.entry(Arc::clone(identity)).or_insert_with(|| {
+            let number = *next_identity;
+            *next_identity += 1;
+            Leased {
+                number,
+                lease: store.lease(identity, Arc::clone(signal)),
+                told: 0,
+            }
+        });
+        leased.number
+    }
+
+    /// Lets go of identities that no pod of the node is granted any more. A number is not used
+    /// again: should the grant come back, its credentials are sent again.
+    fn release(&mut self) {
+        let granted: std::collections::HashSet<&Identity> = self
+            .pods
+            .values()
+            .filter_map(|told| match &told.outcome {
+                Outcome::Granted(identity) => Some(identity.as_ref()),
+                _ => None,
+            })
+            .collect();
+        self.identities
+            .retain(|identity, _| granted.contains(identity.as_ref()));
+    }
+
+    fn news_of_identities(&mut self, messages: &mut Vec<WatchResponse>) {
+        for leased in self.identities.values_mut() {
+            let snapshot = leased.lease.snapshot();
+            if snapshot.version == leased.told {
+                continue;
+            }
+            leased.told = snapshot.version;
+            if let Some(credentials) = snapshot.credentials {
+                messages.push(message::issued(leased.number, &credentials));
+            }
+            if let Some(failure) = snapshot.failure {
+                messages.push(message::failed(leased.number, &failure));
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which pod may have which role: the two policies, decided from the objects alone.
+//!
+//! 1. The pod's own annotation, else its service account's, names the role.
+//! 2. The namespace's `iam.amazonaws.com/permitted` expression matches the role's ARN.
+//!
+//! Every refusal is one line for the pod's owner: what refused, and which annotation to change.
+//! The module knows neither kube nor tonic nor AWS.
+
+mod permitted;
+mod session_name;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiam_common::role::{BaseArn, RoleArn, resolve};
+
+use crate::cluster::Member;
+use crate::cluster::object::Annotations;
+use crate::identity::Identity;
+pub use permitted::{MAX_EXPRESSION_BYTES, Permitted, Verdict};
+pub use session_name::session_name;
+
+/// The annotation of a pod or service account that names its role.
+pub const ROLE: &str = "iam.amazonaws.com/role";
+/// The annotation of a namespace that permits roles.
+pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
+/// The annotation of a pod that names its session.
+pub const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
+/// The annotation of a pod with the external id that its role's trust policy asks for.
+pub const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
+
+/// The longest quotation of an annotation, in characters.
+const MAX_QUOTED: usize = 100;
+
+/// What is the same for all pods.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Completes short role names.
+    pub base_arn: Option<BaseArn>,
+    /// Names the sessions of pods that name none.
+    pub session: String,
+    /// How long sessions are to last.
+    pub session_duration: Duration,
+}
+
+/// What the policies say of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nobody asks for a role.
+    NoRole,
+    /// It gets the credentials of this identity.
+    Granted(Arc<Identity>),
+    /// It gets nothing.
+    Forbidden {
+        /// The role as it was asked for, cut to a readable length.
+        role: String,
+        /// One line: what refused it, and which annotation to change.
+        reason: String,
+    },
+    /// Something that decides is not known yet.
+    Undecided {
+        /// What that is.
+        awaiting: String,
+    },
+}
+
+/// Decides about one pod.
+#[must_use]
+pub fn decide(member: &Member, settings: &Settings) -> Outcome {
+    let Member {
+        pod,
+        namespace,
+        service_account,
+    } = member;
+    let annotations = pod.annotations.as_deref();
+    let of_pod = annotations.and_then(|annotations| annotations.role.as_deref());
+    let of_account = service_account
+        .as_ref()
+        .and_then(|account| account.role.as_deref());
+    let (spelling, holder) = match (of_pod, of_account) {
+        (Some(role), _) => (role, format!("pod {}/{}", pod.namespace, pod.name)),
+        (None, Some(role)) => (
+            role,
+            format!("service account {}/{}", pod.namespace, pod.service_account),
+        ),
+        (None, None) => return Outcome::NoRole,
+    };
+    let forbidden = |reason| Outcome::Forbidden {
+        role: quotable(spelling),
+        reason,
+    };
+
+    let role = match resolve(spelling, settings.base_arn.as_ref()) {
+        Ok(role) => role,
+        Err(error) => {
+            let quoted = quoted(spelling);
+            return forbidden(format!(
+                "the annotation {ROLE} of {holder}, {quoted}, names no role: {error}"
+            ));
+        }
+    };
+    let Some(namespace) = namespace else {
+        return Outcome::Undecided {
+            awaiting: format!("namespace {}", pod.namespace),
+        };
+    };
+    let name = &namespace.name;
+    match namespace.permitted.verdict(role.as_str()) {
+        Verdict::Permitted => Outcome::Granted(Arc::new(identity(role, annotations, settings))),
+        Verdict::Nothing => forbidden(format!(
+            "namespace {name} permits no roles: it has no annotation {PERMITTED}; add one with a \
+             regular expression that matches {role}"
+        )),
+        Verdict::Other(expression) => forbidden(format!(
+            "namespace {name} does not permit {role}: its annotation {PERMITTED}, {}, does not \
+             match the whole ARN; change the expression, or the pod's role",
+            quoted(expression)
+        )),
+        Verdict::Invalid(problem) => forbidden(format!(
+            "namespace {name} permits no roles: its annotation {PERMITTED} is no regular \
+             expression: {problem}"
+        )),
+    }
+}
+
+fn identity(role: RoleArn, annotations: Option<&Annotations>, settings: &Settings) -> Identity {
+    let session = annotations.and_then(|annotations| annotations.session_name.as_deref());
+    Identity {
+        role,
+        session_name: session_name(session.unwrap_or(&settings.session)),
+        external_id: annotations.and_then(|annotations| annotations.external_id.clone()),
+        duration: settings.session_duration,
+    }
+}
+
+/// Cut to a readable length, for a log or an event.
+fn quotable(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// In quotation marks, with control characters escaped: a pod must not write into a log.
+fn quoted(text: &str) -> String {
+    format!("{:?}", quotable(text))
+}

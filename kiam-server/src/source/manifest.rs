@@ -1,0 +1,158 @@
+//! Kubernetes objects as they are written, and how they are cut down.
+//!
+//! Only the fields that decide are parsed; what else an object has is skipped unread.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{
+    Namespace as ApiNamespace, Pod as ApiPod, ServiceAccount as ApiServiceAccount,
+};
+use kube::api::{ApiResource, ObjectMeta, PartialObjectMeta};
+use kube::core::Object as Shaped;
+use serde::Deserialize;
+
+use crate::cluster::object::{Annotations, Namespace, ObjectKey, Pod, ServiceAccount};
+use crate::policy::{self, Permitted};
+
+/// A pod as the API sends it, of which only this much is parsed.
+pub type PodManifest = Shaped<PodSpec, PodStatus>;
+/// A namespace's metadata.
+pub(super) type NamespaceManifest = PartialObjectMeta<ApiNamespace>;
+/// A service account's metadata.
+pub(super) type ServiceAccountManifest = PartialObjectMeta<ApiServiceAccount>;
+
+/// The part of `spec` that decides.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    node_name: Option<Box<str>>,
+    service_account_name: Option<Box<str>>,
+    host_network: Option<bool>,
+}
+
+/// The part of `status` that decides.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    phase: Option<Box<str>>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<Box<str>>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodAddress>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct PodAddress {
+    ip: Box<str>,
+}
+
+/// Why an object cannot be used. The object counts as absent; others are not affected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Something that names the object is not there.
+    #[error("it has no {field}")]
+    Missing {
+        /// The field.
+        field: &'static str,
+    },
+    /// An address is none.
+    #[error("{address:?} in its status.podIPs is no IP address")]
+    Address {
+        /// The address.
+        address: Box<str>,
+    },
+}
+
+/// The resource that a watch of pods asks for.
+pub(super) fn pod_resource() -> ApiResource {
+    ApiResource::erase::<ApiPod>(&())
+}
+
+/// A pod, or the key of one that is finished and so counts as gone.
+pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, ManifestError> {
+    let Shaped {
+        metadata,
+        spec,
+        status,
+        ..
+    } = manifest;
+    let uid: Box<str> = required(metadata.uid.as_deref(), "metadata.uid")?.into();
+    let status = status.unwrap_or_default();
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return Ok(Err(ObjectKey::Pod(uid)));
+    }
+    let listed = status
+        .pod_ips
+        .unwrap_or_default()
+        .into_iter()
+        .map(|address| address.ip);
+    // An API server older than podIPs, or a hand-written file, has podIP alone.
+    let mut addresses = listed
+        .chain(status.pod_ip)
+        .map(parse_address)
+        .collect::<Result<Vec<_>, _>>()?;
+    addresses.sort_unstable();
+    addresses.dedup();
+    let annotations = Annotations {
+        role: annotation(&metadata, policy::ROLE),
+        session_name: annotation(&metadata, policy::SESSION_NAME),
+        external_id: annotation(&metadata, policy::EXTERNAL_ID),
+    };
+    Ok(Ok(Pod {
+        uid,
+        namespace: required(metadata.namespace.as_deref(), "metadata.namespace")?.into(),
+        name: required(metadata.name.as_deref(), "metadata.name")?.into(),
+        node: spec
+            .node_name
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .map(Arc::from),
+        service_account: spec
+            .service_account_name
+            .as_deref()
+            .unwrap_or("default")
+            .into(),
+        addresses: addresses.into(),
+        host_network: spec.host_network.unwrap_or_default(),
+        // Only a mirror pod's hash is the kubelet's word; a pod may annotate itself with any.
+        static_hash: annotation(&metadata, "kubernetes.io/config.mirror")
+            .and_then(|_| annotation(&metadata, "kubernetes.io/config.hash")),
+        annotations: annotations.boxed(),
+    }))
+}
+
+pub(super) fn namespace(metadata: &ObjectMeta) -> Result<Namespace, ManifestError> {
+    Ok(Namespace {
+        name: required(metadata.name.as_deref(), "metadata.name")?.into(),
+        permitted: Permitted::compile(annotation(metadata, policy::PERMITTED).as_deref()),
+    })
+}
+
+pub(super) fn service_account(metadata: &ObjectMeta) -> Result<ServiceAccount, ManifestError> {
+    Ok(ServiceAccount {
+        namespace: required(metadata.namespace.as_deref(), "metadata.namespace")?.into(),
+        name: required(metadata.name.as_deref(), "metadata.name")?.into(),
+        role: annotation(metadata, policy::ROLE),
+    })
+}
+
+fn annotation(metadata: &ObjectMeta, name: &str) -> Option<Box<str>> {
+    metadata
+        .annotations
+        .as_ref()?
+        .get(name)
+        .map(|value| value.as_str().into())
+}
+
+fn required<'a>(value: Option<&'a str>, field: &'static str) -> Result<&'a str, ManifestError> {
+    value
+        .filter(|value| !value.is_empty())
+        .ok_or(ManifestError::Missing { field })
+}
+
+fn parse_address(address: Box<str>) -> Result<IpAddr, ManifestError> {
+    address
+        .parse()
+        .map_err(|_unparsable| ManifestError::Address { address })
+}

@@ -1,0 +1,186 @@
+//! STS by the AWS SDK: the server's own credentials by its default chain, region and endpoint by
+//! its standard environment variables.
+
+use std::error::Error;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use aws_config::BehaviorVersion;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::Client;
+use aws_sdk_sts::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
+use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
+use kiam_common::credentials::SessionCredentials;
+
+use crate::credentials::{IssueError, IssueErrorKind, Issuer};
+use crate::identity::Identity;
+
+/// Where nothing names a region, as kiam did: the global endpoint is in this one.
+const DEFAULT_REGION: &str = "us-east-1";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Issues credentials by `sts:AssumeRole`.
+#[derive(Debug, Clone)]
+pub struct Sts(Client);
+
+impl Sts {
+    /// Reads the SDK's environment. Credentials are looked for at the first call.
+    pub async fn from_environment() -> Self {
+        let region = RegionProviderChain::default_provider().or_else(DEFAULT_REGION);
+        // The SDK does not retry: whoever calls paces and counts the calls, and knows when the
+        // next one makes sense.
+        let config = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .region(region)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_timeout(CALL_TIMEOUT)
+                    .build(),
+            )
+            .load()
+            .await;
+        Self(Client::new(&config))
+    }
+}
+
+#[async_trait]
+impl Issuer for Sts {
+    async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
+        let seconds = i32::try_from(identity.duration.as_secs()).unwrap_or(i32::MAX);
+        let answer = self
+            .0
+            .assume_role()
+            .role_arn(identity.role.as_str())
+            .role_session_name(&identity.session_name)
+            .set_external_id(identity.external_id.as_deref().map(str::to_owned))
+            .duration_seconds(seconds)
+            .send()
+            .await;
+        match answer {
+            Ok(answer) => credentials(answer),
+            Err(error) => Err(failure(&error)),
+        }
+    }
+}
+
+fn credentials(answer: AssumeRoleOutput) -> Result<SessionCredentials, IssueError> {
+    let fault = |message: &str| IssueError {
+        kind: IssueErrorKind::Fault,
+        message: message.to_owned(),
+    };
+    let credentials = answer
+        .credentials
+        .ok_or_else(|| fault("STS answered without credentials"))?;
+    let expiration = SystemTime::try_from(credentials.expiration)
+        .map_err(|_outside| fault("STS answered with an impossible expiration"))?;
+    Ok(SessionCredentials {
+        access_key_id: credentials.access_key_id,
+        secret_access_key: credentials.secret_access_key.into(),
+        session_token: credentials.session_token.into(),
+        expiration,
+        issued: SystemTime::now(),
+    })
+}
+
+fn failure(error: &SdkError<AssumeRoleError>) -> IssueError {
+    let (kind, message) = match error {
+        SdkError::ServiceError(answer) => {
+            let code = answer.err().code().unwrap_or("an error without a code");
+            let text = answer.err().message().unwrap_or("no message");
+            let kind = kind_of(code, answer.raw().status().as_u16());
+            (kind, format!("{code}: {text}"))
+        }
+        SdkError::TimeoutError(_) => {
+            let limit = CALL_TIMEOUT.as_secs();
+            (
+                IssueErrorKind::Network,
+                format!("STS did not answer within {limit} s"),
+            )
+        }
+        SdkError::ResponseError(_) => (
+            IssueErrorKind::Fault,
+            format!("STS's answer cannot be read: {}", innermost(error)),
+        ),
+        other if is_about_own_credentials(other) => (
+            IssueErrorKind::ServerCredentials,
+            format!(
+                "the server has no AWS credentials of its own: {}",
+                innermost(other)
+            ),
+        ),
+        other => (
+            IssueErrorKind::Network,
+            format!("STS was not reached: {}", innermost(other)),
+        ),
+    };
+    tracing::debug!(error = %DisplayErrorContext(error), "AssumeRole failed");
+    IssueError {
+        kind,
+        message: message.replace(['\n', '\r', '\t'], " "),
+    }
+}
+
+/// By the codes of the STS API reference (`AssumeRole`, and errors common to all calls).
+fn kind_of(code: &str, status: u16) -> IssueErrorKind {
+    match code {
+        "Throttling"
+        | "ThrottlingException"
+        | "ThrottledException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException" => IssueErrorKind::Throttled,
+        "AccessDenied" | "AccessDeniedException" => IssueErrorKind::AccessDenied,
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidClientTokenId"
+        | "SignatureDoesNotMatch"
+        | "UnrecognizedClientException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationToken" => IssueErrorKind::ServerCredentials,
+        _ if status == 429 => IssueErrorKind::Throttled,
+        _ if (400..500).contains(&status) => IssueErrorKind::Rejected,
+        _ => IssueErrorKind::Fault,
+    }
+}
+
+fn is_about_own_credentials(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<CredentialsError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn innermost(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => innermost(source),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_of_the_kind_that_helps() {
+        for (code, status, kind) in [
+            ("Throttling", 400, IssueErrorKind::Throttled),
+            ("AccessDenied", 403, IssueErrorKind::AccessDenied),
+            ("ExpiredToken", 403, IssueErrorKind::ServerCredentials),
+            ("ValidationError", 400, IssueErrorKind::Rejected),
+            ("RegionDisabledException", 403, IssueErrorKind::Rejected),
+            ("InternalFailure", 500, IssueErrorKind::Fault),
+            ("ServiceUnavailable", 503, IssueErrorKind::Fault),
+        ] {
+            assert_eq!(kind_of(code, status), kind, "{code}");
+        }
+    }
+}
