@@ -20,3 +20,5 @@ pub mod node;
 pub mod policy;
 pub mod source;
 pub mod sts;
+#[cfg(test)]
+mod testing;

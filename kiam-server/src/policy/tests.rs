@@ -1,1 +1,216 @@
-//! Tests.
+//! kiam's own policy cases (kiam's `policy_test`), what it got wrong, and properties.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiam_common::role::BaseArn;
+use proptest::prelude::*;
+
+use super::*;
+use crate::cluster::object::{Namespace, ServiceAccount};
+use crate::testing::pod;
+
+const BASE: &str = "arn:aws:iam::123456789012:role/";
+
+fn settings(base: &str) -> Settings {
+    Settings {
+        base_arn: Some(BaseArn::parse(base).unwrap()),
+        session: "kiam".to_owned(),
+        session_duration: Duration::from_secs(3600),
+    }
+}
+
+fn member(role: Option<&str>, account_role: Option<&str>, permitted: Option<&str>) -> Member {
+    let mut pod = pod("uid-1", "web", "frontend", "node-1");
+    pod.annotations = Annotations {
+        role: role.map(Box::from),
+        ..Annotations::default()
+    }
+    .boxed();
+    let account = ServiceAccount {
+        namespace: "web".into(),
+        name: "default".into(),
+        role: account_role.map(Box::from),
+    };
+    let namespace = Namespace {
+        name: "web".into(),
+        permitted: Permitted::compile(permitted),
+    };
+    Member {
+        pod: Arc::new(pod),
+        namespace: Some(Arc::new(namespace)),
+        service_account: Some(Arc::new(account)),
+    }
+}
+
+/// The role's ARN if granted, else the reason, or what is awaited.
+fn verdict(member: &Member, base: &str) -> Result<String, String> {
+    match decide(member, &settings(base)) {
+        Outcome::Granted(identity) => Ok(identity.role.to_string()),
+        Outcome::Forbidden { reason, .. } => Err(reason),
+        Outcome::NoRole => Err("no role".to_owned()),
+        Outcome::Undecided { awaiting } => Err(format!("awaiting {awaiting}")),
+    }
+}
+
+#[test]
+fn permitted_roles_are_granted() {
+    for (base, role, permitted) in [
+        (BASE, "red_role", ".*red.*"),
+        (BASE, "/red_role", ".*red.*"),
+        (BASE, "red_role", "arn:aws:iam::123456789012:role/red_role"),
+        (BASE, "red_role", ".*role"),
+        (
+            BASE,
+            "team/red_role",
+            "arn:aws:iam::123456789012:role/team/.*",
+        ),
+        (
+            "arn:aws:iam::123456789012:role/team/",
+            "red_role",
+            ".*:role/team/red_role",
+        ),
+        (
+            BASE,
+            "arn:aws-cn:iam::210987654321:role/x",
+            "arn:aws-cn:iam::210987654321:role/x",
+        ),
+        (BASE, "b", ".*/a|.*/b"),
+    ] {
+        let granted = verdict(&member(Some(role), None, Some(permitted)), base);
+        assert!(granted.is_ok(), "{role} by {permitted}: {granted:?}");
+    }
+}
+
+#[test]
+fn refusals_say_what_to_change() {
+    let long = "x".repeat(3000);
+    for (role, permitted, parts) in [
+        ("orange", None, [PERMITTED, "no annotation", "orange"]),
+        ("orange", Some(""), [PERMITTED, "no annotation", "orange"]),
+        (
+            "orange",
+            Some("^red.*$"),
+            [PERMITTED, "does not permit", "^red.*$"],
+        ),
+        // Vague expressions, which kiam's unanchored mode took.
+        (
+            "orange",
+            Some("o"),
+            [PERMITTED, "does not match the whole ARN", "\"o\""],
+        ),
+        (
+            "orange",
+            Some("orange"),
+            [PERMITTED, "does not match the whole ARN", "\"orange\""],
+        ),
+        // kiam compiled ^a|b$ here, which permits whatever begins like a.
+        (
+            "a-admin",
+            Some(".*/a|.*/b"),
+            [PERMITTED, "does not permit", "a-admin"],
+        ),
+        (
+            "a",
+            Some("("),
+            [PERMITTED, "no regular expression", "unclosed group"],
+        ),
+        (
+            "a",
+            Some("x)|(.*"),
+            [PERMITTED, "no regular expression", "unopened group"],
+        ),
+        (
+            "a",
+            Some("(a{1000}){1000}"),
+            [PERMITTED, "no regular expression", "size limit"],
+        ),
+        ("a", Some(long.as_str()), [PERMITTED, "does not match", "…"]),
+        (
+            "arn:foo",
+            Some(".*"),
+            [ROLE, "pod web/frontend", "partition"],
+        ),
+        ("", Some(".*"), [ROLE, "pod web/frontend", "empty"]),
+        (
+            "a\nb",
+            Some(".*"),
+            [ROLE, "\"a\\nb\"", "'\\n' at position 2"],
+        ),
+        (long.as_str(), Some(".*"), [ROLE, "3000 bytes", "x…"]),
+    ] {
+        let reason = verdict(&member(Some(role), None, permitted), BASE).unwrap_err();
+        assert!(
+            parts.iter().all(|part| reason.contains(part)),
+            "{role:?}: {reason}"
+        );
+        assert!(reason.chars().all(|c| !c.is_control()), "{reason:?}");
+        assert!(reason.len() < 800, "{} bytes", reason.len());
+    }
+}
+
+#[test]
+fn the_pod_s_own_annotation_comes_before_its_service_account_s() {
+    let permitted = Some(".*");
+    for (pod, account, expected) in [
+        (Some("a"), Some("b"), Ok(format!("{BASE}a"))),
+        (None, Some("b"), Ok(format!("{BASE}b"))),
+        (None, None, Err("no role".to_owned())),
+    ] {
+        assert_eq!(verdict(&member(pod, account, permitted), BASE), expected);
+    }
+    let reason = verdict(&member(None, Some("arn:x"), permitted), BASE).unwrap_err();
+    assert!(reason.contains("service account web/default"), "{reason}");
+}
+
+#[test]
+fn a_namespace_that_is_not_known_yet_is_waited_for() {
+    let mut member = member(Some("a"), None, Some(".*"));
+    member.namespace = None;
+    assert_eq!(
+        verdict(&member, BASE),
+        Err("awaiting namespace web".to_owned())
+    );
+}
+
+#[test]
+fn session_names_are_kiam_s() {
+    let long = "a".repeat(80);
+    for (name, expected) in [
+        ("kiam", "kiam-kiam".to_owned()),
+        ("testing@#&-test%", "kiam-testing@---test-".to_owned()),
+        (long.as_str(), format!("kiam-{}", "a".repeat(59))),
+        ("é", "kiam--".to_owned()),
+    ] {
+        assert_eq!(session_name(name), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn session_names_are_always_valid(name in any::<String>()) {
+        let name = session_name(&name);
+        prop_assert!((5..=64).contains(&name.len()));
+        prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b)));
+    }
+
+    #[test]
+    fn an_expression_permits_only_what_it_matches_from_end_to_end(
+        first in "[a-z]{1,4}", second in "[a-z]{1,4}", role in "[a-z]{1,6}",
+    ) {
+        let expression = format!("{BASE}{first}|{BASE}{second}");
+        let granted = verdict(&member(Some(&role), None, Some(&expression)), BASE).is_ok();
+        prop_assert_eq!(granted, role == first || role == second);
+    }
+
+    #[test]
+    fn nothing_that_is_annotated_panics_or_writes_control_characters(
+        role in any::<String>(), permitted in any::<Option<String>>(),
+    ) {
+        match decide(&member(Some(&role), None, permitted.as_deref()), &settings(BASE)) {
+            Outcome::Forbidden { reason, .. } => prop_assert!(!reason.contains(char::is_control)),
+            Outcome::Granted(_) => prop_assert!(permitted.is_some_and(|text| !text.is_empty())),
+            Outcome::NoRole | Outcome::Undecided { .. } => prop_assert!(false),
+        }
+    }
+}

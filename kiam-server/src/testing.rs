@@ -1,0 +1,149 @@
+//! What several tests build on: objects, a clock and an issuer that do as they are told.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use kiam_common::credentials::SessionCredentials;
+use prometheus::Registry;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::cluster::object::Pod;
+use crate::credentials::{
+    ExpiryContract, IssueError, IssueErrorKind, Issuer, Limits, Store, StoreMetrics,
+};
+use crate::identity::Identity;
+
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+pub(crate) fn pod(uid: &str, namespace: &str, name: &str, node: &str) -> Pod {
+    Pod {
+        uid: uid.into(),
+        namespace: namespace.into(),
+        name: name.into(),
+        node: (!node.is_empty()).then(|| node.into()),
+        service_account: "default".into(),
+        addresses: Box::default(),
+        host_network: false,
+        static_hash: None,
+        annotations: None,
+    }
+}
+
+/// A wall clock that goes with tokio's, which a test pauses, and can be set.
+#[derive(Debug)]
+pub(crate) struct TestClock {
+    began: Instant,
+    /// Seconds from 1970 to the beginning.
+    offset: AtomicU64,
+}
+
+impl TestClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            offset: AtomicU64::new(1_800_000_000),
+        })
+    }
+
+    pub(crate) fn step(&self, seconds: i64) {
+        self.offset
+            .fetch_add(seconds.cast_unsigned(), Ordering::Relaxed);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> SystemTime {
+        let offset = Duration::from_secs(self.offset.load(Ordering::Relaxed));
+        SystemTime::UNIX_EPOCH + offset + self.began.elapsed()
+    }
+}
+
+/// An issuer that does as it is told, and remembers when it was asked.
+pub(crate) struct TestIssuer {
+    clock: Arc<dyn Clock>,
+    behaviour: Mutex<Behaviour>,
+    calls: Mutex<Vec<(Instant, Identity)>>,
+    under_way: AtomicU64,
+    pub(crate) most_under_way: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Behaviour {
+    pub(crate) latency: Duration,
+    pub(crate) outcome: Result<Duration, IssueErrorKind>,
+}
+
+impl TestIssuer {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            behaviour: Mutex::new(Behaviour {
+                latency: Duration::ZERO,
+                outcome: Ok(HOUR),
+            }),
+            calls: Mutex::default(),
+            under_way: AtomicU64::new(0),
+            most_under_way: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn behave(&self, latency: Duration, outcome: Result<Duration, IssueErrorKind>) {
+        *self.behaviour.lock().unwrap() = Behaviour { latency, outcome };
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.lock().unwrap().len()
+    }
+
+    pub(crate) fn times(&self) -> Vec<Instant> {
+        self.calls
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(at, _)| *at)
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Issuer for TestIssuer {
+    async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
+        let number = {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push((Instant::now(), identity.clone()));
+            calls.len()
+        };
+        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_under_way.fetch_max(now, Ordering::SeqCst);
+        let Behaviour { latency, outcome } = self.behaviour.lock().unwrap().clone();
+        tokio::time::sleep(latency).await;
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        let life = outcome.map_err(|kind| IssueError {
+            kind,
+            message: format!("told to: {kind}"),
+        })?;
+        let now = self.clock.now();
+        Ok(SessionCredentials {
+            access_key_id: format!("ASIA{number}/{}", identity.role.name()),
+            secret_access_key: "secret".to_owned().into(),
+            session_token: "token".to_owned().into(),
+            expiration: now + life,
+            issued: now,
+        })
+    }
+}
+
+pub(crate) fn store(issuer: Arc<dyn Issuer>, clock: Arc<dyn Clock>, limits: Limits) -> Store {
+    let contract = ExpiryContract::new(HOUR, HOUR / 2).unwrap();
+    let metrics = StoreMetrics::new(&Registry::new()).unwrap();
+    Store::new(issuer, clock, || 0.5, contract, limits, metrics)
+}
+
+/// Plenty, for tests that are about something else.
+pub(crate) const PLENTY: Limits = Limits {
+    concurrency: 1000,
+    per_second: 1e6,
+};
