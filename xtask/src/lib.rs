@@ -1,1 +1,24 @@
-//! Skeleton.
+//! kiam's development commands, and the sandboxes and test doubles behind them.
+//!
+//! ```text
+//! build_ebpf   the kernel programs, by a toolchain that has the standard library's source
+//! demo         a node with pods that get their credentials, to look at
+//! test         all tests that need no cluster
+//! e2e          the whole path against a real Kubernetes API
+//!
+//! setup        what these commands need on a machine, installed when it is missing
+//! sandbox      nodes and pods made of network namespaces and cgroups
+//! doubles      STS and the node's metadata service, as far as tests need them
+//! cluster      etcd and kube-apiserver, built from their modules
+//! pki          certificate authorities and certificates
+//! ```
+
+pub mod build_ebpf;
+pub mod cluster;
+pub mod demo;
+pub mod doubles;
+pub mod e2e;
+pub mod pki;
+pub mod sandbox;
+pub mod setup;
+pub mod test;

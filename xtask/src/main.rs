@@ -1,2 +1,33 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask`: dispatches to the commands in the library.
+
+use clap::{Parser, Subcommand};
+use xtask::{build_ebpf, demo, e2e, test};
+
+/// kiam's development commands
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the kernel programs
+    BuildEbpf(build_ebpf::Args),
+    /// Show a node whose pods get their own credentials, in under a minute
+    Demo(demo::Args),
+    /// Run all tests that need no cluster: unit tests, then the sandbox with real kernel programs
+    Test(test::Args),
+    /// Run the whole path against a real etcd and kube-apiserver
+    E2e(e2e::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::E2e(args) => e2e::run(&args),
+    }
+}

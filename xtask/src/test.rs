@@ -1,0 +1,13 @@
+//! The command `test`.
+
+/// Flags of `cargo xtask test`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+///
+/// # Errors
+/// When it fails.
+pub fn run(_args: &Args) -> anyhow::Result<()> {
+    anyhow::bail!("not there yet")
+}
