@@ -56,6 +56,7 @@ impl Snapshot {
     }
 
     /// All pods, in no order.
+    #[must_use]
     pub fn pods(&self) -> impl ExactSizeIterator<Item = &Arc<Pod>> {
         self.pods.values()
     }

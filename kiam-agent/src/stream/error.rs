@@ -79,15 +79,16 @@ pub enum StreamError {
 
 impl StreamError {
     pub(super) fn status(address: SocketAddr, status: &Status) -> Self {
-        if let Some(reason) = explain(status) {
-            return Self::Tls { address, reason };
-        }
         // tonic's own errors say little; the innermost says what the socket did.
         let mut message = status.message().to_owned();
         let mut source = status.source();
         while let Some(error) = source {
             message = error.to_string();
             source = error.source();
+        }
+        let refused = || alert(&message).and_then(|error| explain(&error));
+        if let Some(reason) = explain(status).or_else(refused) {
+            return Self::Tls { address, reason };
         }
         Self::Status {
             address,
@@ -123,6 +124,26 @@ impl StreamError {
     pub(super) const fn is_failure(&self) -> bool {
         !matches!(self, Self::Ended { .. })
     }
+}
+
+/// The TLS error that a text was made of: h2 keeps of an error on the socket its text only.
+fn alert(text: &str) -> Option<rustls::Error> {
+    use rustls::AlertDescription as Alert;
+    const CERTIFICATE: [Alert; 9] = [
+        Alert::AccessDenied,
+        Alert::BadCertificate,
+        Alert::CertificateExpired,
+        Alert::CertificateRequired,
+        Alert::CertificateRevoked,
+        Alert::CertificateUnknown,
+        Alert::DecryptError,
+        Alert::UnknownCA,
+        Alert::UnsupportedCertificate,
+    ];
+    CERTIFICATE
+        .into_iter()
+        .map(rustls::Error::AlertReceived)
+        .find(|error| error.to_string() == text)
 }
 
 const fn meaning(code: Code) -> &'static str {
@@ -162,9 +183,12 @@ mod tests {
             "{text}"
         );
         let tls = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
-        let tls = io::Error::new(io::ErrorKind::InvalidData, tls);
-        let (reason, text) = of(&Status::from_error(Box::new(tls)));
+        let typed = io::Error::new(io::ErrorKind::InvalidData, tls.clone());
+        let (reason, text) = of(&Status::from_error(Box::new(typed)));
         assert_eq!(reason, "tls");
         assert!(text.contains("the certificate in --cert"), "{text}");
+        let tls = io::Error::new(io::ErrorKind::InvalidData, tls.to_string());
+        let (reason, same) = of(&Status::from_error(Box::new(tls)));
+        assert_eq!((reason, same), ("tls", text));
     }
 }

@@ -195,7 +195,8 @@ impl Projection {
         let undecided = matches!(decision, Decision::Undecided { .. });
         let (carried, held) = match earlier {
             Some(told) if told.decision == decision => (told.carried, told.held),
-            Some(told) => (None, told.held && undecided),
+            Some(told) if told.held => (self.carried(&uid, &decision), undecided),
+            Some(_) => (None, false),
             None if self.synced => (None, false),
             None => (
                 self.carried(&uid, &decision),
