@@ -44,6 +44,10 @@ pub struct Args {
     #[arg(long, default_value = "800ms", value_name = "DURATION", value_parser = pod_wait)]
     pub pod_wait: Duration,
 
+    /// Whether requests without a session token (IMDSv1) are answered
+    #[arg(long, value_enum, default_value_t = ImdsV2::Optional, value_name = "WHETHER")]
+    pub imds_v2: ImdsV2,
+
     #[command(flatten)]
     #[expect(
         missing_docs,
@@ -86,6 +90,15 @@ pub struct ServerFlags {
 pub enum Redirect {
     /// By programs on the pods' cgroup, which also tell which pod is calling
     Ebpf,
+}
+
+/// Whether requests without a token of IMDSv2 are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ImdsV2 {
+    /// They are, as IMDSv1's; a token that is sent along must be good
+    Optional,
+    /// They are refused
+    Required,
 }
 
 /// A server's name or address, and its port.
@@ -233,6 +246,7 @@ mod tests {
         assert_eq!(args.pod_wait, Duration::from_millis(800));
         assert_eq!(args.redirect, Redirect::Ebpf);
         assert_eq!(args.server.server_address.to_string(), "localhost:9610");
+        assert_eq!(args.imds_v2, ImdsV2::Optional);
         assert_eq!(args.server.token_file, None);
         assert_eq!(args.pods_cgroup, None);
     }

@@ -6,6 +6,10 @@
 //!                           └─► caller ─┘  which pod is it?
 //! ```
 
+pub mod app;
 pub mod args;
+pub mod caller;
+pub mod kernel;
+pub mod metadata;
 pub mod stream;
 pub mod view;

@@ -1,0 +1,244 @@
+//! Puts the agent together, in the order in which it starts.
+
+mod redirect;
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use kiam_common::admin::Admin;
+use kiam_common::readiness::Readiness;
+use kiam_common::tasks::{TaskError, Tasks};
+use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide};
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+
+pub use redirect::RedirectError;
+
+use crate::args::{Args, Redirect};
+use crate::caller::Identify;
+use crate::metadata::{self, Listening, MetadataMetrics};
+use crate::stream::{self, Client, Pace, StreamMetrics};
+use crate::view::Projection;
+
+/// Why the agent did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The TLS files cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The port for pods cannot be had.
+    #[error(
+        "cannot listen for pods on {address}: {source}; --host must be an address of this node, and --port free"
+    )]
+    Listen {
+        /// `--host` and `--port`.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The operator's port cannot be had.
+    #[error("cannot listen on {address} (--prometheus-listen-addr): {source}")]
+    Admin {
+        /// `--prometheus-listen-addr`.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Pods' connections cannot be brought here.
+    #[error("cannot redirect the pods' connections to the metadata service: {0}")]
+    Redirect(#[from] RedirectError),
+    /// A metric was registered twice.
+    #[error("cannot register the agent's metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+impl StartError {
+    /// Whether other flags or files would help.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Tls(_) => true,
+            Self::Listen { source, .. } | Self::Admin { source, .. } => {
+                source.kind() == io::ErrorKind::AddrNotAvailable
+            }
+            Self::Redirect(error) => error.is_usage(),
+            Self::Metrics(_) => false,
+        }
+    }
+}
+
+/// How pods' connections come here, once that is arranged.
+pub struct Redirected {
+    /// Tells which pod is calling.
+    pub identify: Arc<dyn Identify>,
+    /// Whether pods can no longer reach the real metadata service.
+    pub guarded: bool,
+    /// What is to be done for that while the agent runs, until it is told to stop.
+    pub upkeep: Upkeep,
+    /// What must live as long as the agent does.
+    pub keep: Box<dyn Any + Send>,
+}
+
+/// Work that goes on until the token is cancelled.
+pub type Upkeep = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>;
+
+impl fmt::Debug for Redirected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redirected")
+            .field("guarded", &self.guarded)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An agent that runs, and where.
+pub struct Bound {
+    /// Where pods' connections are brought.
+    pub metadata: SocketAddr,
+    /// The operator's port, if there is one.
+    pub admin: Option<SocketAddr>,
+    tasks: Tasks,
+    grace: Duration,
+    keep: Box<dyn Any + Send>,
+}
+
+impl fmt::Debug for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bound")
+            .field("metadata", &self.metadata)
+            .field("admin", &self.admin)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts the agent that the flags describe.
+///
+/// # Errors
+/// When something that it cannot be without is not there. A server that cannot be reached is not
+/// among these.
+pub async fn build(args: &Args) -> Result<Bound, StartError> {
+    build_with(args, |address| match args.redirect {
+        Redirect::Ebpf => Ok(redirect::ebpf(args, address)?),
+    })
+    .await
+}
+
+/// Starts the agent with another way of bringing connections here, which is arranged once there
+/// is a port to bring them to.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_with(
+    args: &Args,
+    redirect: impl FnOnce(SocketAddr) -> Result<Redirected, StartError>,
+) -> Result<Bound, StartError> {
+    let registry = Registry::new();
+    let readiness = Readiness::new();
+    let snapshot = readiness.awaits("the first word of a server on the node's pods");
+    let mut tasks = Tasks::new();
+    let stop = tasks.stop();
+
+    let tls = ClientTls::client(
+        args.tls.clone(),
+        TlsMetrics::new(TlsSide::Client, &registry)?,
+    )?;
+
+    // Pods that are redirected find somebody listening.
+    let address = args.listen();
+    let failed = |source| StartError::Listen { address, source };
+    let listening = Listening::bind(address).await.map_err(failed)?;
+    let address = listening.address().map_err(failed)?;
+    let admin = match args.telemetry.prometheus_listen_addr {
+        Some(address) => {
+            let failed = |source| StartError::Admin { address, source };
+            let admin = Admin::bind(address, registry.clone(), readiness, Vec::new())
+                .await
+                .map_err(failed)?;
+            Some((admin.address().map_err(failed)?, admin))
+        }
+        None => None,
+    };
+
+    let Redirected {
+        identify,
+        guarded,
+        upkeep,
+        keep,
+    } = redirect(address)?;
+    tasks.spawn("redirection", upkeep(stop.clone()));
+
+    let (projection, view) = Projection::new();
+    let settings = metadata::Settings {
+        pod_wait: args.pod_wait,
+        imds_v2: args.imds_v2,
+        ..metadata::Settings::default()
+    };
+    let metrics = MetadataMetrics::new(&registry)?;
+    let service = listening.service(settings, view, identify, metrics);
+    tasks.spawn("metadata service", service.run(stop.clone()));
+
+    let admin = admin.map(|(address, admin)| {
+        tasks.spawn("operator's port", admin.run(stop.clone()));
+        address
+    });
+
+    let client = Client::new(
+        stream::Settings {
+            node: args.node_name.clone(),
+            server: args.server.server_address.to_string(),
+            name: args.server.server_address.name(),
+            token_file: args.server.token_file.clone(),
+            guarded,
+            pace: Pace::default(),
+        },
+        Box::new(args.server.server_address.clone()),
+        Arc::clone(&tls),
+        projection,
+        StreamMetrics::new(&registry)?,
+        snapshot,
+    );
+    tasks.spawn("certificates", tls.follow(stop.clone()));
+    tasks.spawn("node stream", client.run(stop));
+
+    tracing::info!(
+        node = args.node_name,
+        metadata = %address,
+        operator = admin.map(|address| address.to_string()),
+        server = %args.server.server_address,
+        "kiam-agent {} serves this node's pods",
+        env!("CARGO_PKG_VERSION"),
+    );
+    Ok(Bound {
+        metadata: address,
+        admin,
+        tasks,
+        grace: settings.grace() + Duration::from_secs(1),
+        keep,
+    })
+}
+
+impl Bound {
+    /// Runs until `stop`, then answers what is in flight and ends.
+    ///
+    /// # Errors
+    /// When a part of the agent ended before its time, or not in time.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), TaskError> {
+        let failed = tokio::select! {
+            () = stop => None,
+            error = self.tasks.failed() => Some(error),
+        };
+        match &failed {
+            None => tracing::info!("stopping: answering what is in flight"),
+            Some(error) => tracing::error!("stopping: {error}"),
+        }
+        let stopped = self.tasks.shut_down(self.grace).await;
+        drop(self.keep);
+        failed.map_or(stopped, Err)
+    }
+}

@@ -1,0 +1,113 @@
+//! Brings pods' connections to the agent, and learns from the kernel whose they are.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Redirected;
+use crate::args::Args;
+use crate::caller::KernelIdentity;
+use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
+use crate::kernel::{self, KernelError, NetnsError, Programs, own_netns_cookie};
+
+/// Why pods' connections cannot be brought here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RedirectError {
+    /// The agent is nowhere that a pod can be sent to.
+    #[error(
+        "--host {host} is no address that pods reach; with --redirect=ebpf it must be an IPv4 address of the node, and not its loopback"
+    )]
+    Host {
+        /// `--host`, and the port.
+        host: SocketAddr,
+    },
+    /// The pods' cgroup was not found.
+    #[error("{0}; --pods-cgroup names it")]
+    Cgroup(#[from] MountError),
+    /// The kernel does not tell cgroups.
+    #[error(transparent)]
+    Handles(#[from] HandleError),
+    /// The node's network namespace cannot be told from a pod's.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel does not do its part.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl RedirectError {
+    /// Whether other flags would help.
+    pub(super) const fn is_usage(&self) -> bool {
+        matches!(self, Self::Host { .. } | Self::Cgroup(_))
+    }
+}
+
+/// By programs on the pods' cgroup.
+pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, RedirectError> {
+    let agent = reachable(address)?;
+    let (mount, pods) = cgroups(args.pods_cgroup.clone())?;
+    let known = Pods::new(&mount, &pods)?;
+    let programs = Programs::attach(&kernel::Redirect {
+        pods: pods.clone(),
+        agent,
+        host_netns_cookie: own_netns_cookie()?,
+    })?;
+    tracing::info!(
+        cgroup = %pods.display(),
+        %agent,
+        "pods' connections to the metadata service come here"
+    );
+    let attestor = programs.attestor();
+    Ok(Redirected {
+        identify: Arc::new(KernelIdentity::new(Arc::clone(&attestor), known)),
+        guarded: true,
+        upkeep: Box::new(|stop| Box::pin(async move { attestor.keep(stop).await })),
+        keep: Box::new(programs),
+    })
+}
+
+fn reachable(address: SocketAddr) -> Result<SocketAddrV4, RedirectError> {
+    match address {
+        // A pod's loopback is its own.
+        SocketAddr::V4(address)
+            if !address.ip().is_loopback() && !address.ip().is_unspecified() =>
+        {
+            Ok(address)
+        }
+        host => Err(RedirectError::Host { host }),
+    }
+}
+
+fn cgroups(given: Option<PathBuf>) -> Result<(Mount, PathBuf), RedirectError> {
+    match given {
+        Some(pods) => Ok((Mount::of(&pods)?, pods)),
+        None => {
+            let mount = Mount::find()?;
+            let pods = mount.pods()?;
+            Ok((mount, pods))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_sent_to_addresses_only_that_they_reach() {
+        for host in [
+            "127.0.0.1:8181",
+            "0.0.0.0:8181",
+            "[::1]:8181",
+            "[fd00::1]:8181",
+        ] {
+            let error = reachable(host.parse().unwrap()).unwrap_err();
+            assert!(
+                error.is_usage() && error.to_string().contains(host),
+                "{error}"
+            );
+        }
+        assert!(reachable("10.0.0.1:8181".parse().unwrap()).is_ok());
+    }
+}

@@ -1,0 +1,200 @@
+//! The metadata service that pods see: their own role's name and credentials, and nothing else.
+//!
+//! ```text
+//! connection   one connection: who is it, its limits, its end
+//! places       how many connections each pod may have
+//! path         what a path asks for, however it is spelled
+//! decide       what a pod is answered, by one snapshot of the view
+//! refusal      why not, in words, a status and a label
+//! service      from a request to its answer, and waiting
+//! tokens       IMDSv2's, which only the pod that asked for one can use
+//! metrics      what is counted
+//! ```
+
+mod connection;
+mod decide;
+mod metrics;
+mod path;
+mod places;
+mod refusal;
+mod service;
+mod tokens;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use metrics::MetadataMetrics;
+
+use crate::args::ImdsV2;
+use crate::caller::{Identify, PodRef};
+use crate::view::View;
+use places::Places;
+use tokens::Tokens;
+
+/// Connections that are told that they are too many, at once; more are just closed.
+const MAX_TURNED_AWAY: usize = 64;
+/// A wait for file descriptors to be closed by somebody.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The service's choices and limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How long a request is held for a pod or credentials that are still on their way.
+    pub pod_wait: Duration,
+    /// Whether requests without a token of IMDSv2 are answered.
+    pub imds_v2: ImdsV2,
+    /// Connections of all pods together; more are answered 503. None waits in the kernel's
+    /// queue, as the kernel's word on who made it grows old there.
+    pub max_connections: usize,
+    /// Connections of one pod; more are answered 503.
+    pub max_connections_per_pod: usize,
+    /// From a connection's begin, or the end of its last answer, to a request's head being whole.
+    pub header_timeout: Duration,
+    /// The longest that a connection is kept open.
+    pub lifetime: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pod_wait: Duration::from_millis(800),
+            imds_v2: ImdsV2::Optional,
+            max_connections: 2048,
+            max_connections_per_pod: 64,
+            header_timeout: Duration::from_secs(5),
+            lifetime: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Settings {
+    /// How long what is in flight may take when the service stops.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.pod_wait + Duration::from_secs(1)
+    }
+}
+
+/// The service, bound and not yet serving.
+pub struct Metadata {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+/// What all connections share.
+struct Shared {
+    settings: Settings,
+    view: View,
+    identify: Arc<dyn Identify>,
+    metrics: MetadataMetrics,
+    tokens: Tokens,
+    all_places: Semaphore,
+    /// Those whom the kernel vouches for have places of their own; all others share one's.
+    places: Arc<Places<Option<PodRef>>>,
+    turned_away: Semaphore,
+}
+
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metadata")
+            .field("listener", &self.listener)
+            .field("settings", &self.shared.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Metadata {
+    /// The address that was bound.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until told to stop, then answers what is in flight.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { listener, shared } = self;
+        let open = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let shared = Arc::clone(&shared);
+                    open.spawn(shared.serve(stream, peer, stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections of pods");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        open.close();
+        open.wait().await;
+    }
+}
+
+/// The port, taken before there is anybody who can tell callers apart.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+}
+
+impl Listening {
+    /// Takes the port. Connections wait in the kernel's queue until [`Metadata::run`].
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+        })
+    }
+
+    /// The address that was bound.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The service on this port.
+    #[must_use]
+    pub fn service(
+        self,
+        settings: Settings,
+        view: View,
+        identify: Arc<dyn Identify>,
+        metrics: MetadataMetrics,
+    ) -> Metadata {
+        Metadata {
+            listener: self.listener,
+            shared: Arc::new(Shared {
+                places: Places::new(settings.max_connections_per_pod),
+                all_places: Semaphore::new(settings.max_connections),
+                turned_away: Semaphore::new(MAX_TURNED_AWAY),
+                settings,
+                view,
+                identify,
+                metrics,
+                tokens: Tokens::new(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What a request's path asks for, however it is spelled.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+/// A path of this service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route<'a> {
+    /// `{version}/meta-data/iam/security-credentials[-extended]`: the name of the pod's role.
+    Listing,
+    /// `{version}/meta-data/iam/security-credentials/{role}`.
+    Credentials { role: &'a str },
+    /// `{version}/meta-data/iam/security-credentials-extended/{role}`.
+    Extended { role: &'a str },
+    /// `{version}/api/token`: a session of IMDSv2.
+    Token { latest: bool },
+    /// Everything else.
+    Other,
+}
+
+/// A path that means nothing: broken percent-encoding, or control characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the path is no path: percent-encoded text that is not UTF-8, or control characters")]
+pub(super) struct PathError;
+
+/// The path percent-decoded once, without empty and `.` parts, `..` resolved, and without
+/// slashes at its ends. A path that is so already is not copied.
+pub(super) fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
+    let decoded = percent_decode_str(path)
+        .decode_utf8()
+        .map_err(|_invalid| PathError)?;
+    if decoded.chars().any(char::is_control) {
+        return Err(PathError);
+    }
+    let tidy = |text: &str| !text.contains("//") && !text.contains("/.") && !text.starts_with('.');
+    match decoded {
+        Cow::Borrowed(text) if tidy(text) => Ok(Cow::Borrowed(text.trim_matches('/'))),
+        text => {
+            let mut parts = Vec::new();
+            for part in text.split('/') {
+                match part {
+                    "" | "." => {}
+                    ".." => {
+                        parts.pop();
+                    }
+                    part => parts.push(part),
+                }
+            }
+            Ok(Cow::Owned(parts.join("/")))
+        }
+    }
+}
+
+/// What a canonical path asks for.
+pub(super) fn route(path: &str) -> Route<'_> {
+    let Some((version, rest)) = path.split_once('/') else {
+        return Route::Other;
+    };
+    if rest == "api/token" {
+        return Route::Token {
+            latest: version == "latest",
+        };
+    }
+    let Some(rest) = rest.strip_prefix("meta-data/iam/security-credentials") else {
+        return Route::Other;
+    };
+    let (extended, rest) = match rest.strip_prefix("-extended") {
+        Some(rest) => (true, rest),
+        None => (false, rest),
+    };
+    match rest.strip_prefix('/') {
+        None if rest.is_empty() => Route::Listing,
+        None => Route::Other,
+        Some(role) if extended => Route::Extended { role },
+        Some(role) => Route::Credentials { role },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn spellings_of_a_path_are_one() {
+        let plain = "latest/meta-data/iam/security-credentials/reader";
+        for path in [
+            "/latest/meta-data/iam/security-credentials/reader",
+            "/latest/meta-data/iam/security-credentials/reader/",
+            "//latest//meta-data/iam/security-credentials//reader",
+            "/latest/./meta-data/iam/x/../security-credentials/reader/.",
+            "/../../latest/meta-data/iam/security-credentials/reader",
+            "/latest/meta-data/iam/security%2Dcredentials%2freader",
+            "/latest/meta-data/iam/security-credentials/%72eader",
+        ] {
+            assert_eq!(canonical(path).unwrap(), plain, "{path}");
+        }
+        assert!(matches!(canonical(plain), Ok(Cow::Borrowed(_))));
+        // Decoded once, not twice.
+        assert_eq!(canonical("/a%252fb").unwrap(), "a%2fb");
+        for path in ["/%00", "/a%0ab", "/%ff", "/%7f"] {
+            assert_eq!(canonical(path), Err(PathError), "{path}");
+        }
+    }
+
+    #[test]
+    fn routes() {
+        let arn = "arn:aws:iam::123456789012:role/team/reader";
+        let long = format!("2021-03-23/meta-data/iam/security-credentials/{arn}");
+        for (path, expected) in [
+            ("latest/meta-data/iam/security-credentials", Route::Listing),
+            (
+                "1.0/meta-data/iam/security-credentials/reader",
+                Route::Credentials { role: "reader" },
+            ),
+            (&long, Route::Credentials { role: arn }),
+            (
+                "latest/meta-data/iam/security-credentials-extended",
+                Route::Listing,
+            ),
+            (
+                "latest/meta-data/iam/security-credentials-extended/reader",
+                Route::Extended { role: "reader" },
+            ),
+            ("latest/api/token", Route::Token { latest: true }),
+            ("2021-03-23/api/token", Route::Token { latest: false }),
+            ("", Route::Other),
+            ("latest", Route::Other),
+            ("latest/meta-data/iam", Route::Other),
+            ("latest/meta-data/iam/security-credentialsx", Route::Other),
+            ("meta-data/iam/security-credentials", Route::Other),
+            ("x/latest/meta-data/iam/security-credentials", Route::Other),
+            ("latest/user-data", Route::Other),
+        ] {
+            assert_eq!(route(path), expected, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_canonical_path_has_no_way_out_and_stays_as_it_is(path in "(/|\\.|%2e|%2f|[a-z%:]|%25){0,40}") {
+            if let Ok(once) = canonical(&path) {
+                prop_assert!(once.split('/').all(|part| part != ".." && part != "."));
+                prop_assert!(!once.contains("//") && !once.starts_with('/') && !once.ends_with('/'));
+            }
+        }
+
+        #[test]
+        fn no_path_is_a_panic(path in any::<String>()) {
+            if let Ok(path) = canonical(&path) {
+                route(&path);
+            }
+        }
+    }
+}

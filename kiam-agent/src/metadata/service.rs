@@ -1,0 +1,250 @@
+//! From a request to its answer.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SERVER};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use http_body_util::Full;
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::decide::{Ask, Verdict, decide, find};
+use super::metrics::Handler;
+use super::path::{Route, canonical, route};
+use super::refusal::Refusal;
+use super::tokens::MAX_TTL;
+use crate::args::ImdsV2;
+use crate::caller::{self, PodRef};
+
+/// What the service answers.
+pub(super) type Answer = Response<Full<Bytes>>;
+
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// What a request is answered when it is not refused.
+struct Reply {
+    body: Bytes,
+    /// For how long a token is good: what a client is told back.
+    token_ttl: Option<u32>,
+}
+
+impl From<Bytes> for Reply {
+    fn from(body: Bytes) -> Self {
+        let token_ttl = None;
+        Self { body, token_ttl }
+    }
+}
+
+/// Who is at the other end of a connection: asked once, when it was accepted.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) who: Result<PodRef, caller::Refusal>,
+    pub(super) source: IpAddr,
+}
+
+impl Shared {
+    /// Answers one request.
+    pub(super) async fn answer(&self, caller: &Caller, request: &Parts) -> Answer {
+        let began = Instant::now();
+        let path = canonical(request.uri.path());
+        let (handler, outcome) = match &path {
+            Err(error) => (Handler::Proxy, Err(Refusal::BadPath(*error))),
+            Ok(path) => self.answer_path(caller, request, path).await,
+        };
+        let answer = match outcome {
+            Ok(reply) => ok(reply),
+            Err(refusal) => {
+                self.metrics.refused(handler, refusal.reason());
+                self.log(caller, request, &refusal);
+                refused(&refusal)
+            }
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        self.metrics.answered(handler, answer.status(), seconds);
+        answer
+    }
+
+    async fn answer_path(
+        &self,
+        caller: &Caller,
+        request: &Parts,
+        path: &str,
+    ) -> (Handler, Result<Reply, Refusal>) {
+        let (handler, ask) = match route(path) {
+            Route::Token { latest } => {
+                return (Handler::Token, self.token(caller, request, latest));
+            }
+            Route::Listing => (Handler::RoleName, Ask::Listing),
+            Route::Credentials { role } => {
+                let extended = false;
+                (Handler::Credentials, Ask::Credentials { role, extended })
+            }
+            Route::Extended { role } => {
+                let extended = true;
+                (Handler::Extended, Ask::Credentials { role, extended })
+            }
+            Route::Other => {
+                if let Err(refusal) = self.check_token(caller, request) {
+                    return (Handler::Proxy, Err(refusal));
+                }
+                let path = format!("/{}", Refusal::echo(path));
+                return (Handler::Proxy, Err(Refusal::Path { path }));
+            }
+        };
+        if request.method != Method::GET && request.method != Method::HEAD {
+            return (handler, Err(wrong_method(request, "GET, HEAD")));
+        }
+        let outcome = match self.check_token(caller, request) {
+            Ok(who) => self.ask(who, caller.source, ask).await,
+            Err(refusal) => Err(refusal),
+        };
+        (handler, outcome.map(Reply::from))
+    }
+
+    /// Gives a token of IMDSv2. Waits for nothing: a slow answer makes SDKs fall back to IMDSv1.
+    fn token(&self, caller: &Caller, request: &Parts, latest: bool) -> Result<Reply, Refusal> {
+        if request.method != Method::PUT {
+            return Err(wrong_method(request, "PUT"));
+        }
+        if !latest {
+            return Err(Refusal::TokenVersion);
+        }
+        if request.headers.contains_key(FORWARDED_FOR) {
+            return Err(Refusal::TokenForwarded);
+        }
+        let who = caller.who.as_ref().map_err(known)?;
+        let ttl = request
+            .headers
+            .get(TOKEN_TTL)
+            .and_then(|ttl| ttl.to_str().ok()?.parse::<u32>().ok())
+            .filter(|ttl| (1..=MAX_TTL.as_secs()).contains(&u64::from(*ttl)))
+            .ok_or(Refusal::TokenTtl)?;
+        let life = Duration::from_secs(ttl.into());
+        Ok(Reply {
+            body: self.tokens.issue(who, life, SystemTime::now()),
+            token_ttl: Some(ttl),
+        })
+    }
+
+    /// Who is asking, if the token says so too, or there need be none.
+    fn check_token<'a>(&self, caller: &'a Caller, request: &Parts) -> Result<&'a PodRef, Refusal> {
+        let who = caller.who.as_ref().map_err(known)?;
+        match request.headers.get(TOKEN) {
+            Some(token) => {
+                self.metrics.with_token.inc();
+                let good = self.tokens.verify(token.as_bytes(), who, SystemTime::now());
+                good.then_some(who).ok_or(Refusal::BadToken)
+            }
+            None => {
+                self.metrics.without_token.inc();
+                match self.settings.imds_v2 {
+                    ImdsV2::Optional => Ok(who),
+                    ImdsV2::Required => Err(Refusal::NoToken),
+                }
+            }
+        }
+    }
+
+    /// Answers by the newest snapshot, or waits for one that has what is asked for.
+    async fn ask(&self, who: &PodRef, source: IpAddr, ask: Ask<'_>) -> Result<Bytes, Refusal> {
+        let look = || decide(&self.view.load(), who, source, ask, SystemTime::now());
+        match look() {
+            Verdict::Serve(body) => return Ok(body),
+            Verdict::Refuse(refusal) => return Err(refusal),
+            Verdict::Wait(_) => {}
+        }
+        let began = Instant::now();
+        let deadline = began + self.settings.pod_wait;
+        let mut changes = self.view.changes();
+        loop {
+            // Looked at again after the subscription, so that no change falls in between.
+            let refusal = match look() {
+                Verdict::Serve(body) => {
+                    self.metrics.waits.observe(began.elapsed().as_secs_f64());
+                    return Ok(body);
+                }
+                Verdict::Refuse(refusal) => {
+                    self.metrics.waits.observe(began.elapsed().as_secs_f64());
+                    return Err(refusal);
+                }
+                Verdict::Wait(refusal) => refusal,
+            };
+            if !matches!(timeout_at(deadline, changes.next()).await, Ok(true)) {
+                self.metrics.waits.observe(began.elapsed().as_secs_f64());
+                self.metrics.waits_over.inc();
+                return Err(refusal);
+            }
+        }
+    }
+
+    fn log(&self, caller: &Caller, request: &Parts, refusal: &Refusal) {
+        let status = refusal.status().as_u16();
+        let (addr, method) = (caller.source, &request.method);
+        let who = caller.who.as_ref().ok();
+        let snapshot = self.view.load();
+        let facts = who
+            .and_then(|who| find(&snapshot, who))
+            .map(|pod| &pod.facts);
+        let namespace = facts.map(|facts| &*facts.namespace);
+        let name = facts.map(|facts| &*facts.name);
+        tracing::info!(
+            pod.namespace = namespace,
+            pod.name = name,
+            %addr,
+            %method,
+            path = Refusal::echo(request.uri.path()),
+            status,
+            reason = refusal.reason(),
+            "refused: {refusal}"
+        );
+    }
+}
+
+fn known(refusal: &caller::Refusal) -> Refusal {
+    Refusal::Caller(refusal.clone())
+}
+
+fn wrong_method(request: &Parts, allowed: &'static str) -> Refusal {
+    Refusal::Method {
+        method: Refusal::echo(request.method.as_str()),
+        allowed,
+    }
+}
+
+fn ok(Reply { body, token_ttl }: Reply) -> Answer {
+    let mut answer = with(StatusCode::OK, body);
+    if let Some(ttl) = token_ttl {
+        answer.headers_mut().insert(TOKEN_TTL, ttl.into());
+    }
+    answer
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    let mut answer = with(refusal.status(), format!("{refusal}\n").into());
+    let headers = answer.headers_mut();
+    match refusal {
+        Refusal::Method { allowed, .. } => {
+            headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        }
+        _ if refusal.status() == StatusCode::SERVICE_UNAVAILABLE => {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+    answer
+}
+
+/// Headers as the real service sends them.
+fn with(status: StatusCode, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(SERVER, HeaderValue::from_static("EC2ws"));
+    answer
+}

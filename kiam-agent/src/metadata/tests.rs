@@ -1,0 +1,128 @@
+//! Waiting, by a clock that only moves when everybody waits.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use http::StatusCode;
+use http::request::Parts;
+use prometheus::Registry;
+use tokio::time::Instant;
+
+use super::service::Caller;
+use super::*;
+use crate::caller::{PodUid, Refusal};
+use crate::view::{Decision, PodFacts, Projection, Uid, Update};
+
+const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+pub(super) fn pod(n: u8) -> PodRef {
+    PodRef::Uid(PodUid::new(&format!("uid-{n}")))
+}
+
+struct Nobody;
+
+impl Identify for Nobody {
+    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
+        Err(Refusal::Unattested)
+    }
+}
+
+fn shared(view: View) -> Arc<Shared> {
+    let settings = Settings::default();
+    Arc::new(Shared {
+        places: Places::new(settings.max_connections_per_pod),
+        all_places: Semaphore::new(1),
+        turned_away: Semaphore::new(1),
+        settings,
+        view,
+        identify: Arc::new(Nobody),
+        metrics: MetadataMetrics::new(&Registry::new()).unwrap(),
+        tokens: Tokens::new(),
+    })
+}
+
+fn request(method: &str, path: &str) -> Parts {
+    let request = http::Request::builder().method(method).uri(path);
+    request.body(()).unwrap().into_parts().0
+}
+
+fn caller() -> Caller {
+    Caller {
+        who: Ok(pod(1)),
+        source: SOURCE,
+    }
+}
+
+fn no_role() -> Update {
+    let facts = PodFacts {
+        uid: Uid::from("uid-1"),
+        namespace: "default".into(),
+        name: "web".into(),
+        service_account: "web".into(),
+        addresses: Box::new([SOURCE]),
+        host_network: false,
+        static_hash: None,
+    };
+    Update::Applied(facts, Decision::NoRole)
+}
+
+const LISTING: &str = "/latest/meta-data/iam/security-credentials/";
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_after_pod_wait_and_not_before() {
+    let (_projection, view) = Projection::new();
+    let shared = shared(view);
+    let began = Instant::now();
+    let answer = shared.answer(&caller(), &request("GET", LISTING)).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let waited = began.elapsed();
+    let (wait, slack) = (shared.settings.pod_wait, Duration::from_millis(2));
+    assert!(waited >= wait && waited <= wait + slack, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_with_the_news_itself() {
+    let (mut projection, view) = Projection::new();
+    let shared = shared(view);
+    let waiting = tokio::spawn(async move {
+        let began = Instant::now();
+        let answer = shared.answer(&caller(), &request("GET", LISTING)).await;
+        (answer.status(), began.elapsed())
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    projection.begin();
+    projection.apply(no_role()).unwrap();
+    projection.publish();
+    let (status, waited) = waiting.await.unwrap();
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    // No time passes between the news and the answer.
+    let news = Duration::from_millis(300);
+    assert!(
+        waited >= news && waited <= news + Duration::from_millis(2),
+        "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_at_once_when_there_will_be_no_news() {
+    let (projection, view) = Projection::new();
+    let shared = shared(view);
+    drop(projection);
+    let began = Instant::now();
+    let answer = shared.answer(&caller(), &request("GET", LISTING)).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_waits_for_nothing() {
+    let (_projection, view) = Projection::new();
+    let shared = shared(view);
+    let mut put = request("PUT", "/latest/api/token");
+    let ttl = http::HeaderValue::from_static("21600");
+    put.headers
+        .insert("x-aws-ec2-metadata-token-ttl-seconds", ttl);
+    let began = Instant::now();
+    let answer = shared.answer(&caller(), &put).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
