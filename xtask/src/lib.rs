@@ -6,6 +6,8 @@
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
 //!
+//! probe        one request from inside of a pod
+//! room         a sandbox to try something in by hand
 //! setup        what these commands need on a machine, installed when it is missing
 //! sandbox      nodes and pods made of network namespaces and cgroups
 //! doubles      STS and the node's metadata service, as far as tests need them
@@ -19,6 +21,8 @@ pub mod demo;
 pub mod doubles;
 pub mod e2e;
 pub mod pki;
+pub mod probe;
+pub mod room;
 pub mod sandbox;
 pub mod setup;
 pub mod test;
