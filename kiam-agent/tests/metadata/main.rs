@@ -1,0 +1,9 @@
+//! The metadata surface, through real sockets.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod connections;
+mod service;
+mod surface;
+mod tokens;
+mod waiting;

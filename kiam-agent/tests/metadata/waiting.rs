@@ -1,0 +1,111 @@
+//! What is on its way, and what ends: requests that wait, grants and services that stop.
+
+use std::time::Duration;
+
+use kiam_agent::metadata::Settings;
+use kiam_agent::view::{Decision, Uid, Update};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::service::*;
+
+#[tokio::test]
+async fn a_request_waits_for_what_is_on_its_way_and_is_woken() {
+    let patient = Settings {
+        pod_wait: Duration::from_secs(10),
+        ..Settings::default()
+    };
+    let mut service = serve(patient).await;
+    let path = format!("{LISTING}reader");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let mut stream = service.connect(pods::GRANTED).await;
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let answered = tokio::spawn(async move {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    });
+    // Each step is news, and none is enough but the last.
+    let undecided = Decision::Undecided {
+        awaiting: "the namespace default".into(),
+    };
+    for update in [
+        Update::Applied(facts(pods::GRANTED), undecided),
+        Update::Synced,
+        granted(pods::GRANTED),
+    ] {
+        service.tell([update]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!answered.is_finished());
+    }
+    let began = tokio::time::Instant::now();
+    service.tell([issued(pods::GRANTED, IN_2096)]);
+    let answer = parse(&answered.await.unwrap());
+    assert!(began.elapsed() < Duration::from_millis(500));
+    assert_eq!(answer.status, 200);
+    assert!(answer.body.contains("ASIAPOD2"));
+    assert_eq!(
+        service.metric("kiam_metadata_wait_seconds_count"),
+        Some(1.0)
+    );
+    assert_eq!(service.metric("kiam_metadata_waits_over_total"), Some(0.0));
+}
+
+#[tokio::test]
+async fn before_a_server_has_said_anything_pods_are_told_to_try_again() {
+    let service = serve(settings()).await;
+    let answer = service.get(pods::GRANTED, LISTING).await;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.body.contains("not heard from a kiam-server"),
+        "{answer:?}"
+    );
+    assert_eq!(service.metric("kiam_metadata_waits_over_total"), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_kept_connection_follows_the_view() {
+    let mut service = informed().await;
+    let mut stream = service.connect(pods::GRANTED).await;
+    let request = format!("GET {LISTING}reader HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut exchange = async || {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = stream.read(&mut answer).await.unwrap();
+        parse(std::str::from_utf8(&answer[..read]).unwrap())
+    };
+    assert_eq!(exchange().await.status, 200);
+    assert_eq!(exchange().await.status, 200);
+    // The grant ends, and with it what the connection may have.
+    service.tell([Update::Applied(facts(pods::GRANTED), Decision::NoRole)]);
+    assert_eq!(exchange().await.status, 404);
+    service.tell([Update::Removed(Uid::from(uid(pods::GRANTED).as_str()))]);
+    assert_eq!(exchange().await.status, 503);
+    assert_eq!(service.metric("kiam_metadata_connections"), Some(1.0));
+}
+
+#[tokio::test]
+async fn stopping_answers_what_is_in_flight() {
+    let patient = Settings {
+        pod_wait: Duration::from_secs(5),
+        ..Settings::default()
+    };
+    let mut service = serve(patient).await;
+    let idle = service.connect(pods::NO_ROLE).await;
+    let mut stream = service.connect(pods::GRANTED).await;
+    let request = format!("GET {LISTING} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    service.stop.cancel();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!service.running.is_finished());
+    service.tell([granted(pods::GRANTED)]);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(parse(&answer).body, "reader");
+    let limit = Duration::from_secs(2);
+    let stopped = tokio::time::timeout(limit, &mut service.running).await;
+    stopped.expect("stopped in time").unwrap();
+    assert!(TcpStream::connect(service.address).await.is_err());
+    drop(idle);
+}
