@@ -1,2 +1,206 @@
-//! The layouts of the kernel programs' maps.
+//! What the kernel programs and the agent say to each other: the layouts of the maps, and the
+//! addresses of the metadata service. Defined once, used by both sides.
+//!
+//! Numbers from packets and sockets are kept as they are there, in network byte order; fields
+//! that are say so.
+
 #![cfg_attr(target_arch = "bpf", no_std)]
+
+/// The names of the programs, as the agent finds them in the object.
+pub mod programs {
+    /// `cgroup/connect4`: redirects.
+    pub const CONNECT4: &str = "connect4";
+    /// `cgroup/connect6`: redirects sockets of the IPv6 family.
+    pub const CONNECT6: &str = "connect6";
+    /// `cgroup/getpeername4`: gives the application the address that it asked for.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// `cgroup/getpeername6`.
+    pub const GETPEERNAME6: &str = "getpeername6";
+    /// `cgroup_skb/egress`: lets nothing else out to the metadata service, and notes who calls.
+    pub const GUARD: &str = "guard";
+}
+
+/// The names of the maps, as the agent finds them in the object. The kernel shows 15 characters.
+pub mod maps {
+    /// One [`Config`](super::Config).
+    pub const CONFIG: &str = "CONFIG";
+    /// [`Caller`](super::Caller) → [`Attestation`](super::Attestation).
+    pub const ATTESTATIONS: &str = "ATTESTATIONS";
+    /// A count for each [`Verdict`](super::Verdict), on each CPU.
+    pub const VERDICTS: &str = "VERDICTS";
+}
+
+/// The IPv4 address of the metadata service, in network byte order.
+pub const METADATA_V4: u32 = u32::from_ne_bytes([169, 254, 169, 254]);
+/// The IPv6 address of the metadata service, `fd00:ec2::254`, as four words in network byte order.
+pub const METADATA_V6: [u32; 4] = [
+    u32::from_ne_bytes([0xfd, 0x00, 0x0e, 0xc2]),
+    0,
+    0,
+    u32::from_ne_bytes([0, 0, 0x02, 0x54]),
+];
+/// What stands before an IPv4 address in one of IPv6 that maps it: `::ffff:0:0/96`.
+pub const MAPPED_PREFIX: [u32; 3] = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff])];
+/// The port of the metadata service, in network byte order.
+pub const METADATA_PORT: u16 = u16::from_ne_bytes(80_u16.to_be_bytes());
+
+/// The layout that this crate describes. Kept maps of another one are not used.
+pub const LAYOUT: u32 = 1;
+
+/// Connections to the agent that may be under way on a node, from SYN to the agent's reading of
+/// who it is. When there are more the newest are refused: none is ever pushed out by another.
+pub const MAX_ATTESTATIONS: u32 = 16_384;
+/// An attestation that the agent has not taken out by then is of a connection that never came
+/// about.
+pub const ATTESTATION_LIFE_NANOS: u64 = 30_000_000_000;
+
+/// Where the agent is. As long as `layout` is not [`LAYOUT`], everything is refused.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// [`LAYOUT`], written last in meaning: a map that was never filled has zero here.
+    pub layout: u32,
+    /// An address of the node that pods reach, in network byte order.
+    pub host_v4: u32,
+    /// The agent's port there, in network byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
+    /// The cookie of the node's own network namespace. Sockets in it are the node's or of
+    /// `hostNetwork` pods, and keep the real metadata service.
+    pub host_netns_cookie: u64,
+}
+
+/// What identifies a connection to the agent on the agent's side: its other end.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Source address, in network byte order.
+    pub address: u32,
+    /// Source port, in network byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// The kernel's word on who made a connection to the agent.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attestation {
+    /// The cgroup of the connecting socket.
+    pub cgroup: u64,
+    /// When its SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub at: u64,
+}
+
+/// What a program did with a connect or a packet. Indexes of the map of counts.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A connect to the metadata service was sent to the agent.
+    Redirected = 0,
+    /// A connect to the metadata service that is not TCP to port 80 was refused.
+    ConnectRefused = 1,
+    /// A connect was refused because there is no configuration.
+    Unconfigured = 2,
+    /// A socket of the node's own namespace was left alone.
+    HostNetwork = 3,
+    /// A packet to the metadata service was dropped.
+    PacketDropped = 4,
+    /// A connection to the agent was attested.
+    Attested = 5,
+    /// A SYN to the agent was dropped that no TCP socket of that address and port sent.
+    Forged = 6,
+    /// A SYN to the agent was dropped because another cgroup's, from the same address and port,
+    /// has not been taken out yet.
+    Contested = 7,
+    /// A SYN to the agent was dropped because too many are under way.
+    Overflow = 8,
+}
+
+impl Verdict {
+    /// All, in the order of their indexes.
+    pub const ALL: [Self; 9] = [
+        Self::Redirected,
+        Self::ConnectRefused,
+        Self::Unconfigured,
+        Self::HostNetwork,
+        Self::PacketDropped,
+        Self::Attested,
+        Self::Forged,
+        Self::Contested,
+        Self::Overflow,
+    ];
+
+    /// For metrics.
+    #[must_use]
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::ConnectRefused => "connect_refused",
+            Self::Unconfigured => "unconfigured",
+            Self::HostNetwork => "host_network",
+            Self::PacketDropped => "packet_dropped",
+            Self::Attested => "attested",
+            Self::Forged => "forged",
+            Self::Contested => "contested",
+            Self::Overflow => "overflow",
+        }
+    }
+}
+
+/// How many counts there are.
+pub const VERDICTS: usize = Verdict::ALL.len();
+
+#[cfg(feature = "user")]
+#[expect(
+    unsafe_code,
+    reason = "the trait promises what repr(C) and the fields' types show"
+)]
+mod user {
+    use super::{Attestation, Caller, Config};
+
+    // SAFETY: repr(C), integers only, no padding (checked below): any bytes are a value, and all
+    // bytes are initialised.
+    unsafe impl aya::Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Caller {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Attestation {}
+}
+
+const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8);
+const _: () = assert!(size_of::<Caller>() == 4 + 2 + 2);
+const _: () = assert!(size_of::<Attestation>() == 8 + 8);
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_the_metadata_service_s() {
+        assert_eq!(
+            Ipv4Addr::from(METADATA_V4.to_ne_bytes()),
+            Ipv4Addr::new(169, 254, 169, 254)
+        );
+        let v6: Vec<u8> = METADATA_V6
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+        let v6: [u8; 16] = v6.try_into().unwrap();
+        assert_eq!(
+            Ipv6Addr::from(v6),
+            "fd00:ec2::254".parse::<Ipv6Addr>().unwrap()
+        );
+        assert_eq!(u16::from_be(METADATA_PORT), 80);
+    }
+
+    #[test]
+    fn verdicts_are_in_the_order_of_their_indexes() {
+        for (at, verdict) in Verdict::ALL.into_iter().enumerate() {
+            assert_eq!(verdict as usize, at);
+        }
+    }
+}

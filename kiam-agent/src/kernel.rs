@@ -1,0 +1,21 @@
+//! The kernel's part: the programs that redirect and guard the pods, and their word on who calls.
+//!
+//! ```text
+//! object      the programs, embedded when the agent is built
+//! programs    loaded, told where the agent is, attached to the pods' cgroup
+//! attestor    which cgroup made a connection
+//! cgroup      which pod a cgroup is of
+//! netns       the agent's own network namespace
+//! ```
+//!
+//! `unsafe` is here, where the kernel's ABI asks for it, and nowhere else in the agent.
+
+mod attestor;
+pub mod cgroup;
+mod netns;
+mod object;
+mod programs;
+
+pub use attestor::{Attested, Attestor};
+pub use netns::{NetnsError, own_netns_cookie};
+pub use programs::{KernelError, Programs, Redirect};

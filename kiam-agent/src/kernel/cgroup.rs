@@ -1,0 +1,65 @@
+//! Which pod a cgroup is of.
+//!
+//! ```text
+//! mount    where the machine's cgroup2 is, and the cgroup of all pods in it
+//! handle   a cgroup's path, by its id, in one system call
+//! path     the pod, by the path: only the levels that the kubelet made count
+//! ```
+
+mod handle;
+mod mount;
+mod path;
+
+use std::path::{Path, PathBuf};
+
+pub use handle::{HandleError, Handles};
+pub use mount::{Mount, MountError};
+pub use path::pod_of;
+
+use crate::caller::PodRef;
+
+/// Tells the pod of a cgroup id.
+#[derive(Debug)]
+pub struct Pods {
+    handles: Handles,
+    pods: PathBuf,
+}
+
+/// What a cgroup is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A pod's.
+    Pod(PodRef),
+    /// There is none of that id any more.
+    Gone,
+    /// No pod's. Its path, for a log.
+    Other(PathBuf),
+}
+
+impl Pods {
+    /// Tells the pods below the cgroup `pods`, on `mount`.
+    ///
+    /// # Errors
+    /// When the mount cannot be opened.
+    pub fn new(mount: &Mount, pods: &Path) -> Result<Self, HandleError> {
+        Ok(Self {
+            handles: Handles::open(mount.path())?,
+            pods: pods.to_owned(),
+        })
+    }
+
+    /// The pod of the cgroup with this id.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn find(&self, cgroup: u64) -> Result<Found, HandleError> {
+        let Some(path) = self.handles.path(cgroup)? else {
+            return Ok(Found::Gone);
+        };
+        let below = path.strip_prefix(&self.pods).ok();
+        Ok(match below.and_then(pod_of) {
+            Some(pod) => Found::Pod(pod),
+            None => Found::Other(path),
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! `cgroup/connect4` and `connect6`: redirect, or refuse.
+//!
+//! An `AF_INET6` socket that connects to `::ffff:169.254.169.254` runs connect6 and not connect4
+//! (net/ipv6/tcp_ipv6.c, `tcp_v6_pre_connect`), so both must know the address.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use kiam_ebpf::{MAPPED_PREFIX, METADATA_PORT, METADATA_V4, METADATA_V6, Verdict};
+
+use crate::state::{
+    HOST_NETWORK, PROCEED, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, Socket, config, count, refuse,
+};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+/// Its first subflow is TCP, and connects through here too (net/mptcp/protocol.c).
+const IPPROTO_MPTCP: u32 = 262;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let address = unsafe { &mut *ctx.sock_addr };
+    if address.user_ip4 != METADATA_V4 {
+        return PROCEED;
+    }
+    match decide(&ctx, address, REDIRECTED_V4) {
+        Ok(Some((host, port))) => {
+            address.user_ip4 = host;
+            address.user_port = port;
+            PROCEED
+        }
+        Ok(None) => PROCEED,
+        Err(verdict) => refuse(verdict),
+    }
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let address = unsafe { &mut *ctx.sock_addr };
+    // Word by word: the verifier takes no other reads of this field.
+    let last = address.user_ip6[3];
+    let asked = if last == METADATA_V4 {
+        if address.user_ip6[0] != MAPPED_PREFIX[0]
+            || address.user_ip6[1] != MAPPED_PREFIX[1]
+            || address.user_ip6[2] != MAPPED_PREFIX[2]
+        {
+            return PROCEED;
+        }
+        REDIRECTED_V4
+    } else if last == METADATA_V6[3] {
+        if address.user_ip6[0] != METADATA_V6[0]
+            || address.user_ip6[1] != METADATA_V6[1]
+            || address.user_ip6[2] != METADATA_V6[2]
+        {
+            return PROCEED;
+        }
+        REDIRECTED_V6
+    } else {
+        return PROCEED;
+    };
+    match decide(&ctx, address, asked) {
+        Ok(Some((host, port))) => {
+            // The agent is on IPv4. A socket that is for IPv6 alone cannot follow, and fails.
+            address.user_ip6[0] = MAPPED_PREFIX[0];
+            address.user_ip6[1] = MAPPED_PREFIX[1];
+            address.user_ip6[2] = MAPPED_PREFIX[2];
+            address.user_ip6[3] = host;
+            address.user_port = port;
+            PROCEED
+        }
+        Ok(None) => PROCEED,
+        Err(verdict) => refuse(verdict),
+    }
+}
+
+/// Where a connect to the metadata service goes: to the agent, where it was going (`None`), or
+/// nowhere.
+#[inline(always)]
+fn decide(
+    ctx: &SockAddrContext,
+    address: &bpf_sock_addr,
+    asked: u32,
+) -> Result<Option<(u32, u32)>, Verdict> {
+    let Some(config) = config() else {
+        return Err(Verdict::Unconfigured);
+    };
+    // SAFETY: the helper takes the context of this program type (since Linux 5.7).
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if netns == config.host_netns_cookie {
+        note(ctx, HOST_NETWORK);
+        count(Verdict::HostNetwork);
+        return Ok(None);
+    }
+    let (kind, protocol, port) = (address.type_, address.protocol, address.user_port);
+    let tcp = kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+    if !tcp || port != METADATA_PORT as u32 {
+        return Err(Verdict::ConnectRefused);
+    }
+    note(ctx, asked);
+    count(Verdict::Redirected);
+    Ok(Some((config.host_v4, config.port as u32)))
+}
+
+/// Remembers a socket's fate as long as it lives.
+#[inline(always)]
+fn note(ctx: &SockAddrContext, fate: u32) {
+    let mut socket = Socket { fate };
+    // SAFETY: the storage belongs to the context's socket, which outlives this program. A socket
+    // that connects again has storage already, which is written over.
+    unsafe {
+        let kept = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut socket));
+        if !kept.is_null() {
+            (*kept).fate = fate;
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The maps, and what all programs do with them.
+
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use kiam_ebpf::{Attestation, Caller, Config, LAYOUT, MAX_ATTESTATIONS, Verdict};
+
+/// What a hook answers: let it be, as it may have been rewritten.
+pub(crate) const PROCEED: i32 = 1;
+/// Refuse it: the caller sees `EPERM`.
+pub(crate) const REFUSE: i32 = 0;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+pub(crate) static ATTESTATIONS: HashMap<Caller, Attestation, { MAX_ATTESTATIONS as usize }> =
+    HashMap::new();
+
+#[btf_map]
+static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();
+
+/// What was decided about a socket when it connected; gone with the socket.
+#[btf_map]
+pub(crate) static SOCKETS: SkStorage<Socket> = SkStorage::new();
+
+/// What was decided about a socket when it connected.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Socket {
+    /// One of the constants below.
+    pub(crate) fate: u32,
+}
+
+/// It was sent to the agent instead of the metadata service's IPv4 address.
+pub(crate) const REDIRECTED_V4: u32 = 1;
+/// It was sent to the agent instead of the metadata service's IPv6 address.
+pub(crate) const REDIRECTED_V6: u32 = 2;
+/// It is of the node's own network namespace, and may talk to the metadata service.
+pub(crate) const HOST_NETWORK: u32 = 3;
+
+/// The configuration, unless it is missing or of another layout.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static Config> {
+    CONFIG.get(0).filter(|config| config.layout == LAYOUT)
+}
+
+#[inline(always)]
+pub(crate) fn count(verdict: Verdict) {
+    if let Some(count) = VERDICTS.get_ptr_mut(verdict as u32) {
+        // SAFETY: this CPU's own slot of the map, which lives as long as the program.
+        unsafe { *count += 1 };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn refuse(verdict: Verdict) -> i32 {
+    count(verdict);
+    REFUSE
+}
