@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{error}");
             match error.downcast_ref::<StartError>() {
                 Some(start) if start.is_usage() => ExitCode::from(EX_USAGE),
                 _ => ExitCode::FAILURE,
