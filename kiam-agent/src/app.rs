@@ -140,7 +140,6 @@ pub async fn build_with(
 ) -> Result<Bound, StartError> {
     let registry = Registry::new();
     let readiness = Readiness::new();
-    let snapshot = readiness.awaits("the first word of a server on the node's pods");
     let mut tasks = Tasks::new();
     let stop = tasks.stop();
 
@@ -157,7 +156,7 @@ pub async fn build_with(
     let admin = match args.telemetry.prometheus_listen_addr {
         Some(address) => {
             let failed = |source| StartError::Admin { address, source };
-            let admin = Admin::bind(address, registry.clone(), readiness, Vec::new())
+            let admin = Admin::bind(address, registry.clone(), readiness.clone(), Vec::new())
                 .await
                 .map_err(failed)?;
             Some((admin.address().map_err(failed)?, admin))
@@ -172,6 +171,7 @@ pub async fn build_with(
         keep,
     } = redirect(address)?;
     tasks.spawn("redirection", upkeep(stop.clone()));
+    let snapshot = readiness.awaits("the first word of a server on the node's pods");
 
     let (projection, view) = Projection::new();
     let settings = metadata::Settings {
