@@ -35,7 +35,7 @@ pub use cgroup::Cgroup;
 pub use netns::{Guest, Netns};
 pub use node::{Node, NodeOptions};
 pub use place::Place;
-pub use pod::{CgroupDriver, Container, Pod, PodOptions, Qos, Runtime};
+pub use pod::{CgroupDriver, Container, Pod, PodOptions, Qos, Runtime, random_uuid};
 pub use program::{Finished, Program, run};
 pub use tools::exec;
 

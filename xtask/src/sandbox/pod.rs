@@ -147,7 +147,7 @@ impl Pod {
             qos,
             host_network,
         } = options;
-        let uid = uid.unwrap_or_else(new_uid);
+        let uid = uid.unwrap_or_else(random_uuid);
         let driver = node.options().driver;
         let cgroup = node.qos(qos).child(&driver.pod(qos, &uid))?;
 
@@ -267,8 +267,9 @@ fn network(node: &Node, number: u32, link: &str, ips: (Ipv4Addr, Ipv6Addr)) -> R
     Ok(netns)
 }
 
-/// A random UID, version 4 of RFC 9562.
-fn new_uid() -> String {
+/// A random UUID: version 4 of RFC 9562.
+#[must_use]
+pub fn random_uuid() -> String {
     let random: u128 = rand::random();
     let bits = random & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let hex = format!("{bits:032x}");
@@ -302,10 +303,10 @@ mod tests {
 
     #[test]
     fn uids_are_of_version_4() {
-        let uid = new_uid();
+        let uid = random_uuid();
         assert_eq!(uid.len(), 36);
         assert_eq!(uid.as_bytes()[14], b'4');
         assert!(b"89ab".contains(&uid.as_bytes()[19]), "{uid}");
-        assert_ne!(uid, new_uid());
+        assert_ne!(uid, random_uuid());
     }
 }
