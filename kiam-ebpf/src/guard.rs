@@ -56,55 +56,42 @@ const IPV6_DESTINATION: usize = 24;
 
 #[cgroup_skb(egress)]
 pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
-    // The program sees packets from the network header on.
-    let Some(first) = read::<u8>(&ctx, 0) else {
-        return refuse(Verdict::PacketDropped);
-    };
-    if first >> 4 == 4 {
-        guard_v4(&ctx)
-    } else {
-        guard_v6(&ctx)
-    }
+    // The program sees packets from the network header on, which no packet is shorter than.
+    let Some(header) = read::<Ipv4>(&ctx, 0) else { return refuse(Verdict::PacketDropped) };
+    if header.version_and_length >> 4 == 4 { guard_v4(&ctx, &header) } else { guard_v6(&ctx) }
 }
 
 #[inline(always)]
-fn guard_v4(ctx: &SkBuffContext) -> i32 {
-    let Some(destination) = read::<u32>(ctx, offset_of!(Ipv4, destination)) else {
-        return refuse(Verdict::PacketDropped);
-    };
-    if destination == METADATA_V4 {
+fn guard_v4(ctx: &SkBuffContext, header: &Ipv4) -> i32 {
+    if header.destination == METADATA_V4 {
         return to_metadata(ctx);
     }
-    if read::<u8>(ctx, offset_of!(Ipv4, protocol)) != Some(IPPROTO_TCP) {
+    if header.protocol != IPPROTO_TCP {
         return PROCEED;
     }
     // A header with options is longer; sockets may set them. Its length is in words.
-    let Some(first) = read::<u8>(ctx, 0) else {
-        return PROCEED;
-    };
-    let length = (first & 0x0f) as usize * 4;
+    let length = (header.version_and_length & 0x0f) as usize * 4;
     let flags = if length == size_of::<Ipv4>() {
-        read::<u8>(ctx, size_of::<Ipv4>() + offset_of!(Tcp, flags))
+        read::<Tcp>(ctx, size_of::<Ipv4>()).map(|tcp| tcp.flags)
     } else {
         ctx.load::<u8>(length + offset_of!(Tcp, flags)).ok()
     };
     match flags {
-        Some(flags) if flags & (SYN | ACK) == SYN => syn(ctx, destination, length),
+        Some(flags) if flags & (SYN | ACK) == SYN => syn(ctx, header.destination, length),
         _ => PROCEED,
     }
 }
 
 #[inline(always)]
 fn guard_v6(ctx: &SkBuffContext) -> i32 {
+    let Some(destination) = read::<[u32; 4]>(ctx, IPV6_DESTINATION) else {
+        return refuse(Verdict::PacketDropped);
+    };
     // The last word first: it differs in almost every packet.
-    match read::<u32>(ctx, IPV6_DESTINATION + 12) {
-        Some(word) if word == METADATA_V6[3] => {}
-        Some(_) => return PROCEED,
-        None => return refuse(Verdict::PacketDropped),
-    }
-    if read::<u32>(ctx, IPV6_DESTINATION) == Some(METADATA_V6[0])
-        && read::<u32>(ctx, IPV6_DESTINATION + 4) == Some(METADATA_V6[1])
-        && read::<u32>(ctx, IPV6_DESTINATION + 8) == Some(METADATA_V6[2])
+    if destination[3] == METADATA_V6[3]
+        && destination[0] == METADATA_V6[0]
+        && destination[1] == METADATA_V6[1]
+        && destination[2] == METADATA_V6[2]
     {
         return to_metadata(ctx);
     }

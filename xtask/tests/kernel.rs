@@ -26,12 +26,14 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// `ETH_P_ALL`: packets of every protocol.
 const EVERY_PROTOCOL: u16 = 0x0003;
 
+type Test = fn() -> anyhow::Result<()>;
+
 fn main() -> ExitCode {
     let arguments = Arguments {
         test_threads: Some(1),
         ..Arguments::from_args()
     };
-    let tests: [(&str, fn() -> anyhow::Result<()>); 8] = [
+    let tests: [(&str, Test); 8] = [
         (
             "connects_are_redirected_and_attested",
             connects_are_redirected_and_attested,
@@ -240,7 +242,6 @@ attempt(bound)
     let fast_open = "
 def fast_open():
     s = socket.socket()
-    s.settimeout(5)
     s.sendto(b'GET', socket.MSG_FASTOPEN, ('169.254.169.254', 80))
     return s.recv(200).decode()
 attempt(fast_open)
