@@ -1,1 +1,16 @@
-//! See the crate's page.
+//! A real Kubernetes control plane for `e2e`: etcd and kube-apiserver.
+//!
+//! Both are built once from their Go modules, `xtask/cluster/go.mod`, into the user's cache; or
+//! taken from `KUBEBUILDER_ASSETS`. No controller runs: whoever uses this makes the objects that
+//! controllers would make, and plays the kubelet.
+
+mod binaries;
+mod control_plane;
+mod go;
+mod kubelet;
+mod objects;
+
+pub use binaries::{Binaries, plan};
+pub use control_plane::ControlPlane;
+pub use kubelet::{Kubelet, Running};
+pub use objects::{Objects, PodTemplate};

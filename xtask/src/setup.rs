@@ -1,12 +1,111 @@
 //! What the commands need on a machine, installed when it is missing.
+//!
+//! A [`Plan`] is made of what is missing: Debian packages first, then what is built or fetched
+//! into the user's cache folder. It says what it installs and why, asks once when there is
+//! somebody to ask, and can be repeated at any time: what is there is not installed again, and
+//! what an earlier try left half-made is made anew.
 
+mod apt;
+mod cache;
+mod kernel;
+mod plan;
+mod python;
+
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+pub use cache::{Cache, fingerprint};
+pub use plan::{Package, Plan, Step};
+pub use python::{AWS, MOTO, Python};
+
+/// How to go about installing.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Consent {
+    /// Install what is missing without asking
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// Something that commands need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Network namespaces and cgroups.
+    Sandbox,
+    /// Building the kernel programs.
+    Kernel,
+    /// The AWS CLI and boto3.
+    Aws,
+    /// moto's server.
+    Moto,
+    /// etcd and kube-apiserver.
+    Cluster,
+}
+
+/// Installs what is missing of these.
+///
+/// # Errors
+/// When the user says no, this is not root, the system is not Debian's, or something fails.
+pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "this makes network namespaces and cgroups, and so needs root: sudo --preserve-env=HOME,PATH {}",
+            std::env::args().next().unwrap_or_default()
+        );
+    }
+    let mut plan = Plan::default();
+    for need in needs {
+        match need {
+            Need::Sandbox => sandbox(&mut plan),
+            Need::Kernel => kernel::plan(&mut plan),
+            Need::Aws => AWS.plan(&mut plan)?,
+            Need::Moto => MOTO.plan(&mut plan)?,
+            Need::Cluster => crate::cluster::plan(&mut plan)?,
+        }
+    }
+    let ask = !consent.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    plan.carry_out(ask)
+}
+
+fn sandbox(plan: &mut Plan) {
+    for (program, package) in [("ip", "iproute2"), ("nsenter", "util-linux")] {
+        if find_program(program).is_none() {
+            plan.package(Package {
+                name: package,
+                why: "makes and enters the sandbox's network namespaces",
+            });
+        }
+    }
+}
 
 /// Where a program is, by `PATH`.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
+    find_programs(name).into_iter().next()
+}
+
+/// Everywhere a program is, by `PATH`, first come first.
+#[must_use]
+pub fn find_programs(name: &str) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
+        .filter(|file| file.is_file())
+        .collect()
+}
+
+/// The cargo that runs this, without the settings that it made for this run.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
+    command.current_dir(crate::build_ebpf::workspace());
+    command
 }

@@ -1,0 +1,149 @@
+//! The programs etcd and kube-apiserver: found, or built.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::go;
+use crate::build_ebpf::workspace;
+use crate::setup::{Cache, Plan, Step, fingerprint};
+
+const GO_MOD: &str = include_str!("../../cluster/go.mod");
+const GO_SUM: &str = include_str!("../../cluster/go.sum");
+/// A folder with both programs, as kubebuilder's `setup-envtest` makes it.
+const ASSETS: &str = "KUBEBUILDER_ASSETS";
+
+const ETCD: (&str, &str) = ("etcd", "go.etcd.io/etcd/server/v3");
+const API_SERVER: (&str, &str) = ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver");
+
+/// Where the programs are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binaries {
+    /// etcd.
+    pub etcd: PathBuf,
+    /// kube-apiserver.
+    pub api_server: PathBuf,
+}
+
+impl Binaries {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn find() -> Result<Self> {
+        let folder = match assets() {
+            Some(folder) => folder,
+            None => {
+                let cache = cache();
+                ensure!(
+                    cache.is_complete(),
+                    "etcd and kube-apiserver are not built yet"
+                );
+                cache.path().to_owned()
+            }
+        };
+        Self::in_folder(&folder)
+    }
+
+    fn in_folder(folder: &Path) -> Result<Self> {
+        let program = |name: &str| {
+            let path = folder.join(name);
+            ensure!(path.is_file(), "there is no {name} in {}", folder.display());
+            Ok(path)
+        };
+        Ok(Self {
+            etcd: program(ETCD.0)?,
+            api_server: program(API_SERVER.0)?,
+        })
+    }
+}
+
+/// Adds what is missing to build them.
+///
+/// # Errors
+/// When `KUBEBUILDER_ASSETS` is set and lacks a program.
+pub fn plan(plan: &mut Plan) -> Result<()> {
+    if let Some(folder) = assets() {
+        return Binaries::in_folder(&folder).map(drop).context(ASSETS);
+    }
+    let cache = cache();
+    if cache.is_complete() {
+        return Ok(());
+    }
+    go::plan(plan);
+    plan.step(Step {
+        what: format!(
+            "etcd and kube-apiserver {}, built by Go into {}",
+            kubernetes_version()?,
+            cache.path().display()
+        ),
+        why: "the real Kubernetes API that kiam is tested with",
+        about: Some(Duration::from_secs(600)),
+        run: Box::new(move || build(&cache)),
+    });
+    Ok(())
+}
+
+fn assets() -> Option<PathBuf> {
+    std::env::var_os(ASSETS)
+        .filter(|folder| !folder.is_empty())
+        .map(PathBuf::from)
+}
+
+fn cache() -> Cache {
+    Cache::new(&format!("cluster-{}", fingerprint(&[GO_MOD, GO_SUM])))
+}
+
+/// As `go.mod` says.
+fn kubernetes_version() -> Result<&'static str> {
+    let mut lines = GO_MOD
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v"));
+    let version = lines.next().and_then(|rest| rest.split(' ').next());
+    version.context("go.mod names no version of k8s.io/kubernetes")
+}
+
+fn build(cache: &Cache) -> Result<()> {
+    let go = go::find().context("there is no Go that is new enough")?;
+    // The linker's name of the version that the API server tells.
+    let version = format!(
+        "-s -w -X k8s.io/component-base/version.gitVersion=v{}",
+        kubernetes_version()?
+    );
+    cache.fill(|folder, log| {
+        for (name, package) in [ETCD, API_SERVER] {
+            let mut command = go.command();
+            command
+                .current_dir(workspace().join("xtask/cluster"))
+                .env("CGO_ENABLED", "0")
+                .args(["build", "-trimpath", "-ldflags", &version, "-o"])
+                .arg(folder.join(name))
+                .arg(package);
+            log.exec(&mut command)?;
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_that_of_go_mod() {
+        let version = kubernetes_version().unwrap();
+        assert!(version.starts_with("1."), "{version}");
+        assert!(version.split('.').count() == 3, "{version}");
+    }
+
+    #[test]
+    fn a_folder_without_a_program_is_refused_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("etcd"), "").unwrap();
+        let error = Binaries::in_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no kube-apiserver in"), "{error}");
+        std::fs::write(folder.path().join("kube-apiserver"), "").unwrap();
+        Binaries::in_folder(folder.path()).unwrap();
+    }
+}

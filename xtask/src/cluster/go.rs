@@ -1,0 +1,145 @@
+//! A Go that is new enough to build the control plane.
+//!
+//! A distribution's older one fetches a newer toolchain as a module, as `go` does by itself since
+//! 1.21.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::sandbox::exec;
+use crate::setup::{Cache, Package, Plan, Step, find_program};
+
+/// What `xtask/cluster/go.mod` asks for, and what is fetched.
+const LEAST: (u32, u32) = (1, 26);
+const TOOLCHAIN: &str = "1.26.0";
+
+/// A Go that can build the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Go(PathBuf);
+
+impl Go {
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.0);
+        command
+            .env("GOTOOLCHAIN", "local")
+            .env_remove("GOROOT")
+            .env_remove("GOFLAGS");
+        command
+    }
+}
+
+/// Adds what is missing.
+pub(super) fn plan(plan: &mut Plan) {
+    if find().is_some() {
+        return;
+    }
+    let why = "builds etcd and kube-apiserver";
+    if find_program("go").is_none() {
+        plan.package(Package {
+            name: "golang-go",
+            why,
+        });
+    }
+    let cache = cache();
+    plan.step(Step {
+        what: format!(
+            "Go {TOOLCHAIN}, by an older Go into {}",
+            cache.path().display()
+        ),
+        why,
+        about: Some(Duration::from_secs(60)),
+        run: Box::new(move || {
+            // The one that the system's package brought may do.
+            if find().is_some() {
+                Ok(())
+            } else {
+                fetch(&cache)
+            }
+        }),
+    });
+}
+
+/// The Go in `PATH`, else the fetched one.
+pub(super) fn find() -> Option<Go> {
+    let fetched = cache();
+    let fetched = fetched.is_complete().then(|| fetched.path().join("bin/go"));
+    [find_program("go"), fetched]
+        .into_iter()
+        .flatten()
+        .find(|go| is_new(go))
+        .map(Go)
+}
+
+fn is_new(go: &Path) -> bool {
+    let said = exec(Go(go.to_owned()).command().arg("version"));
+    said.ok()
+        .and_then(|said| version(&said))
+        .is_some_and(|version| version >= LEAST)
+}
+
+/// Of `go version go1.26.8 linux/amd64`.
+fn version(said: &str) -> Option<(u32, u32)> {
+    let mut parts = said
+        .split_whitespace()
+        .nth(2)?
+        .strip_prefix("go")?
+        .split('.');
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts
+        .next()?
+        .trim_end_matches(|c: char| !c.is_ascii_digit());
+    let digits: String = minor.chars().take_while(char::is_ascii_digit).collect();
+    Some((major, digits.parse().ok()?))
+}
+
+fn cache() -> Cache {
+    Cache::new(&format!("go-{TOOLCHAIN}"))
+}
+
+fn fetch(cache: &Cache) -> Result<()> {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => bail!("no Go toolchain is known for {other}; install Go {TOOLCHAIN} or newer"),
+    };
+    let old = find_program("go").context("the package brought no go")?;
+    cache.fill(|folder, log| {
+        let module = format!("golang.org/toolchain@v0.0.1-go{TOOLCHAIN}.linux-{arch}");
+        let modules = folder.join("modules");
+        let mut download = Go(old).command();
+        download
+            .current_dir(folder)
+            .env("GOPATH", &modules)
+            .env("GOMODCACHE", modules.join("mod"))
+            .args(["mod", "download", &module]);
+        log.exec(&mut download)
+            .with_context(|| format!("install Go {TOOLCHAIN} or newer by hand"))?;
+        // Modules hold no executables and are read-only; a toolchain is neither.
+        let script = r#"chmod -R u+w "$0" && mv "$0/mod/$1"/* . && rm -r "$0" \
+            && chmod -R u+x bin pkg/tool"#;
+        let mut unpack = Command::new("sh");
+        unpack
+            .current_dir(folder)
+            .args(["-c", script])
+            .arg(&modules)
+            .arg(module);
+        log.exec(&mut unpack)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert_eq!(version("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(version("go version go1.27rc1 linux/amd64"), Some((1, 27)));
+        assert_eq!(version("go version go1.19.8 linux/amd64"), Some((1, 19)));
+        assert_eq!(version("something else"), None);
+        assert!((1, 19) < LEAST && (1, 26) >= LEAST && (2, 0) > LEAST);
+    }
+}

@@ -1,0 +1,171 @@
+//! The user's cache folder: what was built or fetched once, and is complete.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
+
+/// Written last: what lacks it was interrupted.
+const COMPLETE: &str = ".complete";
+const LOG_TAIL_LINES: usize = 30;
+
+/// A folder in the cache, by a name that says what exactly is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache(PathBuf);
+
+/// A short digest of what something is made from, for its folder's name.
+#[must_use]
+pub fn fingerprint(parts: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update(part.len().to_le_bytes());
+        digest.update(part);
+    }
+    digest
+        .finalize()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+impl Cache {
+    /// The folder of this name in kiam's cache, there or not.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let linker = crate::build_ebpf::linker_root();
+        Self(linker.with_file_name(name))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Whether all of it is there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.0.join(COMPLETE).is_file()
+    }
+
+    /// Fills it, unless it is complete; by one process at a time. A file `log` beside it takes
+    /// what the tools print.
+    ///
+    /// # Errors
+    /// When `fill` fails; the folder is made anew the next time.
+    pub fn fill(&self, fill: impl FnOnce(&Path, &Log) -> Result<()>) -> Result<()> {
+        let parent = self.0.parent().context("the cache folder has a parent")?;
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot make {}", parent.display()))?;
+        let lock = self.beside("lock");
+        let lock =
+            File::create(&lock).with_context(|| format!("cannot make {}", lock.display()))?;
+        lock.lock().context("cannot lock the cache folder")?;
+        if self.is_complete() {
+            return Ok(());
+        }
+        if self.0.exists() {
+            std::fs::remove_dir_all(&self.0)
+                .with_context(|| format!("cannot remove {}", self.0.display()))?;
+        }
+        std::fs::create_dir(&self.0)
+            .with_context(|| format!("cannot make {}", self.0.display()))?;
+        let log = Log::create(self.beside("log"))?;
+        fill(&self.0, &log)?;
+        std::fs::write(self.0.join(COMPLETE), "").context("cannot finish the cache folder")
+    }
+
+    fn beside(&self, extension: &str) -> PathBuf {
+        let mut name = self.0.clone().into_os_string();
+        name.push(".");
+        name.push(extension);
+        name.into()
+    }
+}
+
+/// Where tools print to.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    fn create(path: PathBuf) -> Result<Self> {
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    /// Runs a tool that may take long.
+    ///
+    /// # Errors
+    /// When it fails; with the end of what it printed.
+    pub fn exec(&self, command: &mut Command) -> Result<()> {
+        let output = || self.file.try_clone().context("cannot share the log");
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(output()?)
+            .stderr(output()?)
+            .status()
+            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        if status.success() {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(&self.path).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n    ");
+        let (program, path) = (command.get_program().display(), self.path.display());
+        bail!("{program} failed ({status}); all of it is in {path}, the end is\n    {tail}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_interrupted_is_made_anew_and_what_is_complete_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache(folder.path().join("thing-1"));
+        let failed = cache.fill(|path, _| {
+            std::fs::write(path.join("half"), "")?;
+            bail!("interrupted")
+        });
+        assert!(failed.is_err() && !cache.is_complete());
+        let filled = cache.fill(|path, log| {
+            assert!(!path.join("half").exists());
+            log.exec(Command::new("sh").args(["-c", "echo said"]))
+        });
+        filled.unwrap();
+        assert!(cache.is_complete());
+        cache.fill(|_, _| panic!("it is complete")).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(cache.beside("log")).unwrap(),
+            "said\n"
+        );
+    }
+
+    #[test]
+    fn a_tool_that_fails_is_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache(folder.path().join("thing-1"));
+        let error =
+            cache.fill(|_, log| log.exec(Command::new("sh").args(["-c", "echo because; exit 3"])));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("because") && error.contains("exit status: 3"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_the_parts_and_where_they_end() {
+        assert_eq!(fingerprint(&["a", "b"]), fingerprint(&["a", "b"]));
+        assert_ne!(fingerprint(&["a", "b"]), fingerprint(&["ab", ""]));
+        assert_eq!(fingerprint(&[]).len(), 12);
+    }
+}

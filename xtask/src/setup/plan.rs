@@ -1,0 +1,187 @@
+//! What is going to be installed: said, agreed on, done.
+
+use std::fmt;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::time::Instant;
+
+use super::apt;
+
+/// A Debian package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is needed for.
+    pub why: &'static str,
+}
+
+/// Something that is built or fetched.
+pub struct Step {
+    /// What is installed, and where to.
+    pub what: String,
+    /// What it is needed for.
+    pub why: &'static str,
+    /// How long it takes on a small machine, if that is worth a word.
+    pub about: Option<Duration>,
+    /// Does it.
+    pub run: Box<dyn FnOnce() -> Result<()>>,
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Step").field(&self.what).finish()
+    }
+}
+
+/// What is missing.
+#[derive(Debug, Default)]
+pub struct Plan {
+    packages: Vec<Package>,
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Adds a package, once.
+    pub fn package(&mut self, package: Package) {
+        if !self.packages.iter().any(|known| known.name == package.name) {
+            self.packages.push(package);
+        }
+    }
+
+    /// Adds a step; steps are done in order, after all packages.
+    pub fn step(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// Says what is missing, asks if it shall, and installs it.
+    #[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+    pub(super) fn carry_out(self, ask: bool) -> Result<()> {
+        if self.packages.is_empty() && self.steps.is_empty() {
+            return Ok(());
+        }
+        eprint!("{self}");
+        if ask && !agreed()? {
+            bail!("nothing was installed");
+        }
+        if !self.packages.is_empty() {
+            let names: Vec<_> = self.packages.iter().map(|package| package.name).collect();
+            timed("Debian packages", || apt::install(&names))?;
+        }
+        for step in self.steps {
+            timed(&step.what, step.run)?;
+        }
+        eprintln!();
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Some things are needed that this machine has not yet:\n")?;
+        let mut why = None;
+        for package in &self.packages {
+            if why.replace(package.why) == Some(package.why) {
+                writeln!(f, "  Debian package {:<14} (the same)", package.name)?;
+            } else {
+                writeln!(f, "  Debian package {:<14} {}", package.name, package.why)?;
+            }
+        }
+        for Step {
+            what, why, about, ..
+        } in &self.steps
+        {
+            writeln!(f, "  {what}\n{:17}{why}{}", "", minutes(*about))?;
+        }
+        writeln!(f)
+    }
+}
+
+fn minutes(about: Option<Duration>) -> String {
+    about.map_or_else(String::new, |about| {
+        format!("; about {} min", about.as_secs().div_ceil(60))
+    })
+}
+
+#[expect(clippy::print_stderr, reason = "asks whoever is waiting")]
+fn agreed() -> Result<bool> {
+    eprint!("Install them? [Y/n] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("cannot read the answer")?;
+    Ok(matches!(
+        answer.trim().to_lowercase().as_str(),
+        "" | "y" | "yes"
+    ))
+}
+
+#[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let over = if std::io::stderr().is_terminal() {
+        "\r"
+    } else {
+        "\n"
+    };
+    eprint!("  … {what}");
+    let begin = Instant::now();
+    let result = run().with_context(|| format!("cannot install: {what}"));
+    match &result {
+        Ok(()) => eprintln!("{over}  ✓ {what} ({:.0?})", begin.elapsed()),
+        Err(_) => eprintln!("{over}  ✗ {what}"),
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_installed_is_said_with_why_and_how_long() {
+        let mut plan = Plan::default();
+        let package = Package {
+            name: "iproute2",
+            why: "makes namespaces",
+        };
+        plan.package(package);
+        plan.package(package);
+        let why = "links programs";
+        let about = Some(Duration::from_secs(150));
+        plan.step(Step {
+            what: "a linker, into ~/.cache".into(),
+            why,
+            about,
+            run: Box::new(|| Ok(())),
+        });
+        let text = plan.to_string();
+        assert_eq!(text.matches("iproute2").count(), 1, "{text}");
+        for part in [
+            "makes namespaces",
+            "a linker, into ~/.cache",
+            "links programs; about 3 min",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        plan.packages.clear();
+        plan.carry_out(false).unwrap();
+    }
+
+    #[test]
+    fn a_step_that_fails_is_named() {
+        let mut plan = Plan::default();
+        let run = || bail!("no room");
+        plan.step(Step {
+            what: "a linker".into(),
+            why: "",
+            about: None,
+            run: Box::new(run),
+        });
+        let error = plan.carry_out(false).unwrap_err();
+        assert_eq!(format!("{error:#}"), "cannot install: a linker: no room");
+    }
+}
