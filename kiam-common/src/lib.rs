@@ -6,7 +6,8 @@
 //! - [`tls`]: mutual TLS whose certificates are replaced while it runs
 //! - [`telemetry`], [`admin`], [`readiness`]: logs, metrics, health
 //! - [`flags`], [`duration`]: command-line flags that both programs have
-//! - [`tasks`], [`backoff`]: supervised background work, and waiting between tries
+//! - [`tasks`], [`backoff`], [`watch`]: supervised background work, waiting between tries, and
+//!   for files to change
 //!
 //! The domain modules (`role`, `credentials`) know neither tonic, hyper, kube nor AWS.
 
@@ -21,3 +22,4 @@ pub mod role;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;

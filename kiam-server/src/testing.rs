@@ -33,19 +33,19 @@ pub(crate) fn pod(uid: &str, namespace: &str, name: &str, node: &str) -> Pod {
 }
 
 /// A wall clock that goes with tokio's, which a test pauses, and can be set.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct TestClock {
     began: Instant,
     /// Seconds from 1970 to the beginning.
-    offset: AtomicU64,
+    offset: Arc<AtomicU64>,
 }
 
 impl TestClock {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new() -> Self {
+        Self {
             began: Instant::now(),
-            offset: AtomicU64::new(1_800_000_000),
-        })
+            offset: Arc::new(AtomicU64::new(1_800_000_000)),
+        }
     }
 
     pub(crate) fn step(&self, seconds: i64) {
@@ -62,12 +62,15 @@ impl Clock for TestClock {
 }
 
 /// An issuer that does as it is told, and remembers when it was asked.
-pub(crate) struct TestIssuer {
-    clock: Arc<dyn Clock>,
+#[derive(Clone)]
+pub(crate) struct TestIssuer(Arc<Inner>);
+
+struct Inner {
+    clock: TestClock,
     behaviour: Mutex<Behaviour>,
     calls: Mutex<Vec<(Instant, Identity)>>,
     under_way: AtomicU64,
-    pub(crate) most_under_way: AtomicU64,
+    most_under_way: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -77,9 +80,9 @@ pub(crate) struct Behaviour {
 }
 
 impl TestIssuer {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self {
-            clock,
+    pub(crate) fn new(clock: &TestClock) -> Self {
+        Self(Arc::new(Inner {
+            clock: clock.clone(),
             behaviour: Mutex::new(Behaviour {
                 latency: Duration::ZERO,
                 outcome: Ok(HOUR),
@@ -87,19 +90,24 @@ impl TestIssuer {
             calls: Mutex::default(),
             under_way: AtomicU64::new(0),
             most_under_way: AtomicU64::new(0),
-        })
+        }))
+    }
+
+    pub(crate) fn most_under_way(&self) -> u64 {
+        self.0.most_under_way.load(Ordering::SeqCst)
     }
 
     pub(crate) fn behave(&self, latency: Duration, outcome: Result<Duration, IssueErrorKind>) {
-        *self.behaviour.lock().unwrap() = Behaviour { latency, outcome };
+        *self.0.behaviour.lock().unwrap() = Behaviour { latency, outcome };
     }
 
     pub(crate) fn calls(&self) -> usize {
-        self.calls.lock().unwrap().len()
+        self.0.calls.lock().unwrap().len()
     }
 
     pub(crate) fn times(&self) -> Vec<Instant> {
-        self.calls
+        self.0
+            .calls
             .lock()
             .unwrap()
             .iter()
@@ -112,20 +120,20 @@ impl TestIssuer {
 impl Issuer for TestIssuer {
     async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
         let number = {
-            let mut calls = self.calls.lock().unwrap();
+            let mut calls = self.0.calls.lock().unwrap();
             calls.push((Instant::now(), identity.clone()));
             calls.len()
         };
-        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most_under_way.fetch_max(now, Ordering::SeqCst);
-        let Behaviour { latency, outcome } = self.behaviour.lock().unwrap().clone();
+        let now = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most_under_way.fetch_max(now, Ordering::SeqCst);
+        let Behaviour { latency, outcome } = self.0.behaviour.lock().unwrap().clone();
         tokio::time::sleep(latency).await;
-        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
         let life = outcome.map_err(|kind| IssueError {
             kind,
             message: format!("told to: {kind}"),
         })?;
-        let now = self.clock.now();
+        let now = self.0.clock.now();
         Ok(SessionCredentials {
             access_key_id: format!("ASIA{number}/{}", identity.role.name()),
             secret_access_key: "secret".to_owned().into(),
@@ -136,7 +144,8 @@ impl Issuer for TestIssuer {
     }
 }
 
-pub(crate) fn store(issuer: Arc<dyn Issuer>, clock: Arc<dyn Clock>, limits: Limits) -> Store {
+pub(crate) fn store(issuer: &TestIssuer, clock: &TestClock, limits: Limits) -> Store {
+    let (issuer, clock) = (Arc::new(issuer.clone()), Arc::new(clock.clone()));
     let contract = ExpiryContract::new(HOUR, HOUR / 2).unwrap();
     let metrics = StoreMetrics::new(&Registry::new()).unwrap();
     Store::new(issuer, clock, || 0.5, contract, limits, metrics)

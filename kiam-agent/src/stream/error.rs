@@ -86,8 +86,7 @@ impl StreamError {
             message = error.to_string();
             source = error.source();
         }
-        let refused = || alert(&message).and_then(|error| explain(&error));
-        if let Some(reason) = explain(status).or_else(refused) {
+        if let Some(reason) = explain(status) {
             return Self::Tls { address, reason };
         }
         Self::Status {
@@ -124,26 +123,6 @@ impl StreamError {
     pub(super) const fn is_failure(&self) -> bool {
         !matches!(self, Self::Ended { .. })
     }
-}
-
-/// The TLS error that a text was made of: h2 keeps of an error on the socket its text only.
-fn alert(text: &str) -> Option<rustls::Error> {
-    use rustls::AlertDescription as Alert;
-    const CERTIFICATE: [Alert; 9] = [
-        Alert::AccessDenied,
-        Alert::BadCertificate,
-        Alert::CertificateExpired,
-        Alert::CertificateRequired,
-        Alert::CertificateRevoked,
-        Alert::CertificateUnknown,
-        Alert::DecryptError,
-        Alert::UnknownCA,
-        Alert::UnsupportedCertificate,
-    ];
-    CERTIFICATE
-        .into_iter()
-        .map(rustls::Error::AlertReceived)
-        .find(|error| error.to_string() == text)
 }
 
 const fn meaning(code: Code) -> &'static str {

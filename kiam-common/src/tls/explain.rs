@@ -16,6 +16,9 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(tls) = error.downcast_ref::<Rustls>() {
             return Some(meaning(tls));
         }
+        if let Some(alert) = alert(&error.to_string()) {
+            return Some(meaning(&alert));
+        }
         // io::Error gives the source of what it wraps, and not what it wraps.
         next = match error
             .downcast_ref::<io::Error>()
@@ -26,6 +29,25 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         };
     }
     None
+}
+
+/// The alert that a text was made of: h2 keeps of an error on the socket its text only.
+fn alert(text: &str) -> Option<Rustls> {
+    const ABOUT_CERTIFICATES: [AlertDescription; 9] = [
+        AlertDescription::AccessDenied,
+        AlertDescription::BadCertificate,
+        AlertDescription::CertificateExpired,
+        AlertDescription::CertificateRequired,
+        AlertDescription::CertificateRevoked,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::DecryptError,
+        AlertDescription::UnknownCA,
+        AlertDescription::UnsupportedCertificate,
+    ];
+    ABOUT_CERTIFICATES
+        .into_iter()
+        .map(Rustls::AlertReceived)
+        .find(|error| text.ends_with(&error.to_string()))
 }
 
 fn meaning(error: &Rustls) -> String {
@@ -79,6 +101,11 @@ fn alert_meaning(alert: AlertDescription) -> String {
         }
         AlertDescription::UnknownCA => {
             "the certificate in --cert comes from none of the authorities it trusts".into()
+        }
+        AlertDescription::DecryptError => {
+            "the certificate in --cert comes from an authority of the same name as one that it \
+             trusts, with another key"
+                .into()
         }
         AlertDescription::CertificateExpired => "the certificate in --cert has expired".into(),
         AlertDescription::BadCertificate

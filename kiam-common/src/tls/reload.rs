@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use notify::{RecursiveMode, Watcher as _};
 use prometheus::{Gauge, IntGauge, Opts, Registry};
 use rustls::{ClientConfig, ServerConfig};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::material::{Material, TlsError};
 use crate::flags::TlsFlags;
+use crate::watch;
 
 /// A writer that replaces three files is given this long to finish before they are read.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -136,32 +135,27 @@ impl<T> Reloading<T> {
 
     /// Follows the files until told to stop.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
-        let (changed, mut changes) = mpsc::channel(1);
-        let news = move |_event| {
-            // A full channel already holds the news.
-            let _ = changed.try_send(());
-        };
-        let watcher = notify::recommended_watcher(news)
-            .and_then(|mut watcher| {
-                for folder in self.folders() {
-                    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
-                }
-                Ok(watcher)
-            })
-            .inspect_err(|error| {
-                let every = REREAD.as_secs();
-                tracing::warn!(%error, "cannot watch the TLS files; reading them every {every} s");
-            });
+        let mut changes = watch::folders(&self.folders()).inspect_err(|error| {
+            let every = REREAD.as_secs();
+            tracing::warn!(%error, "cannot watch the TLS files; reading them every {every} s");
+        });
         loop {
+            let news = async {
+                match &mut changes {
+                    Ok(changes) => changes.next().await,
+                    Err(_) => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = stop.cancelled() => break,
-                Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
+                () = stop.cancelled() => return,
+                () = news => tokio::time::sleep(SETTLE).await,
                 () = tokio::time::sleep(REREAD) => {}
             }
-            while changes.try_recv().is_ok() {}
+            if let Ok(changes) = &mut changes {
+                changes.forget();
+            }
             self.reload();
         }
-        drop(watcher);
     }
 
     /// Reads the files again, and uses them if they are new and whole.

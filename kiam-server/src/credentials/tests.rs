@@ -1,7 +1,6 @@
 //! The store under a simulated clock: an hour passes in no time.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use kiam_common::role::RoleArn;
@@ -37,9 +36,9 @@ async fn outcome(lease: &Lease, signal: &Notify, version: u64) -> Snapshot {
 #[tokio::test(start_paused = true)]
 async fn however_many_ask_there_is_one_call_and_it_outlives_who_asked_first() {
     let clock = TestClock::new();
-    let issuer = TestIssuer::new(clock.clone());
+    let issuer = TestIssuer::new(&clock);
     issuer.behave(Duration::from_secs(1), Ok(HOUR));
-    let store = store(issuer.clone(), clock, PLENTY);
+    let store = store(&issuer, &clock, PLENTY);
     let signal = Arc::new(Notify::new());
     let first = store.lease(&identity("a"), Arc::clone(&signal));
     sleep(Duration::from_millis(500)).await;
@@ -55,8 +54,8 @@ async fn however_many_ask_there_is_one_call_and_it_outlives_who_asked_first() {
 #[tokio::test(start_paused = true)]
 async fn credentials_are_renewed_with_half_an_hour_left_for_a_day() {
     let clock = TestClock::new();
-    let issuer = TestIssuer::new(clock.clone());
-    let store = store(issuer.clone(), clock.clone(), PLENTY);
+    let issuer = TestIssuer::new(&clock);
+    let store = store(&issuer, &clock, PLENTY);
     let signal = Arc::new(Notify::new());
     let lease = store.lease(&identity("a"), Arc::clone(&signal));
     outcome(&lease, &signal, 1).await;
@@ -87,8 +86,8 @@ async fn while_sts_fails_what_is_valid_stays_and_calls_are_few() {
         (IssueErrorKind::Fault, 60..200),
     ] {
         let clock = TestClock::new();
-        let issuer = TestIssuer::new(clock.clone());
-        let store = store(issuer.clone(), clock.clone(), PLENTY);
+        let issuer = TestIssuer::new(&clock);
+        let store = store(&issuer, &clock, PLENTY);
         let signal = Arc::new(Notify::new());
         let lease = store.lease(&identity("a"), Arc::clone(&signal));
         let good = outcome(&lease, &signal, 1).await.credentials.unwrap();
@@ -117,9 +116,9 @@ async fn while_sts_fails_what_is_valid_stays_and_calls_are_few() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_hangs_is_given_up_and_counted_as_failed() {
     let clock = TestClock::new();
-    let issuer = TestIssuer::new(clock.clone());
+    let issuer = TestIssuer::new(&clock);
     issuer.behave(24 * HOUR, Ok(HOUR));
-    let store = store(issuer, clock, PLENTY);
+    let store = store(&issuer, &clock, PLENTY);
     let signal = Arc::new(Notify::new());
     let began = Instant::now();
     let lease = store.lease(&identity("a"), Arc::clone(&signal));
@@ -134,8 +133,8 @@ async fn a_call_that_hangs_is_given_up_and_counted_as_failed() {
 #[tokio::test(start_paused = true)]
 async fn credentials_that_arrive_expired_replace_nothing() {
     let clock = TestClock::new();
-    let issuer = TestIssuer::new(clock.clone());
-    let store = store(issuer.clone(), clock, PLENTY);
+    let issuer = TestIssuer::new(&clock);
+    let store = store(&issuer, &clock, PLENTY);
     let signal = Arc::new(Notify::new());
     let lease = store.lease(&identity("a"), Arc::clone(&signal));
     let good = outcome(&lease, &signal, 1).await.credentials;
@@ -150,8 +149,8 @@ async fn credentials_that_arrive_expired_replace_nothing() {
 async fn a_clock_that_jumps_delays_no_renewal() {
     for (step, wait) in [(3600, 2 * MINUTE), (-3600, 31 * MINUTE)] {
         let clock = TestClock::new();
-        let issuer = TestIssuer::new(clock.clone());
-        let store = store(issuer.clone(), clock.clone(), PLENTY);
+        let issuer = TestIssuer::new(&clock);
+        let store = store(&issuer, &clock, PLENTY);
         let signal = Arc::new(Notify::new());
         let lease = store.lease(&identity("a"), Arc::clone(&signal));
         outcome(&lease, &signal, 1).await;
@@ -164,8 +163,8 @@ async fn a_clock_that_jumps_delays_no_renewal() {
 #[tokio::test(start_paused = true)]
 async fn what_nobody_needs_is_dropped_and_fetched_no_more() {
     let clock = TestClock::new();
-    let issuer = TestIssuer::new(clock.clone());
-    let store = store(issuer.clone(), clock, PLENTY);
+    let issuer = TestIssuer::new(&clock);
+    let store = store(&issuer, &clock, PLENTY);
     let signal = Arc::new(Notify::new());
     let lease = store.lease(&identity("a"), Arc::clone(&signal));
     outcome(&lease, &signal, 1).await;
@@ -186,20 +185,20 @@ async fn what_nobody_needs_is_dropped_and_fetched_no_more() {
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_identities_begin_in_turn() {
     let clock = TestClock::new();
-    let issuer = TestIssuer::new(clock.clone());
+    let issuer = TestIssuer::new(&clock);
     issuer.behave(Duration::from_millis(100), Ok(HOUR));
     let limits = Limits {
         concurrency: 16,
         per_second: 100.0,
     };
-    let store = store(issuer.clone(), clock.clone(), limits);
+    let store = store(&issuer, &clock, limits);
     let signal = Arc::new(Notify::new());
     let leases: Vec<_> = (0..10_000)
         .map(|n| store.lease(&identity(&format!("r{n}")), Arc::clone(&signal)))
         .collect();
     sleep(2 * MINUTE).await;
     assert_eq!(issuer.calls(), 10_000);
-    assert!(issuer.most_under_way.load(Ordering::SeqCst) <= 16);
+    assert!(issuer.most_under_way() <= 16);
     let times = issuer.times();
     for window in times.windows(101) {
         let span = window[100] - window[0];

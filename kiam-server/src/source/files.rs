@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiam_common::watch::{self, Changes};
 use kube::api::TypeMeta;
-use notify::{RecursiveMode, Watcher as _};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::manifest::{self, NamespaceManifest, ServiceAccountManifest};
@@ -83,6 +82,7 @@ pub struct Files {
     cluster: Arc<Cluster>,
     /// What each file held when it could last be parsed.
     held: BTreeMap<PathBuf, Vec<Object>>,
+    changes: Changes,
 }
 
 impl Files {
@@ -91,10 +91,22 @@ impl Files {
     /// # Errors
     /// When there is nothing to read. A file with an error in it is not one: it is logged.
     pub fn new(path: PathBuf, cluster: Arc<Cluster>) -> Result<Self, FileError> {
+        let folder = if path.is_dir() {
+            path.clone()
+        } else {
+            parent(&path)
+        };
+        // Before the first reading, so that no change falls between.
+        let changes =
+            watch::folders(std::slice::from_ref(&folder)).map_err(|source| FileError::Watch {
+                path: folder,
+                source,
+            })?;
         let mut files = Self {
             path,
             cluster,
             held: BTreeMap::new(),
+            changes,
         };
         files.read()?;
         Ok(files)
@@ -102,40 +114,16 @@ impl Files {
 
     /// Follows the files until told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (changed, mut changes) = mpsc::channel(1);
-        let news = move |_event| {
-            // A full channel already holds the news.
-            let _ = changed.try_send(());
-        };
-        // A file is replaced by renaming another over it: its folder sees that, the file does not.
-        let folder = if self.path.is_dir() {
-            self.path.clone()
-        } else {
-            parent(&self.path)
-        };
-        let watcher = notify::recommended_watcher(news)
-            .and_then(|mut watcher| {
-                watcher.watch(&folder, RecursiveMode::NonRecursive)?;
-                Ok(watcher)
-            })
-            .map_err(|source| FileError::Watch {
-                path: folder,
-                source,
-            });
-        if let Err(error) = &watcher {
-            tracing::error!(%error, "changes of the files will not be seen");
-        }
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
-                Some(()) = changes.recv() => tokio::time::sleep(SETTLE).await,
+                () = stop.cancelled() => return,
+                () = self.changes.next() => tokio::time::sleep(SETTLE).await,
             }
-            while changes.try_recv().is_ok() {}
+            self.changes.forget();
             if let Err(error) = self.read() {
                 tracing::error!(%error, "what the files held before stays");
             }
         }
-        drop(watcher);
     }
 
     fn read(&mut self) -> Result<(), FileError> {
