@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::message;
 use crate::cluster::object::Pod;
-use crate::cluster::{Cluster, Signal};
+use crate::cluster::{Cluster, Member, Signal};
 use crate::credentials::{Lease, Store};
 use crate::identity::Identity;
 use crate::policy::{Outcome, Settings, decide};
@@ -45,6 +45,8 @@ struct Told {
 #[derive(Debug)]
 struct Leased {
     number: u64,
+    /// How many pods the agent knows that are granted it.
+    pods: usize,
     lease: Lease,
     told: u64,
 }
@@ -83,41 +85,42 @@ impl Session {
         Ok(())
     }
 
-    /// Grants that end come first, then those that begin, then credentials: they are never of an
-    /// identity that no pod the agent knows of was granted.
+    /// Pods that are gone come first, then those that have changed, then credentials: they are
+    /// never of an identity that no pod the agent knows of was granted.
     fn changes(&mut self) -> Vec<WatchResponse> {
         let mut messages = Vec::new();
-        let mut members: HashMap<Box<str>, _> = HashMap::new();
+        let mut members: HashMap<Box<str>, Member> = HashMap::new();
         for member in self.cluster.node(&self.node) {
             members.insert(member.pod.uid.clone(), member);
         }
-        self.pods.retain(|uid, _| {
-            let stays = members.contains_key(uid);
-            if !stays {
-                messages.push(message::pod_removed(uid));
-            }
-            stays
-        });
+        let gone: Vec<_> = self
+            .pods
+            .extract_if(|uid, _| !members.contains_key(uid))
+            .collect();
+        for (uid, told) in gone {
+            log_end(&told);
+            messages.push(message::pod_removed(&uid));
+            self.let_go(&told.outcome);
+        }
         for (uid, member) in members {
             let outcome = decide(&member, &self.settings);
             let told = self.pods.get(&uid);
             if told.is_some_and(|told| told.outcome == outcome && told.pod == member.pod) {
                 continue;
             }
+            if told.is_none_or(|told| told.outcome != outcome) {
+                log_decision(&member.pod, &outcome);
+            }
             let identity = match &outcome {
                 Outcome::Granted(identity) => Some(self.hold(identity)),
                 _ => None,
             };
             messages.push(message::pod_applied(&member.pod, &outcome, identity));
-            self.pods.insert(
-                uid,
-                Told {
-                    pod: member.pod,
-                    outcome,
-                },
-            );
+            let pod = member.pod;
+            if let Some(before) = self.pods.insert(uid, Told { pod, outcome }) {
+                self.let_go(&before.outcome);
+            }
         }
-        self.release();
         self.news_of_identities(&mut messages);
         if !self.synced {
             self.synced = true;
@@ -126,7 +129,7 @@ impl Session {
         messages
     }
 
-    /// The number of an identity on this stream.
+    /// The number of an identity on this stream, for one pod more.
     fn hold(&mut self, identity: &Arc<Identity>) -> u64 {
         let Self {
             store,
@@ -140,26 +143,28 @@ impl Session {
             *next_identity += 1;
             Leased {
                 number,
+                pods: 0,
                 lease: store.lease(identity, Arc::clone(signal)),
                 told: 0,
             }
         });
+        leased.pods += 1;
         leased.number
     }
 
-    /// Lets go of identities that no pod of the node is granted any more. A number is not used
-    /// again: should the grant come back, its credentials are sent again.
-    fn release(&mut self) {
-        let granted: std::collections::HashSet<&Identity> = self
-            .pods
-            .values()
-            .filter_map(|told| match &told.outcome {
-                Outcome::Granted(identity) => Some(identity.as_ref()),
-                _ => None,
-            })
-            .collect();
-        self.identities
-            .retain(|identity, _| granted.contains(identity.as_ref()));
+    /// One pod less is granted what it was. The agent forgets an identity with its last pod, at
+    /// that very message, and so does this side: should another message grant it again, it has
+    /// another number, and its credentials are sent again.
+    fn let_go(&mut self, outcome: &Outcome) {
+        let Outcome::Granted(identity) = outcome else {
+            return;
+        };
+        if let Some(leased) = self.identities.get_mut(identity) {
+            leased.pods -= 1;
+            if leased.pods == 0 {
+                self.identities.remove(identity);
+            }
+        }
     }
 
     fn news_of_identities(&mut self, messages: &mut Vec<WatchResponse>) {
@@ -176,5 +181,40 @@ impl Session {
                 messages.push(message::failed(leased.number, &failure));
             }
         }
+    }
+}
+
+fn log_decision(pod: &Pod, outcome: &Outcome) {
+    let (namespace, name) = (&pod.namespace, &pod.name);
+    match outcome {
+        Outcome::NoRole => {}
+        Outcome::Granted(identity) => tracing::info!(
+            pod.namespace = %namespace,
+            pod.name = %name,
+            pod.iam.role = %identity.role,
+            "granted"
+        ),
+        Outcome::Forbidden { role, reason } => tracing::warn!(
+            pod.namespace = %namespace,
+            pod.name = %name,
+            pod.iam.role = ?role,
+            "forbidden: {reason}"
+        ),
+        Outcome::Undecided { awaiting } => tracing::info!(
+            pod.namespace = %namespace,
+            pod.name = %name,
+            "undecided: awaiting {awaiting}"
+        ),
+    }
+}
+
+fn log_end(told: &Told) {
+    if let Outcome::Granted(identity) = &told.outcome {
+        tracing::info!(
+            pod.namespace = %told.pod.namespace,
+            pod.name = %told.pod.name,
+            pod.iam.role = %identity.role,
+            "the pod is gone, and with it its grant"
+        );
     }
 }

@@ -1,1 +1,421 @@
-//! Tests.
+//! What an agent is told, against what the policies say: for any sequence of changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kiam_common::api::node::v1::pod_applied::Outcome as Told;
+use kiam_common::api::node::v1::watch_response::Update;
+use kiam_common::role::BaseArn;
+use kiam_common::tls::PeerNames;
+use proptest::prelude::*;
+use tokio::sync::{Notify, mpsc};
+
+use super::proof::{Evidence, NodeProof, ReviewError, Reviewed, TokenProof, TokenReviews};
+use super::session::Session;
+use super::*;
+use crate::cluster::Cluster;
+use crate::cluster::object::{Annotations, Namespace, ObjectKey, ServiceAccount};
+use crate::policy::{Outcome, Permitted, Settings, decide};
+use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, store};
+
+const BASE: &str = "arn:aws:iam::123456789012:role/";
+const NODE: &str = "node-1";
+
+fn settings() -> Settings {
+    Settings {
+        base_arn: Some(BaseArn::parse(BASE).unwrap()),
+        session: "kiam".to_owned(),
+        session_duration: HOUR,
+    }
+}
+
+/// What an agent makes of what it is told.
+#[derive(Debug, Default)]
+struct Agent {
+    pods: BTreeMap<String, String>,
+    grants: HashMap<String, u64>,
+    /// By identity's number: the role of the credentials.
+    credentials: HashMap<u64, String>,
+    synced: bool,
+}
+
+impl Agent {
+    fn hear(&mut self, update: Update) {
+        match update {
+            Update::PodApplied(pod) => {
+                let text = match pod.outcome.unwrap() {
+                    Told::NoRole(_) => "no role".to_owned(),
+                    Told::Granted(granted) => {
+                        self.grants.insert(pod.uid.clone(), granted.identity);
+                        self.pods
+                            .insert(pod.uid, format!("granted {}", granted.role_arn));
+                        return;
+                    }
+                    Told::Forbidden(forbidden) => format!("forbidden {}", forbidden.reason),
+                    Told::Undecided(undecided) => format!("awaiting {}", undecided.awaiting),
+                };
+                self.grants.remove(&pod.uid);
+                self.pods.insert(pod.uid, text);
+            }
+            Update::PodRemoved(removed) => {
+                assert!(self.pods.remove(&removed.uid).is_some(), "removed twice");
+                self.grants.remove(&removed.uid);
+            }
+            Update::CredentialsIssued(issued) => {
+                assert!(
+                    self.grants
+                        .values()
+                        .any(|identity| *identity == issued.identity),
+                    "credentials for an identity that no pod was granted"
+                );
+                let role = issued.access_key_id.rsplit('/').next().unwrap().to_owned();
+                self.credentials.insert(issued.identity, role);
+            }
+            Update::CredentialsFailed(failed) => {
+                assert!(
+                    self.grants
+                        .values()
+                        .any(|identity| *identity == failed.identity)
+                );
+            }
+            Update::Synced(_) => {
+                assert!(!self.synced, "synced twice");
+                self.synced = true;
+            }
+        }
+        let granted: Vec<u64> = self.grants.values().copied().collect();
+        self.credentials
+            .retain(|identity, _| granted.contains(identity));
+    }
+
+    /// The role of the credentials that a pod would be handed.
+    fn role_of(&self, uid: &str) -> Option<&String> {
+        self.credentials.get(self.grants.get(uid)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Pod {
+        number: u8,
+        on_node: bool,
+        role: Option<u8>,
+    },
+    DeletePod(u8),
+    Namespace(Option<u8>),
+    DeleteNamespace,
+    Account(Option<u8>),
+    DeleteAccount,
+    /// STS answers, or fails, from now on.
+    Sts(bool),
+    /// Time passes, and the agent listens.
+    Listen,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let role = || prop::option::of(0..3_u8);
+    prop_oneof![
+        4 => (0..4_u8, prop::bool::weighted(0.8), role())
+            .prop_map(|(number, on_node, role)| Change::Pod { number, on_node, role }),
+        1 => (0..4_u8).prop_map(Change::DeletePod),
+        2 => role().prop_map(Change::Namespace),
+        1 => Just(Change::DeleteNamespace),
+        1 => role().prop_map(Change::Account),
+        1 => Just(Change::DeleteAccount),
+        1 => any::<bool>().prop_map(Change::Sts),
+        4 => Just(Change::Listen),
+    ]
+}
+
+fn apply(cluster: &Cluster, issuer: &TestIssuer, change: &Change) {
+    let role = |role: u8| Box::from(format!("r{role}"));
+    match change {
+        Change::Pod {
+            number,
+            on_node,
+            role: annotated,
+        } => {
+            let node = if *on_node { NODE } else { "node-2" };
+            let mut pod = pod(&format!("uid-{number}"), "web", &format!("p{number}"), node);
+            pod.annotations = Annotations {
+                role: annotated.map(role),
+                ..Annotations::default()
+            }
+            .boxed();
+            cluster.apply(pod.into());
+        }
+        Change::DeletePod(number) => {
+            cluster.delete(&ObjectKey::Pod(format!("uid-{number}").into()));
+        }
+        Change::Namespace(permitted) => {
+            let expression = permitted.map(|role| format!("{BASE}r[0-{role}]"));
+            cluster.apply(
+                Namespace {
+                    name: "web".into(),
+                    permitted: Permitted::compile(expression.as_deref()),
+                }
+                .into(),
+            );
+        }
+        Change::DeleteNamespace => cluster.delete(&ObjectKey::Namespace("web".into())),
+        Change::Account(annotated) => cluster.apply(
+            ServiceAccount {
+                namespace: "web".into(),
+                name: "default".into(),
+                role: annotated.map(role),
+            }
+            .into(),
+        ),
+        Change::DeleteAccount => {
+            cluster.delete(&ObjectKey::ServiceAccount("web".into(), "default".into()));
+        }
+        Change::Sts(true) => issuer.behave(Duration::ZERO, Ok(HOUR)),
+        Change::Sts(false) => {
+            issuer.behave(
+                Duration::ZERO,
+                Err(crate::credentials::IssueErrorKind::Network),
+            );
+        }
+        Change::Listen => {}
+    }
+}
+
+/// What the policies say of each pod of the node now.
+fn truth(cluster: &Cluster) -> BTreeMap<String, String> {
+    let settings = settings();
+    let text = |member| match decide(&member, &settings) {
+        Outcome::NoRole => "no role".to_owned(),
+        Outcome::Granted(identity) => format!("granted {}", identity.role),
+        Outcome::Forbidden { reason, .. } => format!("forbidden {reason}"),
+        Outcome::Undecided { awaiting } => format!("awaiting {awaiting}"),
+    };
+    let members = cluster.node(NODE);
+    members
+        .into_iter()
+        .map(|member| (member.pod.uid.to_string(), text(member)))
+        .collect()
+}
+
+async fn play(changes: &[Change]) {
+    let (cluster, clock) = (Arc::new(Cluster::new()), TestClock::new());
+    let issuer = TestIssuer::new(&clock);
+    let store = Arc::new(store(&issuer, &clock, PLENTY));
+    let signal = Arc::new(Notify::new());
+    let _subscription = cluster.subscribe(NODE, Arc::clone(&signal));
+    let mut session = Session::new(
+        NODE.into(),
+        Arc::clone(&cluster),
+        Arc::clone(&store),
+        Arc::new(settings()),
+        Arc::clone(&signal),
+    );
+    let (to, mut from) = mpsc::channel(1000);
+    let mut agent = Agent::default();
+    session.tell(&to).await.unwrap();
+    for change in changes.iter().chain([&Change::Listen]) {
+        apply(&cluster, &issuer, change);
+        if !matches!(change, Change::Listen) {
+            continue;
+        }
+        let before = truth(&cluster);
+        // Whoever would sleep for ever now was not woken for something.
+        while tokio::time::timeout(Duration::from_millis(10), signal.notified())
+            .await
+            .is_ok()
+        {
+            session.tell(&to).await.unwrap();
+        }
+        while let Ok(message) = from.try_recv() {
+            agent.hear(message.unwrap().update.unwrap());
+            // Never more than the policies say, whatever has been heard so far.
+            for (uid, role) in agent
+                .grants
+                .keys()
+                .filter_map(|uid| Some((uid, agent.role_of(uid)?)))
+            {
+                assert_eq!(agent.pods[uid], format!("granted {BASE}{role}"));
+            }
+        }
+        assert!(agent.synced);
+        assert_eq!(agent.pods, before);
+    }
+    // In the end STS answers, and every pod that is granted a role has its credentials.
+    issuer.behave(Duration::ZERO, Ok(HOUR));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    session.tell(&to).await.unwrap();
+    while let Ok(message) = from.try_recv() {
+        agent.hear(message.unwrap().update.unwrap());
+    }
+    for (uid, outcome) in truth(&cluster) {
+        let role = outcome
+            .strip_prefix("granted ")
+            .and_then(|arn| arn.strip_prefix(BASE));
+        assert_eq!(
+            agent.role_of(&uid).map(String::as_str),
+            role,
+            "{uid}: {outcome}"
+        );
+    }
+    // Nothing is held for a node that nobody listens for.
+    drop(session);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(store.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn an_agent_knows_what_the_policies_say_and_never_more(
+        changes in prop::collection::vec(change(), 0..40),
+    ) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(play(&changes));
+    }
+}
+
+/// A pod takes over the role of one that goes, in one wake-up: the agent has forgotten the
+/// credentials by then, and must be sent them again.
+#[tokio::test(start_paused = true)]
+async fn a_role_that_passes_from_one_pod_to_another_keeps_its_credentials() {
+    let pod = |number| Change::Pod {
+        number,
+        on_node: true,
+        role: Some(1),
+    };
+    let changes = [
+        pod(0),
+        Change::Namespace(Some(1)),
+        Change::Listen,
+        pod(1),
+        Change::DeletePod(0),
+        Change::Listen,
+    ];
+    play(&changes).await;
+}
+
+#[test]
+fn names_that_no_node_has_are_refused() {
+    for name in ["node-1", "ip-10-0-0-1.eu-west-1.compute.internal", "1"] {
+        assert_eq!(name.parse::<NodeName>().unwrap().as_str(), name);
+    }
+    let long = "a".repeat(254);
+    for name in ["", "Node", "-a", "a-", "a/b", "a b", "ü", long.as_str()] {
+        assert!(name.parse::<NodeName>().is_err(), "{name}");
+    }
+}
+
+/// Reviews as it was told to.
+struct Reviews(Mutex<Result<Reviewed, ReviewError>>);
+
+#[async_trait]
+impl TokenReviews for Reviews {
+    async fn review(&self, _token: &str, audience: &str) -> Result<Reviewed, ReviewError> {
+        assert_eq!(audience, "kiam-server");
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn a_token_proves_the_node_of_its_pod_and_no_other() {
+    let cluster = Arc::new(Cluster::new());
+    cluster.apply(pod("agent-1", "kube-system", "kiam-agent-x", "node-1").into());
+    let agent = || Reviewed {
+        user: "system:serviceaccount:kube-system:kiam-agent".to_owned(),
+        pod_uid: Some("agent-1".to_owned()),
+        node: Some("node-1".to_owned()),
+    };
+    let with = |change: fn(&mut Reviewed)| {
+        let mut reviewed = agent();
+        change(&mut reviewed);
+        Ok(reviewed)
+    };
+    let cases: [(&str, Result<Reviewed, ReviewError>, &str); 9] = [
+        ("node-1", Ok(agent()), ""),
+        // An API server that tells no node: the pod itself does.
+        ("node-1", with(|r| r.node = None), ""),
+        ("node-2", Ok(agent()), "comes from node-1"),
+        (
+            "node-1",
+            with(|r| r.user = "system:serviceaccount:web:default".to_owned()),
+            "web:default",
+        ),
+        ("node-1", with(|r| r.pod_uid = None), "not bound to a pod"),
+        (
+            "node-2",
+            with(|r| r.node = Some("node-2".to_owned())),
+            "not the node that its pod",
+        ),
+        (
+            "node-1",
+            with(|r| {
+                r.node = None;
+                r.pod_uid = Some("gone".to_owned());
+            }),
+            "not known here",
+        ),
+        (
+            "node-1",
+            Err(ReviewError::Refused("expired".to_owned())),
+            "expired",
+        ),
+        (
+            "node-1",
+            Err(ReviewError::Unavailable("down".to_owned())),
+            "cannot be checked now",
+        ),
+    ];
+    for (asked, reviewed, expected) in cases {
+        let reviews = Arc::new(Reviews(Mutex::new(reviewed)));
+        let (cluster, audience) = (Arc::clone(&cluster), "kiam-server".to_owned());
+        let proof = TokenProof::new(reviews, cluster, audience, "kube-system", "kiam-agent");
+        let evidence = Evidence {
+            token: Some("token"),
+            ..Evidence::default()
+        };
+        let outcome = NodeProof::Token(Arc::new(proof))
+            .check(&asked.parse().unwrap(), evidence)
+            .await;
+        match outcome {
+            Ok(()) => assert_eq!(expected, ""),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(
+                    !expected.is_empty() && text.contains(expected),
+                    "{asked}: {text}"
+                );
+                assert!(!text.contains("token\""), "{text}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_right_evidence_no_node_is_proved() {
+    let node: NodeName = "node-1".parse().unwrap();
+    let evidence = |dns: &[&str]| Evidence {
+        names: PeerNames {
+            dns: dns.iter().map(ToString::to_string).collect(),
+            ..PeerNames::default()
+        },
+        token: None,
+    };
+    let check = async |dns: &[&str]| NodeProof::Certificate.check(&node, evidence(dns)).await;
+    assert!(check(&["node-1.node.kiam"]).await.is_ok());
+    assert!(check(&["other", "node-1.node.kiam"]).await.is_ok());
+    let error = check(&["node-2.node.kiam"]).await.unwrap_err().to_string();
+    assert!(error.contains("node-2"), "{error}");
+    let error = check(&["kiam-server"]).await.unwrap_err().to_string();
+    assert!(error.contains("NODE.node.kiam"), "{error}");
+    assert!(
+        NodeProof::None
+            .check(&node, Evidence::default())
+            .await
+            .is_ok()
+    );
+}

@@ -181,7 +181,7 @@ fn parent(file: &Path) -> PathBuf {
 }
 
 /// The objects of a file, and what is wrong with those that cannot be used.
-fn parse(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), FileError> {
+pub(super) fn parse(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), FileError> {
     let read_error = |source| FileError::Read {
         path: path.to_owned(),
         source,

@@ -90,7 +90,7 @@ async fn watch<K>(
 }
 
 /// Applies a watch's events to the cluster.
-async fn follow<K>(
+pub(super) async fn follow<K>(
     cluster: &Cluster,
     kind: Kind,
     events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>>,

@@ -1,1 +1,235 @@
-//! Tests.
+//! Objects as they are written, in files that change and may be wrong, and as a watch sends them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::Event;
+use tokio_util::sync::CancellationToken;
+
+use super::kubernetes::follow;
+use super::*;
+use crate::cluster::Cluster;
+use crate::cluster::object::{Kind, Object};
+
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata:
+  name: frontend
+  namespace: web
+  uid: uid-1
+  annotations:
+    iam.amazonaws.com/role: reader
+  managedFields: [{manager: kubelet}]
+spec:
+  nodeName: node-1
+  serviceAccountName: frontend
+  containers: [{name: main, image: x}]
+status:
+  phase: Running
+  podIP: 10.0.0.1
+  podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]
+";
+const NAMESPACE: &str = "
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: web
+  annotations:
+    iam.amazonaws.com/permitted: .*
+";
+
+fn pods(cluster: &Cluster) -> Vec<String> {
+    let mut names: Vec<_> = cluster
+        .node("node-1")
+        .iter()
+        .map(|member| member.pod.name.to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    std::fs::write(folder.join(name), text).unwrap();
+}
+
+async fn eventually(condition: impl Fn() -> bool) {
+    for _ in 0..200 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("what was expected did not happen within five seconds");
+}
+
+#[test]
+fn a_source_is_named_in_two_ways() {
+    assert_eq!("kubernetes".parse(), Ok(SourceFlag::Kubernetes));
+    assert_eq!("file:/a:b".parse(), Ok(SourceFlag::Files("/a:b".into())));
+    for text in ["", "file:", "files:/a", "Kubernetes"] {
+        let error = text.parse::<SourceFlag>().unwrap_err().to_string();
+        assert!(error.contains("file:PATH"), "{error}");
+    }
+}
+
+#[test]
+fn what_decides_is_read_and_the_rest_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "all.yaml", &format!("{POD}---{NAMESPACE}"));
+    let cluster = Arc::new(Cluster::new());
+    Files::new(folder.path().join("all.yaml"), Arc::clone(&cluster)).unwrap();
+    assert!(cluster.is_synced());
+    let [member] = &cluster.node("node-1")[..] else {
+        panic!("one pod")
+    };
+    let pod = &member.pod;
+    assert_eq!(
+        (&*pod.uid, &*pod.namespace, &*pod.service_account),
+        ("uid-1", "web", "frontend")
+    );
+    assert_eq!(
+        pod.annotations.as_ref().unwrap().role.as_deref(),
+        Some("reader")
+    );
+    let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.0.1", "fd00::1"]);
+    assert!(member.namespace.is_some());
+    assert!(member.service_account.is_none());
+}
+
+#[tokio::test]
+async fn files_that_change_are_read_again_and_bad_ones_keep_what_they_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let second = POD.replace("frontend", "backend").replace("uid-1", "uid-2");
+    write(folder.path(), "a.yaml", POD);
+    write(folder.path(), "b.yml", &second);
+    write(folder.path(), "notes.txt", "not read");
+    let cluster = Arc::new(Cluster::new());
+    let files = Files::new(folder.path().to_owned(), Arc::clone(&cluster)).unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(files.run(stop.clone()));
+    assert_eq!(pods(&cluster), ["backend", "frontend"]);
+
+    // An error in one file: what it held stays, and the other is followed.
+    write(folder.path(), "a.yaml", "kind: [Pod");
+    write(
+        folder.path(),
+        "b.yml",
+        &second.replace("backend", "database"),
+    );
+    eventually(|| pods(&cluster) == ["database", "frontend"]).await;
+    // Mended by renaming another file over it, without the pod.
+    write(folder.path(), "a.new", NAMESPACE);
+    std::fs::rename(folder.path().join("a.new"), folder.path().join("a.yaml")).unwrap();
+    eventually(|| pods(&cluster) == ["database"]).await;
+    // A finished pod counts as gone, and so does what was in a file that is gone.
+    write(
+        folder.path(),
+        "b.yml",
+        &second.replace("Running", "Succeeded"),
+    );
+    eventually(|| pods(&cluster).is_empty()).await;
+    write(
+        folder.path(),
+        "c.json",
+        "{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"c\", \"namespace\": \"web\", \"uid\": \"c\"}, \"spec\": {\"nodeName\": \"node-1\"}}",
+    );
+    eventually(|| pods(&cluster) == ["c"]).await;
+    std::fs::remove_file(folder.path().join("c.json")).unwrap();
+    eventually(|| pods(&cluster).is_empty()).await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[test]
+fn an_error_names_file_object_and_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.yaml");
+    for (text, parts) in [
+        (
+            "kind: [Pod".to_owned(),
+            ["x.yaml", "no valid YAML", "line 1"],
+        ),
+        (
+            POD.replace("uid: uid-1", "labels: {}"),
+            ["object 1", "Pod web/frontend", "metadata.uid"],
+        ),
+        (
+            format!("{NAMESPACE}---{}", POD.replace("'fd00::1'", "nowhere")),
+            ["object 2", "Pod web/frontend", "\"nowhere\""],
+        ),
+        (
+            POD.replace("kind: Pod", "kind: Secret"),
+            ["object 1", "Secret web/frontend", "v1/Pod"],
+        ),
+        (
+            POD.replace("nodeName: node-1", "nodeName: [1]"),
+            ["object 1", "Pod web/frontend", "expected a string"],
+        ),
+        ("just text".to_owned(), ["object 1", "x.yaml", "?"]),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let error = match files::parse(&file) {
+            Ok((_, errors)) => errors[0].to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let missing = Files::new(folder.path().join("missing.yaml"), Arc::new(Cluster::new()));
+    assert!(missing.unwrap_err().to_string().contains("missing.yaml"));
+}
+
+/// A pod as the API would send it.
+fn sent(name: &str, edit: impl Fn(&mut serde_json::Value)) -> DeserializeGuard<PodManifest> {
+    let mut pod: serde_json::Value = serde_saphyr::from_str(POD).unwrap();
+    pod["metadata"]["name"] = name.into();
+    pod["metadata"]["uid"] = format!("uid-{name}").into();
+    edit(&mut pod);
+    serde_json::from_value(pod).unwrap()
+}
+
+#[tokio::test]
+async fn a_watch_that_begins_again_forgets_what_is_gone_and_skips_what_is_malformed() {
+    let cluster = Cluster::new();
+    let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
+    let play = async |events: Vec<Event<DeserializeGuard<PodManifest>>>| {
+        follow(
+            &cluster,
+            Kind::Pod,
+            stream::iter(events.into_iter().map(Ok)),
+            trim,
+        )
+        .await;
+        pods(&cluster)
+    };
+    let same = |_: &mut serde_json::Value| {};
+    let listed = |names: &[&str]| {
+        let objects = names.iter().map(|name| Event::InitApply(sent(name, same)));
+        [Event::Init]
+            .into_iter()
+            .chain(objects)
+            .chain([Event::InitDone])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(play(listed(&["a", "b"])).await, ["a", "b"]);
+    // 410 Gone: the list begins again, and b was deleted meanwhile.
+    assert_eq!(play(listed(&["a", "c"])).await, ["a", "c"]);
+    assert_eq!(play(vec![Event::Delete(sent("c", same))]).await, ["a"]);
+    // One malformed object is absent; the others of the same list are not.
+    let malformed = |pod: &mut serde_json::Value| pod["spec"]["nodeName"] = 7.into();
+    let events = vec![
+        Event::Apply(sent("a", malformed)),
+        Event::Apply(sent("d", same)),
+    ];
+    assert_eq!(play(events).await, ["d"]);
+    let finished = |pod: &mut serde_json::Value| pod["status"]["phase"] = "Failed".into();
+    assert_eq!(
+        play(vec![Event::Apply(sent("d", finished))]).await,
+        Vec::<String>::new()
+    );
+}
