@@ -8,7 +8,7 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use kiam_ebpf::{MAPPED_PREFIX, METADATA_PORT, METADATA_V4, METADATA_V6, Verdict};
+use kiam_ebpf::{Hook, MAPPED_PREFIX, METADATA_PORT, METADATA_V4, METADATA_V6, Verdict};
 
 use crate::state::{
     HOST_NETWORK, PROCEED, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, Socket, config, count, refuse,
@@ -26,14 +26,14 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     if address.user_ip4 != METADATA_V4 {
         return PROCEED;
     }
-    match decide(&ctx, address, REDIRECTED_V4) {
+    match decide(&ctx, Hook::Connect4, address, REDIRECTED_V4) {
         Ok(Some((host, port))) => {
             address.user_ip4 = host;
             address.user_port = port;
             PROCEED
         }
         Ok(None) => PROCEED,
-        Err(verdict) => refuse(verdict),
+        Err(verdict) => refuse(Hook::Connect4, verdict),
     }
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     } else {
         return PROCEED;
     };
-    match decide(&ctx, address, asked) {
+    match decide(&ctx, Hook::Connect6, address, asked) {
         Ok(Some((host, port))) => {
             // The agent is on IPv4. A socket that is for IPv6 alone cannot follow, and fails.
             address.user_ip6[0] = MAPPED_PREFIX[0];
@@ -73,7 +73,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
             PROCEED
         }
         Ok(None) => PROCEED,
-        Err(verdict) => refuse(verdict),
+        Err(verdict) => refuse(Hook::Connect6, verdict),
     }
 }
 
@@ -82,6 +82,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn decide(
     ctx: &SockAddrContext,
+    hook: Hook,
     address: &bpf_sock_addr,
     asked: u32,
 ) -> Result<Option<(u32, u32)>, Verdict> {
@@ -92,7 +93,7 @@ fn decide(
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if netns == config.host_netns_cookie {
         note(ctx, HOST_NETWORK);
-        count(Verdict::HostNetwork);
+        count(hook, Verdict::HostNetwork);
         return Ok(None);
     }
     let (kind, protocol, port) = (address.type_, address.protocol, address.user_port);
@@ -101,7 +102,7 @@ fn decide(
         return Err(Verdict::ConnectRefused);
     }
     note(ctx, asked);
-    count(Verdict::Redirected);
+    count(hook, Verdict::Redirected);
     Ok(Some((config.host_v4, config.port as u32)))
 }
 

@@ -4,17 +4,23 @@
 //! reads and comparisons. It sees what connect hooks do not: UDP, raw sockets, connections that
 //! were open before. The note is taken when the SYN leaves, before the agent can see it.
 
+use core::arch::asm;
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_sock};
+use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_cgroup_id,
 };
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, Caller, METADATA_V4, METADATA_V6, Verdict};
+use kiam_ebpf::{
+    ATTESTATION_LIFE_NANOS, Attestation, Caller, Hook, MAX_PER_CGROUP, METADATA_V4, METADATA_V6,
+    Verdict, bucket,
+};
 
-use crate::state::{ATTESTATIONS, HOST_NETWORK, PROCEED, SOCKETS, Socket, config, count, refuse};
+use crate::state::{
+    ATTESTATIONS, HOST_NETWORK, NOTED, PROCEED, SOCKETS, Socket, TAKEN, config, count, refuse,
+};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -54,11 +60,20 @@ struct Tcp {
 /// RFC 8200: the destination's offset in the header.
 const IPV6_DESTINATION: usize = 24;
 
+/// RFC 791: with all the options that there is room for.
+const MAX_IPV4: usize = 60;
+
 #[cgroup_skb(egress)]
 pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
     // The program sees packets from the network header on, which no packet is shorter than.
-    let Some(header) = read::<Ipv4>(&ctx, 0) else { return refuse(Verdict::PacketDropped) };
-    if header.version_and_length >> 4 == 4 { guard_v4(&ctx, &header) } else { guard_v6(&ctx) }
+    let Some(header) = read::<Ipv4>(&ctx, 0) else {
+        return refuse(Hook::Egress, Verdict::PacketDropped);
+    };
+    if header.version_and_length >> 4 == 4 {
+        guard_v4(&ctx, &header)
+    } else {
+        guard_v6(&ctx)
+    }
 }
 
 #[inline(always)]
@@ -66,11 +81,14 @@ fn guard_v4(ctx: &SkBuffContext, header: &Ipv4) -> i32 {
     if header.destination == METADATA_V4 {
         return to_metadata(ctx);
     }
+    // A header with options is longer; sockets may set them. Its length is in words.
+    let length = (header.version_and_length & 0x0f) as usize * 4;
+    if length != size_of::<Ipv4>() && routes_to_metadata(ctx, length) {
+        return to_metadata(ctx);
+    }
     if header.protocol != IPPROTO_TCP {
         return PROCEED;
     }
-    // A header with options is longer; sockets may set them. Its length is in words.
-    let length = (header.version_and_length & 0x0f) as usize * 4;
     let flags = if length == size_of::<Ipv4>() {
         read::<Tcp>(ctx, size_of::<Ipv4>()).map(|tcp| tcp.flags)
     } else {
@@ -85,7 +103,7 @@ fn guard_v4(ctx: &SkBuffContext, header: &Ipv4) -> i32 {
 #[inline(always)]
 fn guard_v6(ctx: &SkBuffContext) -> i32 {
     let Some(destination) = read::<[u32; 4]>(ctx, IPV6_DESTINATION) else {
-        return refuse(Verdict::PacketDropped);
+        return refuse(Hook::Egress, Verdict::PacketDropped);
     };
     // The last word first: it differs in almost every packet.
     if destination[3] == METADATA_V6[3]
@@ -98,12 +116,32 @@ fn guard_v6(ctx: &SkBuffContext) -> i32 {
     PROCEED
 }
 
+/// Whether the metadata service is in the header's options: a source route goes by way of the
+/// destination to an address there (RFC 791).
+#[inline(never)]
+fn routes_to_metadata(ctx: &SkBuffContext, length: usize) -> bool {
+    let mut last: u32 = 0;
+    for at in size_of::<Ipv4>()..MAX_IPV4 {
+        if at >= length {
+            return false;
+        }
+        let Ok(byte) = ctx.load::<u8>(at) else {
+            return false;
+        };
+        last = last << 8 | u32::from(byte);
+        if last == u32::from_be(METADATA_V4) {
+            return true;
+        }
+    }
+    false
+}
+
 /// Only a socket of the node's own namespace, which connect let through, may.
 #[inline(never)]
 fn to_metadata(ctx: &SkBuffContext) -> i32 {
     let sk = socket(ctx);
     if sk.is_null() {
-        return refuse(Verdict::PacketDropped);
+        return refuse(Hook::Egress, Verdict::PacketDropped);
     }
     // SAFETY: the socket was checked to be whole; the storage, if there is one, is its own.
     let fate = unsafe {
@@ -114,7 +152,7 @@ fn to_metadata(ctx: &SkBuffContext) -> i32 {
     if fate == HOST_NETWORK {
         PROCEED
     } else {
-        refuse(Verdict::PacketDropped)
+        refuse(Hook::Egress, Verdict::PacketDropped)
     }
 }
 
@@ -134,13 +172,13 @@ fn syn(ctx: &SkBuffContext, destination: u32, header: usize) -> i32 {
         return PROCEED;
     }
     let Ok(source) = ctx.load::<u32>(offset_of!(Ipv4, source)) else {
-        return refuse(Verdict::Forged);
+        return refuse(Hook::Egress, Verdict::Forged);
     };
     // Who holds no TCP socket of that address and port has made the packet by hand: nobody may
     // speak for another's connection.
     let sk = socket(ctx);
     if sk.is_null() {
-        return refuse(Verdict::Forged);
+        return refuse(Hook::Egress, Verdict::Forged);
     }
     // SAFETY: checked to be a whole socket.
     let sk = unsafe { &*sk };
@@ -150,7 +188,7 @@ fn syn(ctx: &SkBuffContext, destination: u32, header: usize) -> i32 {
         || sk.src_ip4 != source
         || sk.src_port != u16::from_be(ports[0]) as u32
     {
-        return refuse(Verdict::Forged);
+        return refuse(Hook::Egress, Verdict::Forged);
     }
     // SAFETY: helpers of this program type, with its context.
     let (cgroup, at) = unsafe { (bpf_skb_cgroup_id(ctx.skb.skb), bpf_ktime_get_ns()) };
@@ -162,33 +200,69 @@ fn syn(ctx: &SkBuffContext, destination: u32, header: usize) -> i32 {
     attest(&caller, &Attestation { cgroup, at })
 }
 
+/// Makes a note, unless that would be at another's cost.
 #[inline(always)]
 fn attest(caller: &Caller, attestation: &Attestation) -> i32 {
-    if ATTESTATIONS
-        .insert(caller, attestation, BPF_NOEXIST as u64)
-        .is_ok()
-    {
-        count(Verdict::Attested);
-        return PROCEED;
+    // SAFETY: read at once; were it replaced meanwhile, the newer one holds below.
+    if let Some(known) = unsafe { ATTESTATIONS.get(caller) } {
+        let (cgroup, at) = (known.cgroup, known.at);
+        if cgroup == attestation.cgroup {
+            // The same SYN again, or the port's last connection never came about.
+            if insert(caller, attestation, BPF_EXIST) {
+                return attested();
+            }
+        } else if attestation.at.wrapping_sub(at) <= ATTESTATION_LIFE_NANOS {
+            return refuse(Hook::Egress, Verdict::Contested);
+        } else if ATTESTATIONS.remove(caller).is_ok() {
+            noted(cgroup, MINUS_ONE);
+        }
     }
-    // There is one already, or the map is full.
-    // SAFETY: read at once and compared; were it replaced meanwhile, the newer one holds.
-    let Some(known) = (unsafe { ATTESTATIONS.get(caller) }) else {
-        return refuse(Verdict::Overflow);
-    };
-    let stale = attestation.at.wrapping_sub(known.at) > ATTESTATION_LIFE_NANOS;
-    if known.cgroup != attestation.cgroup && !stale {
-        return refuse(Verdict::Contested);
+    if under_way(attestation.cgroup) >= u64::from(MAX_PER_CGROUP) {
+        return refuse(Hook::Egress, Verdict::Flooding);
     }
-    // The same sender's SYN again, or one whose connection never came about.
-    if ATTESTATIONS
-        .insert(caller, attestation, BPF_ANY as u64)
-        .is_err()
-    {
-        return refuse(Verdict::Overflow);
+    // Another may have been quicker: then its note stays, and this SYN is sent again.
+    if !insert(caller, attestation, BPF_NOEXIST) {
+        return refuse(Hook::Egress, Verdict::Overflow);
     }
-    count(Verdict::Attested);
+    noted(attestation.cgroup, 1);
+    attested()
+}
+
+#[inline(always)]
+fn attested() -> i32 {
+    count(Hook::Egress, Verdict::Attested);
     PROCEED
+}
+
+#[inline(always)]
+fn insert(caller: &Caller, attestation: &Attestation, flags: u32) -> bool {
+    ATTESTATIONS
+        .insert(caller, attestation, u64::from(flags))
+        .is_ok()
+}
+
+/// How many notes of this cgroup the agent has not taken out.
+#[inline(always)]
+fn under_way(cgroup: u64) -> u64 {
+    let bucket = bucket(cgroup);
+    match (NOTED.get(bucket), TAKEN.get(bucket)) {
+        // The two are not read at one moment: the agent may be ahead.
+        (Some(noted), Some(taken)) if (noted.wrapping_sub(*taken) as i64) > 0 => {
+            noted.wrapping_sub(*taken)
+        }
+        _ => 0,
+    }
+}
+
+const MINUS_ONE: u64 = u64::MAX;
+
+#[inline(always)]
+fn noted(cgroup: u64, change: u64) {
+    if let Some(count) = NOTED.get_ptr_mut(bucket(cgroup)) {
+        // SAFETY: adds to a slot of the map, which lives as long as the program. The kernel's atomic
+        // addition, for which Rust has no name on this target: it has no compare and exchange.
+        unsafe { asm!("lock *(u64 *)({} + 0) += {}", in(reg) count, in(reg) change) };
+    }
 }
 
 /// The socket that sends the packet, if there is one and it is a whole one.

@@ -26,7 +26,11 @@ pub mod maps {
     pub const CONFIG: &str = "CONFIG";
     /// [`Caller`](super::Caller) → [`Attestation`](super::Attestation).
     pub const ATTESTATIONS: &str = "ATTESTATIONS";
-    /// A count for each [`Verdict`](super::Verdict), on each CPU.
+    /// How many notes the guard has made, by [`bucket`](super::bucket).
+    pub const NOTED: &str = "NOTED";
+    /// How many of them the agent has taken out, by [`bucket`](super::bucket).
+    pub const TAKEN: &str = "TAKEN";
+    /// A count for each [`Hook`](super::Hook) and [`Verdict`](super::Verdict), on each CPU.
     pub const VERDICTS: &str = "VERDICTS";
 }
 
@@ -49,10 +53,22 @@ pub const LAYOUT: u32 = 1;
 
 /// Connections to the agent that may be under way on a node, from SYN to the agent's reading of
 /// who it is. When there are more the newest are refused: none is ever pushed out by another.
-pub const MAX_ATTESTATIONS: u32 = 16_384;
+pub const MAX_ATTESTATIONS: u32 = 32_768;
+/// Of these, how many a cgroup may have: it takes 128 of them to use up all.
+pub const MAX_PER_CGROUP: u32 = 256;
 /// An attestation that the agent has not taken out by then is of a connection that never came
-/// about.
-pub const ATTESTATION_LIFE_NANOS: u64 = 30_000_000_000;
+/// about. By then a SYN has been sent four times.
+pub const ATTESTATION_LIFE_NANOS: u64 = 10_000_000_000;
+
+/// How many counts of notes there are: see [`bucket`].
+pub const BUCKETS: u32 = 4096;
+
+/// Where the notes of a cgroup are counted. Ids are given in order, so that the cgroups of a node
+/// seldom share one.
+#[must_use]
+pub const fn bucket(cgroup: u64) -> u32 {
+    (cgroup % BUCKETS as u64) as u32
+}
 
 /// Where the agent is. As long as `layout` is not [`LAYOUT`], everything is refused.
 #[repr(C)]
@@ -93,7 +109,34 @@ pub struct Attestation {
     pub at: u64,
 }
 
-/// What a program did with a connect or a packet. Indexes of the map of counts.
+/// Where a program is attached that counts what it does.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// `cgroup/connect4`.
+    Connect4 = 0,
+    /// `cgroup/connect6`.
+    Connect6 = 1,
+    /// `cgroup_skb/egress`.
+    Egress = 2,
+}
+
+impl Hook {
+    /// All, in the order of their indexes.
+    pub const ALL: [Self; 3] = [Self::Connect4, Self::Connect6, Self::Egress];
+
+    /// For metrics.
+    #[must_use]
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// What a program did with a connect or a packet.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -114,13 +157,15 @@ pub enum Verdict {
     /// A SYN to the agent was dropped because another cgroup's, from the same address and port,
     /// has not been taken out yet.
     Contested = 7,
-    /// A SYN to the agent was dropped because too many are under way.
-    Overflow = 8,
+    /// A SYN to the agent was dropped because too many of its cgroup are under way.
+    Flooding = 8,
+    /// A SYN to the agent was dropped because too many of all cgroups are under way.
+    Overflow = 9,
 }
 
 impl Verdict {
     /// All, in the order of their indexes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Redirected,
         Self::ConnectRefused,
         Self::Unconfigured,
@@ -129,6 +174,7 @@ impl Verdict {
         Self::Attested,
         Self::Forged,
         Self::Contested,
+        Self::Flooding,
         Self::Overflow,
     ];
 
@@ -144,13 +190,20 @@ impl Verdict {
             Self::Attested => "attested",
             Self::Forged => "forged",
             Self::Contested => "contested",
+            Self::Flooding => "flooding",
             Self::Overflow => "overflow",
         }
     }
 }
 
 /// How many counts there are.
-pub const VERDICTS: usize = Verdict::ALL.len();
+pub const VERDICTS: usize = Hook::ALL.len() * Verdict::ALL.len();
+
+/// Where a hook's count of a verdict is.
+#[must_use]
+pub const fn count_index(hook: Hook, verdict: Verdict) -> u32 {
+    hook as u32 * Verdict::ALL.len() as u32 + verdict as u32
+}
 
 #[cfg(feature = "user")]
 #[expect(
@@ -172,6 +225,7 @@ mod user {
 const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8);
 const _: () = assert!(size_of::<Caller>() == 4 + 2 + 2);
 const _: () = assert!(size_of::<Attestation>() == 8 + 8);
+const _: () = assert!(MAX_PER_CGROUP * 100 < MAX_ATTESTATIONS);
 
 #[cfg(test)]
 mod tests {
@@ -198,9 +252,15 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_in_the_order_of_their_indexes() {
-        for (at, verdict) in Verdict::ALL.into_iter().enumerate() {
-            assert_eq!(verdict as usize, at);
-        }
+    fn every_hook_s_verdict_has_a_count_of_its_own() {
+        let indexes = Hook::ALL
+            .into_iter()
+            .flat_map(|hook| Verdict::ALL.map(|verdict| count_index(hook, verdict) as usize));
+        assert!(indexes.eq(0..VERDICTS));
+    }
+
+    #[test]
+    fn cgroups_made_one_after_another_are_counted_apart() {
+        assert_ne!(bucket(1 << 40), bucket((1 << 40) + 1));
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! Built by `cargo xtask build-ebpf`; a build for the host is a program that says so.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(

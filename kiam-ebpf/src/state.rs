@@ -2,7 +2,9 @@
 
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
-use kiam_ebpf::{Attestation, Caller, Config, LAYOUT, MAX_ATTESTATIONS, Verdict};
+use kiam_ebpf::{
+    Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, Verdict, count_index,
+};
 
 /// What a hook answers: let it be, as it may have been rewritten.
 pub(crate) const PROCEED: i32 = 1;
@@ -15,6 +17,14 @@ static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]
 pub(crate) static ATTESTATIONS: HashMap<Caller, Attestation, { MAX_ATTESTATIONS as usize }> =
     HashMap::new();
+
+/// Written here only, so that no count is lost; what is under way is this less `TAKEN`.
+#[btf_map]
+pub(crate) static NOTED: Array<u64, { BUCKETS as usize }> = Array::new();
+
+/// Written by the agent only.
+#[btf_map]
+pub(crate) static TAKEN: Array<u64, { BUCKETS as usize }> = Array::new();
 
 #[btf_map]
 static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();
@@ -45,15 +55,15 @@ pub(crate) fn config() -> Option<&'static Config> {
 }
 
 #[inline(always)]
-pub(crate) fn count(verdict: Verdict) {
-    if let Some(count) = VERDICTS.get_ptr_mut(verdict as u32) {
+pub(crate) fn count(hook: Hook, verdict: Verdict) {
+    if let Some(count) = VERDICTS.get_ptr_mut(count_index(hook, verdict)) {
         // SAFETY: this CPU's own slot of the map, which lives as long as the program.
         unsafe { *count += 1 };
     }
 }
 
 #[inline(always)]
-pub(crate) fn refuse(verdict: Verdict) -> i32 {
-    count(verdict);
+pub(crate) fn refuse(hook: Hook, verdict: Verdict) -> i32 {
+    count(hook, verdict);
     REFUSE
 }

@@ -1,17 +1,24 @@
 //! Which cgroup made a connection: what the guard noted when the connection's SYN left.
+//!
+//! A note is taken out once. What is taken out is counted by cgroup, so that the guard knows how
+//! many a cgroup has left there, and lets none have more than its share.
+
+mod notes;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use aya::maps::{HashMap, MapData, MapError};
-use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, Caller};
+use aya::maps::{Array, MapData, MapError};
+use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, BUCKETS, Caller, bucket};
 use nix::time::{ClockId, clock_gettime};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use notes::Notes;
+
 /// How often notes of connections that never came about are swept out.
-const SWEEP: Duration = Duration::from_secs(30);
+const SWEEP: Duration = Duration::from_nanos(ATTESTATION_LIFE_NANOS);
 
 /// The kernel's word on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +29,14 @@ pub struct Attested {
 
 /// Reads the notes, each once.
 pub struct Attestor {
-    // The map takes no two writers at once; a lock is held for one system call or two.
-    notes: Mutex<HashMap<MapData, Caller, Attestation>>,
+    notes: Notes,
+    taken: Mutex<Taken>,
+}
+
+/// How many notes were taken out, by bucket: as the guard reads it, and a copy to count from.
+struct Taken {
+    map: Array<MapData, u64>,
+    counts: Vec<u64>,
 }
 
 impl fmt::Debug for Attestor {
@@ -33,10 +46,13 @@ impl fmt::Debug for Attestor {
 }
 
 impl Attestor {
-    pub(super) fn new(notes: HashMap<MapData, Caller, Attestation>) -> Self {
-        Self {
-            notes: Mutex::new(notes),
-        }
+    /// Goes on from where an earlier reader of these maps was.
+    pub(super) fn new(notes: Notes, taken: Array<MapData, u64>) -> Result<Self, MapError> {
+        let counts = (0..BUCKETS)
+            .map(|bucket| taken.get(&bucket, 0))
+            .collect::<Result<_, _>>()?;
+        let taken = Mutex::new(Taken { map: taken, counts });
+        Ok(Self { notes, taken })
     }
 
     /// Takes out the note of the connection from `peer`. A second call for it finds none.
@@ -51,47 +67,65 @@ impl Attestor {
             port: peer.port().to_be(),
             reserved: 0,
         };
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let note = notes.get(&caller, 0).ok()?;
-        // Taken out by nobody else, under the lock; if the kernel has replaced it, that one goes.
-        let _ = notes.remove(&caller);
-        drop(notes);
+        let note = match self.notes.take(&caller) {
+            Ok(note) => note?,
+            Err(error) => {
+                tracing::error!(%error, "cannot read who made a connection");
+                return None;
+            }
+        };
+        self.count(note);
         (!is_stale(note, now()?)).then_some(Attested {
             cgroup: note.cgroup,
         })
     }
 
-    /// Sweeps out, until told to stop, the notes of connections that never came about.
+    /// Sweeps out, until told to stop, the notes of connections that never came about: first
+    /// those that were left while there was no agent.
     pub async fn keep(&self, stop: CancellationToken) {
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(SWEEP) => {}
-            }
             match self.sweep() {
                 Ok(0) => {}
                 Ok(swept) => tracing::debug!(swept, "attestations of connections that never came"),
                 Err(error) => tracing::warn!(%error, "cannot sweep the attestations"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(SWEEP) => {}
             }
         }
     }
 
     fn sweep(&self) -> Result<usize, MapError> {
         let Some(now) = now() else { return Ok(0) };
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let stale: Vec<Caller> = notes
-            .iter()
-            .filter_map(|entry| match entry {
-                Ok((caller, note)) if is_stale(note, now) => Some(Ok(caller)),
-                Ok(_) => None,
-                Err(error) => Some(Err(error)),
-            })
-            .collect::<Result<_, _>>()?;
-        for caller in &stale {
-            // Already gone is as good.
-            let _ = notes.remove(caller);
+        let stale = self.notes.select(|note| is_stale(note, now))?;
+        let mut swept = 0;
+        for caller in stale {
+            match self.notes.take(&caller)? {
+                Some(note) if is_stale(note, now) => {
+                    self.count(note);
+                    swept += 1;
+                }
+                // A new connection has just begun from there.
+                Some(note) => self.notes.put_back(&caller, note)?,
+                None => {}
+            }
         }
-        Ok(stale.len())
+        Ok(swept)
+    }
+
+    fn count(&self, note: Attestation) {
+        let bucket = bucket(note.cgroup);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let Taken { map, counts } = &mut *taken;
+        let Some(count) = counts.get_mut(bucket as usize) else {
+            return;
+        };
+        *count = count.wrapping_add(1);
+        // Under the lock: the guard sees no count go back.
+        if let Err(error) = map.set(bucket, *count, 0) {
+            tracing::error!(%error, "cannot count an attestation as taken");
+        }
     }
 }
 

@@ -6,16 +6,16 @@ use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use aya::programs::cgroup_skb::CgroupSkbLink;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
 };
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
-use kiam_ebpf::{Config, LAYOUT, Verdict, maps, programs};
+use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, maps, programs};
 
-use super::attestor::Attestor;
+use super::attestor::{Attestor, Notes};
 use super::object;
 
 /// What the programs are told.
@@ -167,11 +167,14 @@ impl Programs {
             maps::VERDICTS,
             take(&mut object, maps::VERDICTS)?.try_into(),
         )?;
-        let attestations: HashMap<MapData, _, _> = typed(
-            maps::ATTESTATIONS,
-            take(&mut object, maps::ATTESTATIONS)?.try_into(),
-        )?;
-        let attestor = Arc::new(Attestor::new(attestations));
+        let taken = typed(maps::TAKEN, take(&mut object, maps::TAKEN)?.try_into())?;
+        let Map::HashMap(notes) = take(&mut object, maps::ATTESTATIONS)? else {
+            return Err(KernelError::Missing {
+                name: maps::ATTESTATIONS,
+            });
+        };
+        let notes = typed(maps::ATTESTATIONS, Notes::new(notes))?;
+        let attestor = Arc::new(typed(maps::TAKEN, Attestor::new(notes, taken))?);
         Ok(Self {
             verdicts,
             attestor,
@@ -186,16 +189,31 @@ impl Programs {
         Arc::clone(&self.attestor)
     }
 
-    /// What the programs have done since they were attached, over all CPUs.
+    /// What the programs have done since they were attached, over all CPUs and hooks.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn verdicts(&self) -> Result<Vec<(Verdict, u64)>, KernelError> {
-        let count = |verdict: Verdict| {
-            let values = typed(maps::VERDICTS, self.verdicts.get(&(verdict as u32), 0))?;
-            Ok((verdict, values.iter().sum()))
+        let counts = self.counts()?;
+        let of = |verdict| {
+            let counts = counts.iter().filter(|count| count.1 == verdict);
+            (verdict, counts.map(|count| count.2).sum())
         };
-        Verdict::ALL.into_iter().map(count).collect()
+        Ok(Verdict::ALL.into_iter().map(of).collect())
+    }
+
+    /// What each program has done since they were attached, over all CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counts(&self) -> Result<Vec<(Hook, Verdict, u64)>, KernelError> {
+        let count = |hook, verdict| {
+            let index = count_index(hook, verdict);
+            let values = typed(maps::VERDICTS, self.verdicts.get(&index, 0))?;
+            Ok((hook, verdict, values.iter().sum()))
+        };
+        let of = |hook| Verdict::ALL.map(|verdict| count(hook, verdict));
+        Hook::ALL.into_iter().flat_map(of).collect()
     }
 }
 
@@ -256,7 +274,7 @@ where
     program.try_into().map_err(rejected(name))
 }
 
-fn take(object: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
+fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
     object.take_map(name).ok_or(KernelError::Missing { name })
 }
 

@@ -1,0 +1,77 @@
+//! The agent's side of the tests: the programs, and who they say calls.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+
+use kiam_agent::caller::{Identify as _, KernelIdentity, PodRef, PodUid, Refusal};
+use kiam_agent::kernel::cgroup::{Mount, Pods};
+use kiam_agent::kernel::{Programs, Redirect};
+use kiam_ebpf::Verdict;
+
+use crate::sandbox::{AGENT, Listener, Node, PATIENCE};
+
+/// The programs, attached, and a listener that answers with who is calling.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) programs: Programs,
+    pub(crate) identity: KernelIdentity,
+    pub(crate) listener: Listener,
+}
+
+impl Agent {
+    pub(crate) fn start(node: &Node) -> Self {
+        let listener = node.listen(AGENT);
+        let pods = node.pods_cgroup();
+        let programs = Programs::attach(&Redirect {
+            pods: pods.clone(),
+            agent: AGENT,
+            host_netns_cookie: node.netns_cookie(),
+        })
+        .unwrap();
+        let known = Pods::new(&Mount::find().unwrap(), &pods).unwrap();
+        let identity = KernelIdentity::new(programs.attestor(), known);
+        Self {
+            programs,
+            identity,
+            listener,
+        }
+    }
+
+    /// Takes the next connection, tells the client whose it is, and returns that.
+    pub(crate) fn answer(&self) -> Result<PodRef, Refusal> {
+        let (stream, peer) = self.listener.accept();
+        self.answer_to(stream, peer)
+    }
+
+    pub(crate) fn answer_to(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Result<PodRef, Refusal> {
+        let who = self.identity.identify(peer);
+        let text = match &who {
+            Ok(pod) => pod.to_string(),
+            Err(refusal) => refusal.as_label().to_owned(),
+        };
+        // A client that has gone away hears nothing.
+        let _ = stream.write_all(text.as_bytes());
+        // What it has sent is read: closing would reset the connection before it has heard.
+        std::thread::spawn(move || {
+            let _ = stream.set_read_timeout(Some(PATIENCE));
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        who
+    }
+
+    pub(crate) fn count(&self, verdict: Verdict) -> u64 {
+        let counts = self.programs.verdicts().unwrap();
+        counts
+            .into_iter()
+            .filter_map(|(counted, count)| (counted == verdict).then_some(count))
+            .sum()
+    }
+}
+
+pub(crate) fn pod(uid: &str) -> Result<PodRef, Refusal> {
+    Ok(PodRef::Uid(PodUid::new(uid)))
+}

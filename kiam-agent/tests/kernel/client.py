@@ -1,0 +1,157 @@
+"""What a process in a pod does: one attempt to reach an address, reported as one line of JSON.
+
+The first argument names the attempt, the others are its own.
+"""
+import json
+import os
+import socket
+import struct
+import sys
+import time
+
+METADATA = "169.254.169.254"
+MPTCP = 262
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def report(**what):
+    print(json.dumps(what), flush=True)
+
+
+def hear(sock):
+    report(
+        peer=sock.getpeername()[:2],
+        local=sock.getsockname()[:2],
+        heard=sock.recv(100).decode(),
+    )
+
+
+def tcp(address, port, *options):
+    """Connects, and reports whom it believes to talk to and what it heard."""
+    protocol = MPTCP if "mptcp" in options else 0
+    sock = socket.socket(family(address), socket.SOCK_STREAM, protocol)
+    sock.settimeout(4)
+    for option in options:
+        if option.startswith("from="):
+            source, source_port = option[5:].rsplit(",", 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((source, int(source_port)))
+        if option.startswith("timeout="):
+            sock.settimeout(float(option[8:]))
+    if "fastopen" in options:
+        # Without blocking it would only begin.
+        sock.settimeout(None)
+        sock.sendto(b"x", 0x20000000, (address, int(port)))
+    else:
+        sock.connect((address, int(port)))
+    hear(sock)
+
+
+def leave(address, port):
+    """Connects and goes away."""
+    sock = socket.socket(family(address), socket.SOCK_STREAM)
+    sock.settimeout(4)
+    sock.connect((address, int(port)))
+    report(local=sock.getsockname()[:2])
+    os._exit(0)
+
+
+def flood(address, port, times):
+    """Begins connections, and gives each up at once."""
+    for _ in range(int(times)):
+        sock = socket.socket(family(address), socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.connect_ex((address, int(port)))
+        sock.close()
+    report()
+
+
+def udp(address, port):
+    socket.socket(family(address), socket.SOCK_DGRAM).sendto(b"x", (address, int(port)))
+    report()
+
+
+def udp_connect(address, port):
+    sock = socket.socket(family(address), socket.SOCK_DGRAM)
+    sock.connect((address, int(port)))
+    sock.send(b"x")
+    report()
+
+
+def ping(address, _):
+    """An ICMP echo request by a raw socket, of the address's own family."""
+    if ":" in address:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        sock.sendto(struct.pack("!BBHHH", 128, 0, 0, 1, 1), (address, 0))
+    else:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        sock.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FD, 1, 1), (address, 0))
+    report()
+
+
+def sum16(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def syn(source, source_port, target, target_port):
+    addresses = socket.inet_aton(source) + socket.inet_aton(target)
+    header = lambda check: struct.pack(
+        "!HHIIBBHHH", int(source_port), int(target_port), 1, 0, 5 << 4, 2, 64240, check, 0
+    )
+    checked = header(sum16(addresses + struct.pack("!BBH", 0, 6, 20) + header(0)))
+    return struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, 0) + addresses + checked
+
+
+def forge(source, source_port, target, target_port):
+    """A SYN made by hand, with whatever source, by a raw socket that gives the IP header too."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    sock.sendto(syn(source, source_port, target, target_port), (target, 0))
+    report()
+
+
+def forge_to(target, target_port):
+    forge("10.99.0.2", 40000, target, target_port)
+
+
+def source_route(hop, port):
+    """A packet to a hop, that asks it to send it on to the metadata service."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    options = struct.pack("!BBB4sB", 131, 7, 4, socket.inet_aton(METADATA), 0)
+    addresses = socket.inet_aton("10.99.0.2") + socket.inet_aton(hop)
+    header = struct.pack("!BBHHHBBH", 0x47, 0, 36, 1, 0, 64, 17, 0) + addresses + options
+    sock.sendto(header + struct.pack("!HHHH", 40000, int(port), 8, 0), (hop, 0))
+    report()
+
+
+def sniff(marker):
+    """Counts the packets to the metadata service that arrive here, until the marker does."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.ntohs(3))
+    report()
+    v6 = socket.inet_pton(socket.AF_INET6, "fd00:ec2::254")
+    count = 0
+    while True:
+        packet = sock.recv(2048)
+        if packet[:1] and packet[0] >> 4 == 4:
+            length = (packet[0] & 15) * 4
+            routed = socket.inet_aton(METADATA) in packet[20:length]
+            count += packet[16:20] == socket.inet_aton(METADATA) or routed
+            if packet[9] == 17 and packet[length + 2 : length + 4] == struct.pack("!H", int(marker)):
+                break
+        elif len(packet) >= 40 and packet[0] >> 4 == 6:
+            count += packet[24:40] == v6
+    report(count=count)
+
+
+try:
+    globals()[sys.argv[1]](*sys.argv[2:])
+except OSError as error:
+    name = "timeout" if isinstance(error, TimeoutError) else None
+    import errno
+
+    report(error=name or errno.errorcode.get(error.errno, str(error)))

@@ -1,0 +1,65 @@
+//! No packet of a pod reaches the metadata service. Counted there, and each attack is first seen
+//! to get through where there is no guard.
+
+use kiam_agent::kernel::Programs;
+
+use crate::Test;
+use crate::agent::Agent;
+use crate::sandbox::{METADATA, METADATA_V6, Node, Pod};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("lets_no_packet_out", no_packet),
+    (
+        "lets_no_packet_out_without_a_configuration",
+        no_packet_unconfigured,
+    ),
+];
+
+const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
+const MAPPED: &str = "::ffff:169.254.169.254";
+
+/// What the client does, and what it hears when that is refused.
+const ATTACKS: &[(&[&str], &str)] = &[
+    (&["tcp", METADATA, "443", "timeout=0.2"], "EPERM"),
+    (&["tcp", MAPPED, "443", "timeout=0.2"], "EPERM"),
+    (&["tcp", METADATA_V6, "443", "timeout=0.2"], "EPERM"),
+    (&["udp", METADATA, "80"], "EPERM"),
+    (&["udp", MAPPED, "80"], "EPERM"),
+    (&["udp", METADATA_V6, "80"], "EPERM"),
+    (&["udp_connect", METADATA, "80"], "EPERM"),
+    (&["udp_connect", METADATA_V6, "80"], "EPERM"),
+    (&["ping", METADATA, "0"], "EPERM"),
+    (&["ping", METADATA_V6, "0"], "EPERM"),
+    (&["forge_to", METADATA, "80"], "EPERM"),
+    (&["source_route", "10.99.0.1", "80"], "EPERM"),
+];
+
+fn no_packet() {
+    let mut node = Node::new();
+    let pod = node.pod(UID);
+    for (attack, _) in ATTACKS {
+        let count = node.count(&pod, || drop(pod.run(attack)));
+        assert_ne!(count, 0, "{attack:?} is no attack");
+    }
+    let agent = Agent::start(&node);
+    refused(&node, &pod);
+    drop(agent);
+}
+
+fn no_packet_unconfigured() {
+    let mut node = Node::new();
+    let pod = node.pod(UID);
+    let programs = Programs::attach_unconfigured(&node.pods_cgroup()).unwrap();
+    refused(&node, &pod);
+    drop(programs);
+}
+
+fn refused(node: &Node, pod: &Pod) {
+    for (attack, error) in ATTACKS {
+        let count = node.count(pod, || {
+            let report = pod.run(attack);
+            assert_eq!(report.error.as_deref(), Some(*error), "{attack:?}");
+        });
+        assert_eq!(count, 0, "{attack:?}");
+    }
+}

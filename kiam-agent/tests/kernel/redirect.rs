@@ -1,0 +1,140 @@
+//! Connections to the metadata service come to the agent, and look to the pod as if they did not.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use kiam_agent::kernel::Programs;
+use kiam_ebpf::Verdict;
+
+use crate::Test;
+use crate::agent::{Agent, pod};
+use crate::sandbox::{AGENT, METADATA, METADATA_V6, NODE, Node};
+
+const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
+const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";
+
+pub(crate) const TESTS: &[Test] = &[
+    ("redirects_and_attests_every_family", every_family),
+    ("redirects_mptcp_and_fast_open", mptcp_and_fast_open),
+    ("tells_pods_apart", tells_pods_apart),
+    ("refuses_without_a_configuration", unconfigured),
+    ("leaves_the_host_network_alone", host_network),
+    ("leaves_foreign_connections_alone", foreign),
+    ("detaches_when_dropped", detaches),
+];
+
+fn every_family() {
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let agent = Agent::start(&node);
+    for (asked, shown) in [
+        (METADATA, METADATA),
+        ("::ffff:169.254.169.254", "::ffff:169.254.169.254"),
+        (METADATA_V6, METADATA_V6),
+    ] {
+        let client = a.start(&["tcp", asked, "80"]);
+        assert_eq!(agent.answer(), pod(A), "{asked}");
+        let report = client.end();
+        assert_eq!(report.heard.as_deref(), Some(A), "{asked}: {report:?}");
+        assert_eq!(report.peer, Some((shown.to_owned(), 80)), "{asked}");
+    }
+    assert_eq!(agent.count(Verdict::Redirected), 3);
+    assert_eq!(agent.count(Verdict::Attested), 3);
+}
+
+fn mptcp_and_fast_open() {
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let agent = Agent::start(&node);
+    for option in ["mptcp", "fastopen"] {
+        for asked in [METADATA, "::ffff:169.254.169.254"] {
+            let client = a.start(&["tcp", asked, "80", option]);
+            assert_eq!(agent.answer(), pod(A), "{option} {asked}");
+            let report = client.end();
+            assert_eq!(report.heard.as_deref(), Some(A), "{option}: {report:?}");
+        }
+    }
+}
+
+fn tells_pods_apart() {
+    let mut node = Node::new();
+    let (a, b) = (node.pod(A), node.pod(B));
+    let agent = Agent::start(&node);
+    let clients: Vec<_> = (0..10)
+        .map(|number| {
+            let pod = if number % 2 == 0 { &a } else { &b };
+            (pod.uid, pod.start(&["tcp", METADATA, "80"]))
+        })
+        .collect();
+    for _ in &clients {
+        agent.answer().unwrap();
+    }
+    for (uid, client) in clients {
+        assert_eq!(client.end().heard.as_deref(), Some(uid));
+    }
+}
+
+fn unconfigured() {
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let real = node.listen(format!("{METADATA}:80").parse::<SocketAddr>().unwrap());
+    let programs = Programs::attach_unconfigured(&node.pods_cgroup()).unwrap();
+    for asked in [METADATA, "::ffff:169.254.169.254", METADATA_V6] {
+        let report = a.run(&["tcp", asked, "80"]);
+        assert_eq!(report.error.as_deref(), Some("EPERM"), "{asked}");
+    }
+    assert!(real.is_lonely());
+    drop(programs);
+}
+
+fn host_network() {
+    let mut node = Node::new();
+    let host = node.host_network_pod(A);
+    let agent = Agent::start(&node);
+    for (asked, address) in [
+        (METADATA, METADATA.to_owned()),
+        (METADATA_V6, format!("[{METADATA_V6}]")),
+    ] {
+        let real = node.listen(format!("{address}:80").parse::<SocketAddr>().unwrap());
+        let client = host.start(&["tcp", asked, "80"]);
+        let (mut stream, _) = real.accept();
+        stream.write_all(b"the real one").unwrap();
+        let report = client.end();
+        assert_eq!(report.heard.as_deref(), Some("the real one"), "{report:?}");
+        assert_eq!(report.peer, Some((asked.to_owned(), 80)));
+    }
+    assert!(agent.listener.is_lonely());
+    assert_eq!(agent.count(Verdict::HostNetwork), 2);
+}
+
+fn foreign() {
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let agent = Agent::start(&node);
+    let other = node.listen(SocketAddr::from((NODE, 80)));
+    let client = a.start(&["tcp", &NODE.to_string(), "80"]);
+    other.accept().0.write_all(b"other").unwrap();
+    let report = client.end();
+    assert_eq!(report.heard.as_deref(), Some("other"), "{report:?}");
+    assert_eq!(report.peer, Some((NODE.to_string(), 80)));
+    assert_eq!(a.run(&["udp", &NODE.to_string(), "53"]).error, None);
+    for (verdict, count) in agent.programs.verdicts().unwrap() {
+        assert_eq!(count, 0, "{verdict:?}");
+    }
+}
+
+fn detaches() {
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let real = node.listen(format!("{METADATA}:80").parse::<SocketAddr>().unwrap());
+    let agent = Agent::start(&node);
+    let client = a.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(A));
+    client.end();
+    drop(agent);
+    let client = a.start(&["tcp", METADATA, "80"]);
+    real.accept().0.write_all(b"the real one").unwrap();
+    assert_eq!(client.end().heard.as_deref(), Some("the real one"));
+    // The address is free again.
+    drop(node.listen(AGENT));
+}
