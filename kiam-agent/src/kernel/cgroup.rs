@@ -44,7 +44,7 @@ impl Pods {
     pub fn new(mount: &Mount, pods: &Path) -> Result<Self, HandleError> {
         Ok(Self {
             handles: Handles::open(mount.path())?,
-            pods: pods.to_owned(),
+            pods: mount::resolve(pods),
         })
     }
 

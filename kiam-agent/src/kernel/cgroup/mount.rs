@@ -38,12 +38,19 @@ pub enum MountError {
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// Finds the machine's: unified or, beside version 1, hybrid.
+    /// Finds the machine's: unified or, beside version 1, hybrid. In a container there may be
+    /// another, the container's own: the one that has the pods' cgroup is preferred.
     ///
     /// # Errors
     /// When there is none.
     pub fn find() -> Result<Self, MountError> {
-        Self::all()?.into_iter().next().ok_or(MountError::None)
+        let mut mounts = Self::all()?;
+        let with_pods = mounts.iter().position(|mount| mount.pods().is_ok());
+        if mounts.is_empty() {
+            Err(MountError::None)
+        } else {
+            Ok(mounts.swap_remove(with_pods.unwrap_or_default()))
+        }
     }
 
     /// Finds the one that `cgroup` is in.
@@ -51,6 +58,7 @@ impl Mount {
     /// # Errors
     /// When it is in none.
     pub fn of(cgroup: &Path) -> Result<Self, MountError> {
+        let cgroup = &resolve(cgroup);
         let mounts = Self::all()?;
         let found = mounts
             .into_iter()
@@ -88,6 +96,12 @@ impl Mount {
     }
 }
 
+/// The path without symbolic links, as the kernel tells paths. One that is not there stays as it is,
+/// for whoever opens it to say so.
+pub(super) fn resolve(cgroup: &Path) -> PathBuf {
+    cgroup.canonicalize().unwrap_or_else(|_| cgroup.to_owned())
+}
+
 /// The mount point in a line of `/proc/self/mountinfo`, if it is of the root of a cgroup2
 /// (proc_pid_mountinfo(5)).
 fn cgroup2(line: &str) -> Option<PathBuf> {
@@ -97,8 +111,11 @@ fn cgroup2(line: &str) -> Option<PathBuf> {
     }
     let mut fields = mount.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);
-    // Another root is a part of the tree, bound elsewhere: ids are not looked up by it.
-    (root == "/").then(|| unescape(point).into())
+    // Roots are shown as seen from the reader's cgroup namespace, so that the whole tree, mounted
+    // into a container, has one like `/../..`. Any other is a part of the tree, bound elsewhere:
+    // ids are not looked up by it.
+    let mut above = root.split('/').skip(1);
+    (root == "/" || above.all(|level| level == "..")).then(|| unescape(point).into())
 }
 
 /// Spaces, tabs, line ends and backslashes are octal there.
@@ -135,6 +152,11 @@ mod tests {
                 None,
             ),
             ("38 25 0:30 /kubepods /mnt rw - cgroup2 cgroup2 rw", None),
+            ("38 25 0:30 /../kubepods /mnt rw - cgroup2 cgroup2 rw", None),
+            (
+                "38 25 0:30 /../../.. /host/cgroup ro - cgroup2 cgroup2 rw",
+                Some("/host/cgroup"),
+            ),
             (
                 "39 25 0:30 / /a\\040b rw - cgroup2 cgroup2 rw",
                 Some("/a b"),
