@@ -5,6 +5,7 @@
 //! demo         a node with pods that get their credentials, to look at
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
+//! lint         format, clippy, documentation, dependencies
 //!
 //! probe        one request from inside of a pod
 //! room         a sandbox to try something in by hand
@@ -12,7 +13,9 @@
 //! sandbox      nodes and pods made of network namespaces and cgroups
 //! doubles      STS and the node's metadata service, as far as tests need them
 //! cluster      etcd and kube-apiserver, built from their modules
+//! kiam         kiam's programs, built and run in a sandbox
 //! pki          certificate authorities and certificates
+//! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
 
 pub mod build_ebpf;
@@ -20,9 +23,12 @@ pub mod cluster;
 pub mod demo;
 pub mod doubles;
 pub mod e2e;
+pub mod kiam;
+pub mod lint;
 pub mod pki;
 pub mod probe;
 pub mod room;
 pub mod sandbox;
 pub mod setup;
+pub mod stage;
 pub mod test;

@@ -1,7 +1,7 @@
 //! `cargo xtask`: dispatches to the commands in the library.
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, e2e, probe, room, test};
+use xtask::{build_ebpf, demo, e2e, lint, probe, room, test};
 
 /// kiam's development commands
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Test(test::Args),
     /// Run the whole path against a real etcd and kube-apiserver
     E2e(e2e::Args),
+    /// Check format, clippy, documentation and dependencies
+    Lint(lint::Args),
     /// Make nodes and pods to try something in by hand
     Sandbox(room::Args),
     /// Send one HTTP request and print what came of it; run by the others in pods
@@ -34,6 +36,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
         Command::Probe(args) => probe::run(&args),
     }

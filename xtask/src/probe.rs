@@ -141,7 +141,7 @@ pub fn run(args: &Args) -> Result<()> {
         .build()?;
     let limit = Duration::from_millis(args.limit);
     let outcome = runtime.block_on(async {
-        match tokio::time::timeout(limit, request(args)).await {
+        match tokio::time::timeout(limit, fetch(&args.method, &args.url, &args.headers)).await {
             Ok(Ok(answer)) => Outcome::Answer(answer),
             Ok(Err(error)) => Outcome::Failure(error.to_string()),
             Err(_elapsed) => Outcome::Failure(format!("no answer within {limit:?}")),
@@ -153,13 +153,15 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn request(args: &Args) -> Result<Answer, Box<dyn Error + Send + Sync>> {
-    let Args {
-        method,
-        headers,
-        url,
-        ..
-    } = args;
+/// Sends a request to a host that is given by its address.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn fetch(
+    method: &http::Method,
+    url: &http::Uri,
+    headers: &[String],
+) -> Result<Answer, Box<dyn Error + Send + Sync>> {
     let host = url.host().ok_or("the URL names no host")?;
     let host = host.trim_matches(['[', ']']).parse()?;
     let address = SocketAddr::new(host, url.port_u16().unwrap_or(80));
@@ -167,15 +169,19 @@ async fn request(args: &Args) -> Result<Answer, Box<dyn Error + Send + Sync>> {
     let peer = stream.peer_addr().ok();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
+    let _driver = Driver(tokio::spawn(async move {
+        // What goes wrong here is the request's error too.
+        let _ = connection.await;
+    }));
 
     let path = url
         .path_and_query()
         .map_or("/", http::uri::PathAndQuery::as_str);
-    let mut request = http::Request::builder().method(method).uri(path).header(
-        http::header::HOST,
-        url.authority().map_or("", |host| host.as_str()),
-    );
+    let host = url.authority().map_or("", http::uri::Authority::as_str);
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, host);
     for header in headers {
         let (name, value) = header.split_once(':').ok_or("a header has no colon")?;
         request = request.header(name.trim(), value.trim());
@@ -188,7 +194,6 @@ async fn request(args: &Args) -> Result<Answer, Box<dyn Error + Send + Sync>> {
         .collect()
         .await?
         .to_bytes();
-    driver.abort();
     let mut headers: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in &parts.headers {
         let value = String::from_utf8_lossy(value.as_bytes());
@@ -203,4 +208,13 @@ async fn request(args: &Args) -> Result<Answer, Box<dyn Error + Send + Sync>> {
         body: String::from_utf8_lossy(&body).into_owned(),
         peer,
     })
+}
+
+/// The task that drives a connection, which ends with the request.
+struct Driver(tokio::task::JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

@@ -1,5 +1,8 @@
 //! The command `test`.
 
+/// Names the folder of kiam's programs, for the sandbox tests.
+pub const PROGRAMS: &str = "KIAM_TEST_PROGRAMS";
+
 /// Flags of `cargo xtask test`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {}

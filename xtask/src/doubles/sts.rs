@@ -21,7 +21,7 @@ use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
 
 use super::http::{self as server, Answer, Traffic};
-use super::sigv4::{Authorization, Keys, TOKEN_HEADER};
+use super::sigv4::{self, Authorization, Keys, TOKEN_HEADER};
 use crate::sandbox::Guest;
 use error::StsError;
 use issued::{Issued, Principal};
@@ -135,6 +135,24 @@ impl Sts {
     #[must_use]
     pub fn server_keys(&self) -> Keys {
         lock(&self.state.issued).server_keys()
+    }
+
+    /// Who the holder of these keys is, found by having them sign: an ARN.
+    ///
+    /// # Errors
+    /// The code of STS's refusal.
+    pub fn identify(&self, keys: &Keys) -> Result<String, String> {
+        let mut request = Request::post("/")
+            .header(http::header::HOST, self.address.to_string())
+            .body(Bytes::from_static(
+                b"Action=GetCallerIdentity&Version=2011-06-15",
+            ))
+            .map_err(|error| error.to_string())?;
+        sigv4::add_signature(&mut request, keys, "us-east-1", "sts", Timestamp::now());
+        let caller = self.state.authenticate(&request);
+        caller
+            .map(|caller| caller.arn)
+            .map_err(|error| error.code().to_owned())
     }
 
     /// Sets its behaviour towards one role, or towards all others with `None`.

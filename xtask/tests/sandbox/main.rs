@@ -1,27 +1,59 @@
-//! Tests in the sandbox: real network namespaces, cgroups and kernel programs.
+//! Tests in the sandbox: real network namespaces, cgroups, kernel programs, and kiam's programs.
 //!
-//! Each test has a sandbox of its own. Where root, cgroup2 or BPF is missing they are skipped and
-//! say so; `cargo xtask test` and `.ci/run` count that.
+//! Each test has a sandbox of its own. Where root, cgroup2 or BPF is missing, or nothing was built
+//! or installed for them, they are skipped and say why; `cargo xtask test`, which builds and
+//! installs, counts that.
 
+mod bad_input;
+mod credentials;
+mod play;
 mod rooms;
+mod sdk;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-type Test = fn() -> anyhow::Result<()>;
+/// Where a test stands, and the test.
+type Test = (&'static str, Needs, fn() -> anyhow::Result<()>);
+
+/// What a test needs beside the sandbox.
+#[derive(Clone, Copy)]
+enum Needs {
+    Sandbox,
+    Programs,
+    Sdk,
+}
 
 fn main() -> std::process::ExitCode {
     let args = Arguments::from_args();
-    let tests = rooms::TESTS.iter();
-    let trials = tests.map(|(name, test)| trial(name, *test)).collect();
-    libtest_mimic::run(&args, trials).exit_code()
+    let tests = [
+        rooms::TESTS,
+        credentials::TESTS,
+        bad_input::TESTS,
+        sdk::TESTS,
+    ]
+    .concat();
+    libtest_mimic::run(&args, tests.into_iter().map(trial).collect()).exit_code()
 }
 
-fn trial(name: &str, test: Test) -> Trial {
-    Trial::ignorable_test(name, move || match xtask::sandbox::missing() {
+fn trial((name, needs, test): Test) -> Trial {
+    Trial::ignorable_test(name, move || match missing(needs) {
         Some(missing) => Ok(Completion::ignored_with(format!("needs {missing}"))),
         None => match test() {
             Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(Failed::from(format!("{error:?}"))),
+            Err(error) => Err(Failed::from(format!("{error:#}"))),
         },
+    })
+}
+
+fn missing(needs: Needs) -> Option<String> {
+    let programs = || play::programs().err().map(|error| error.to_string());
+    let sdk = || {
+        let installed = xtask::setup::AWS.is_installed();
+        (!installed).then(|| "the AWS CLI and boto3, which `cargo xtask test` installs".to_owned())
+    };
+    xtask::sandbox::missing().or_else(|| match needs {
+        Needs::Sandbox => None,
+        Needs::Programs => programs(),
+        Needs::Sdk => programs().or_else(sdk),
     })
 }

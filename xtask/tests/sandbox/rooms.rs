@@ -10,27 +10,39 @@ use anyhow::{Context as _, Result, ensure};
 use xtask::probe::{Outcome, Prober};
 use xtask::sandbox::{CgroupDriver, NodeOptions, PodOptions, Program, Qos, Sandbox, exec, run};
 
-use crate::Test;
+use crate::{Needs, Test};
 
-pub(crate) const TESTS: &[(&str, Test)] = &[
+pub(crate) const TESTS: &[Test] = &[
     (
         "rooms::pods_reach_their_node_the_control_plane_and_other_nodes",
+        Needs::Sandbox,
         reachable,
     ),
     (
         "rooms::a_program_runs_in_its_pod_s_namespace_and_cgroup",
+        Needs::Sandbox,
         places,
     ),
     (
         "rooms::pods_come_and_go_and_an_address_is_free_at_once",
+        Needs::Sandbox,
         come_and_go,
     ),
     (
         "rooms::host_network_pods_share_their_node_s_namespace",
+        Needs::Sandbox,
         host_network,
     ),
-    ("rooms::nothing_is_left_behind", nothing_left),
-    ("rooms::a_killed_owner_s_sandbox_is_removed", killed_owner),
+    (
+        "rooms::nothing_is_left_behind",
+        Needs::Sandbox,
+        nothing_left,
+    ),
+    (
+        "rooms::a_killed_owner_s_sandbox_is_removed",
+        Needs::Sandbox,
+        killed_owner,
+    ),
 ];
 
 const LIMIT: Duration = Duration::from_secs(20);
