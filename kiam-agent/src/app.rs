@@ -15,7 +15,6 @@ use kiam_common::admin::Admin;
 use kiam_common::readiness::Readiness;
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide};
-use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use redirect::RedirectError;
@@ -138,7 +137,7 @@ pub async fn build_with(
     args: &Args,
     redirect: impl FnOnce(SocketAddr) -> Result<Redirected, StartError>,
 ) -> Result<Bound, StartError> {
-    let registry = Registry::new();
+    let registry = kiam_common::telemetry::registry()?;
     let readiness = Readiness::new();
     let mut tasks = Tasks::new();
     let stop = tasks.stop();

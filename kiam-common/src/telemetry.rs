@@ -1,4 +1,5 @@
-//! Logs: JSON or text on standard error, at a level that can be changed while running.
+//! Logs: JSON or text on standard error, at a level that can be changed while running. And the
+//! registry that metrics are in.
 
 use std::fmt;
 
@@ -74,6 +75,17 @@ impl fmt::Debug for LogLevel {
         let level = self.0.with_current(ToString::to_string).unwrap_or_default();
         f.debug_tuple("LogLevel").field(&level).finish()
     }
+}
+
+/// A registry for a program's metrics, with those of the process itself (`process_*`) in it.
+///
+/// # Errors
+/// When these cannot be registered.
+pub fn registry() -> prometheus::Result<prometheus::Registry> {
+    let registry = prometheus::Registry::new();
+    let process = prometheus::process_collector::ProcessCollector::for_self();
+    registry.register(Box::new(process))?;
+    Ok(registry)
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LevelError> {

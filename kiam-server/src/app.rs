@@ -12,7 +12,6 @@ use kiam_common::role::{BaseArn, RoleError};
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{Acceptor, ServerTls, TlsError, TlsMetrics, TlsSide};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use prometheus::Registry;
 use tokio::net::TcpListener;
 
 use crate::args::{Args, ClusterFlags, NodeAuthorization, NodeFlags};
@@ -142,7 +141,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         roles,
         telemetry,
     } = args;
-    let registry = Registry::new();
+    let registry = kiam_common::telemetry::registry()?;
     let readiness = Readiness::new();
     let mut tasks = Tasks::new();
 
