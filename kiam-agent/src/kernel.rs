@@ -3,6 +3,7 @@
 //! ```text
 //! object      the programs, embedded when the agent is built
 //! programs    loaded, told where the agent is, attached to the pods' cgroup
+//! links       their places there
 //! attestor    which cgroup made a connection
 //! cgroup      which pod a cgroup is of
 //! netns       the agent's own network namespace
@@ -12,10 +13,13 @@
 
 mod attestor;
 pub mod cgroup;
+mod error;
+mod links;
 mod netns;
 mod object;
 mod programs;
 
 pub use attestor::{Attested, Attestor};
+pub use error::KernelError;
 pub use netns::{NetnsError, own_netns_cookie};
-pub use programs::{KernelError, Programs, Redirect};
+pub use programs::{Programs, Redirect};

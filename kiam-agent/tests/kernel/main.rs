@@ -6,6 +6,7 @@
 
 mod agent;
 mod attest;
+mod capabilities;
 mod guard;
 mod redirect;
 mod sandbox;
@@ -13,6 +14,9 @@ mod sandbox;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> std::process::ExitCode {
+    if capabilities::child() {
+        return std::process::ExitCode::SUCCESS;
+    }
     let arguments = Arguments::from_args();
     let missing = sandbox::missing();
     if let Some(missing) = &missing {
@@ -23,17 +27,22 @@ fn main() -> std::process::ExitCode {
     } else {
         sandbox::sweep();
     }
-    let trials = [redirect::TESTS, guard::TESTS, attest::TESTS]
-        .concat()
-        .into_iter()
-        .map(|(name, test)| {
-            Trial::test(name, move || {
-                test();
-                Ok(())
-            })
-            .with_ignored_flag(missing.is_some())
+    let trials = [
+        redirect::TESTS,
+        guard::TESTS,
+        attest::TESTS,
+        capabilities::TESTS,
+    ]
+    .concat()
+    .into_iter()
+    .map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
         })
-        .collect();
+        .with_ignored_flag(missing.is_some())
+    })
+    .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
