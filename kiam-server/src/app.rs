@@ -1,5 +1,7 @@
 //! The server, put together: everything is bound and checked first, then it runs.
 
+mod roles;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,8 +9,9 @@ use std::time::Duration;
 
 use kiam_common::admin::Admin;
 use kiam_common::api::node::v1::node_service_server::NodeServiceServer;
+use kiam_common::duration;
 use kiam_common::readiness::Readiness;
-use kiam_common::role::{BaseArn, RoleError};
+use kiam_common::role::RoleError;
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{Acceptor, ServerTls, TlsError, TlsMetrics, TlsSide};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -20,7 +23,6 @@ use crate::cluster::Cluster;
 use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics};
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
 use crate::node::{Service, StreamMetrics};
-use crate::policy::Settings;
 use crate::source::{FileError, Files, SourceFlag, Watches};
 use crate::sts::Sts;
 
@@ -38,9 +40,21 @@ pub enum StartError {
     /// Durations that make no sense.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// A base ARN that is none.
-    #[error("--role-base-arn {text:?} cannot be used: {source}")]
-    BaseArn {
+    /// Longer sessions than there can be.
+    #[error(
+        "--{flag} is {}; with --assume-role-arn AWS allows one hour, since sessions of a session (role chaining) last no longer", duration::format(*duration)
+    )]
+    Chaining {
+        /// The flag.
+        flag: &'static str,
+        /// What it says.
+        duration: Duration,
+    },
+    /// A role or base ARN that is none.
+    #[error("--{flag} {text:?} cannot be used: {source}")]
+    Role {
+        /// The flag.
+        flag: &'static str,
         /// As given.
         text: String,
         /// Why.
@@ -146,11 +160,9 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     let mut tasks = Tasks::new();
 
     let contract = ExpiryContract::new(roles.session_duration, roles.session_refresh)?;
-    let settings = Arc::new(Settings {
-        base_arn: roles.role_base_arn.as_deref().map(base_arn).transpose()?,
-        session: roles.session,
-        session_duration: contract.duration(),
-    });
+    let anchoring = roles.anchoring();
+    let sts = roles.sts()?;
+    let settings = Arc::new(roles.settings()?);
     let tls = ServerTls::server(tls, TlsMetrics::new(TlsSide::Server, &registry)?)?;
     let listener = listen("--bind", bind).await?;
     let address = listener.local_addr().map_err(StartError::Socket)?;
@@ -160,12 +172,12 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     let client = match &cluster_flags.source {
         SourceFlag::Kubernetes => {
             let client = kubernetes(&cluster_flags).await?;
-            let watches = Watches::new(client.clone(), Arc::clone(&cluster));
+            let watches = Watches::new(client.clone(), Arc::clone(&cluster), anchoring);
             tasks.spawn("watches", watches.run(tasks.stop()));
             Some(client)
         }
         SourceFlag::Files(path) => {
-            let files = Files::new(path.clone(), Arc::clone(&cluster))?;
+            let files = Files::new(path.clone(), Arc::clone(&cluster), anchoring)?;
             tasks.spawn("files", files.run(tasks.stop()));
             None
         }
@@ -174,7 +186,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
 
     let issuer = match issuer {
         Some(issuer) => issuer,
-        None => Arc::new(Sts::from_environment().await),
+        None => Arc::new(Sts::from_environment(sts).await),
     };
     let store = Arc::new(Store::new(
         issuer,
@@ -239,13 +251,6 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, 
     bound.map_err(|source| StartError::Listen {
         flag,
         address,
-        source,
-    })
-}
-
-fn base_arn(text: &str) -> Result<BaseArn, StartError> {
-    BaseArn::parse(text).map_err(|source| StartError::BaseArn {
-        text: text.to_owned(),
         source,
     })
 }

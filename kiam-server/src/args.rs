@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 
+use crate::policy::SessionTag;
 use crate::source::SourceFlag;
 
 /// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them
@@ -109,6 +110,45 @@ pub struct RoleFlags {
     /// How long before their end sessions are renewed
     #[arg(long, default_value = "30m", value_parser = duration::parse, value_name = "DURATION")]
     pub session_refresh: Duration,
+
+    /// The longest session that a pod may ask for by iam.amazonaws.com/session-duration; AWS allows
+    /// one hour to servers whose own credentials are of a role
+    #[arg(long, default_value = "60m", value_parser = duration::parse, value_name = "DURATION")]
+    pub max_session_duration: Duration,
+
+    /// Assume this role first (a name or an ARN), and the pods' roles from it
+    #[arg(long, value_name = "ROLE")]
+    pub assume_role_arn: Option<String>,
+
+    /// Ask the STS of this region; else as the AWS SDK's environment says, else us-east-1
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<String>,
+
+    /// Let namespaces' expressions match any part of a role's ARN, as kiam before v4 did
+    #[arg(long)]
+    pub disable_strict_namespace_regexp: bool,
+
+    /// Tag sessions with these, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "TAGS")]
+    pub session_tags: Vec<SessionTag>,
+
+    /// Let sessions that pods make from theirs carry the same tags
+    #[arg(long, requires = "session_tags")]
+    pub transitive_session_tags: bool,
+
+    /// The cluster's name, for the session tag cluster-name
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "NAME",
+        required_if_eq("session_tags", "cluster-name")
+    )]
+    pub cluster_name: String,
+
+    /// Make NAMESPACE.SERVICE-ACCOUNT the sessions' source identity, which roles' trust policies must
+    /// allow (sts:SetSourceIdentity)
+    #[arg(long)]
+    pub source_identity: bool,
 }
 
 /// Namespace and name of a service account.
@@ -144,6 +184,32 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    fn parse(flags: &[&str]) -> Result<Args, clap::Error> {
+        let needed = ["kiam-server", "--cert=c", "--key=k", "--ca=a"];
+        Args::try_parse_from(needed.iter().chain(flags))
+    }
+
+    #[test]
+    fn flags_that_need_others_say_so() {
+        let args = parse(&[
+            "--session-tags=namespace,pod-name",
+            "--transitive-session-tags",
+        ]);
+        assert_eq!(args.unwrap().roles.session_tags.len(), 2);
+        for (flags, part) in [
+            (vec!["--transitive-session-tags"], "--session-tags"),
+            (vec!["--session-tags=cluster-name"], "--cluster-name"),
+            (vec!["--session-tags=colour"], "possible values"),
+            (vec!["--session-duration=15"], "15m"),
+            (vec!["--sesion=x"], "--session"),
+            (vec!["--source=files"], "file:PATH"),
+            (vec!["--agent-service-account=x"], "NAMESPACE/NAME"),
+        ] {
+            let error = parse(&flags).unwrap_err().to_string();
+            assert!(error.contains(part), "{flags:?}: {error}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -15,6 +15,19 @@ pub struct Identity {
     pub external_id: Option<Box<str>>,
     /// How long the session is to last.
     pub duration: Duration,
+    /// Tags of the session, in the order in which they were chosen.
+    pub tags: Vec<Tag>,
+    /// Who is behind the session, for AWS's logs.
+    pub source_identity: Option<String>,
+}
+
+/// A session tag.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tag {
+    /// Its key.
+    pub key: &'static str,
+    /// Its value.
+    pub value: Box<str>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -27,6 +40,8 @@ impl std::fmt::Debug for Identity {
                 &self.external_id.as_ref().map(|_| "[redacted]"),
             )
             .field("duration", &self.duration)
+            .field("tags", &self.tags)
+            .field("source_identity", &self.source_identity)
             .finish()
     }
 }

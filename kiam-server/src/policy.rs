@@ -7,19 +7,19 @@
 //! The module knows neither kube nor tonic nor AWS.
 
 mod permitted;
+mod session;
 mod session_name;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use kiam_common::role::{BaseArn, RoleArn, resolve};
+use kiam_common::role::{BaseArn, resolve};
 
 use crate::cluster::Member;
-use crate::cluster::object::Annotations;
 use crate::identity::Identity;
-pub use permitted::{MAX_EXPRESSION_BYTES, Permitted, Verdict};
+pub use permitted::{Anchoring, MAX_EXPRESSION_BYTES, Permitted, Verdict};
+pub use session::{SessionSettings, SessionTag};
 pub use session_name::session_name;
 
 /// The annotation of a pod or service account that names its role.
@@ -30,6 +30,8 @@ pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
 pub const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 /// The annotation of a pod with the external id that its role's trust policy asks for.
 pub const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
+/// The annotation of a pod that says how long its sessions last.
+pub const SESSION_DURATION: &str = "iam.amazonaws.com/session-duration";
 
 /// The longest quotation of an annotation, in characters.
 const MAX_QUOTED: usize = 100;
@@ -39,10 +41,8 @@ const MAX_QUOTED: usize = 100;
 pub struct Settings {
     /// Completes short role names.
     pub base_arn: Option<BaseArn>,
-    /// Names the sessions of pods that name none.
-    pub session: String,
-    /// How long sessions are to last.
-    pub session_duration: Duration,
+    /// How sessions are made.
+    pub session: SessionSettings,
 }
 
 /// What the policies say of a pod.
@@ -108,30 +108,23 @@ pub fn decide(member: &Member, settings: &Settings) -> Outcome {
     };
     let name = &namespace.name;
     match namespace.permitted.verdict(role.as_str()) {
-        Verdict::Permitted => Outcome::Granted(Arc::new(identity(role, annotations, settings))),
+        Verdict::Permitted => match session::identity(role, pod, &settings.session) {
+            Ok(identity) => Outcome::Granted(Arc::new(identity)),
+            Err(reason) => forbidden(reason),
+        },
         Verdict::Nothing => forbidden(format!(
             "namespace {name} permits no roles: it has no annotation {PERMITTED}; add one with a \
              regular expression that matches {role}"
         )),
         Verdict::Other(expression) => forbidden(format!(
             "namespace {name} does not permit {role}: its annotation {PERMITTED}, {}, does not \
-             match the whole ARN; change the expression, or the pod's role",
+             match it from end to end; change the expression, or the pod's role",
             quoted(expression)
         )),
         Verdict::Invalid(problem) => forbidden(format!(
             "namespace {name} permits no roles: its annotation {PERMITTED} is no regular \
              expression: {problem}"
         )),
-    }
-}
-
-fn identity(role: RoleArn, annotations: Option<&Annotations>, settings: &Settings) -> Identity {
-    let session = annotations.and_then(|annotations| annotations.session_name.as_deref());
-    Identity {
-        role,
-        session_name: session_name(session.unwrap_or(&settings.session)),
-        external_id: annotations.and_then(|annotations| annotations.external_id.clone()),
-        duration: settings.session_duration,
     }
 }
 

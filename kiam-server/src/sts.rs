@@ -6,34 +6,61 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
+use aws_config::Region;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_sts::Client;
 use aws_sdk_sts::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
+use aws_sdk_sts::{Client, types};
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::role::RoleArn;
 
 use crate::credentials::{IssueError, IssueErrorKind, Issuer};
 use crate::identity::Identity;
 
 /// Where nothing names a region, as kiam did: the global endpoint is in this one.
 const DEFAULT_REGION: &str = "us-east-1";
+/// The name of the server's own session, where it assumes a role first.
+const SERVER_SESSION: &str = "kiam-server";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What STS is asked as, and where.
+#[derive(Debug, Clone, Default)]
+pub struct StsSettings {
+    /// The role that the server itself assumes first, and assumes the pods' roles from.
+    pub assume_role: Option<RoleArn>,
+    /// The region whose STS is asked, before what the environment says.
+    pub region: Option<String>,
+    /// Whether sessions that a pod makes from its own carry the same tags.
+    pub transitive_tags: bool,
+}
+
 /// Issues credentials by `sts:AssumeRole`.
 #[derive(Debug, Clone)]
-pub struct Sts(Client);
+pub struct Sts {
+    client: Client,
+    transitive_tags: bool,
+}
 
 impl Sts {
     /// Reads the SDK's environment. Credentials are looked for at the first call.
-    pub async fn from_environment() -> Self {
-        let region = RegionProviderChain::default_provider().or_else(DEFAULT_REGION);
+    pub async fn from_environment(settings: StsSettings) -> Self {
+        let StsSettings {
+            assume_role,
+            region,
+            transitive_tags,
+        } = settings;
+        let region = RegionProviderChain::first_try(region.map(Region::new))
+            .or_default_provider()
+            .or_else(DEFAULT_REGION);
         // The SDK does not retry: whoever calls paces and counts the calls, and knows when the
         // next one makes sense.
-        let config = aws_config::defaults(BehaviorVersion::v2026_01_12())
+        let mut config = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .region(region)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -44,7 +71,19 @@ impl Sts {
             )
             .load()
             .await;
-        Self(Client::new(&config))
+        if let Some(role) = assume_role {
+            let provider = AssumeRoleProvider::builder(role.as_str())
+                .session_name(SERVER_SESSION)
+                .configure(&config)
+                .build()
+                .await;
+            let provider = SharedCredentialsProvider::new(provider);
+            config = config.into_builder().credentials_provider(provider).build();
+        }
+        Self {
+            client: Client::new(&config),
+            transitive_tags,
+        }
     }
 }
 
@@ -52,13 +91,28 @@ impl Sts {
 impl Issuer for Sts {
     async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
         let seconds = i32::try_from(identity.duration.as_secs()).unwrap_or(i32::MAX);
+        let tags = identity.tags.iter().map(|tag| {
+            let tag = types::Tag::builder().key(tag.key).value(&*tag.value);
+            tag.build()
+        });
+        let tags = tags
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| IssueError {
+                kind: IssueErrorKind::Rejected,
+                message: error.to_string(),
+            })?;
+        let transitive = identity.tags.iter().map(|tag| tag.key.to_owned());
+        let transitive = self.transitive_tags.then(|| transitive.collect());
         let answer = self
-            .0
+            .client
             .assume_role()
             .role_arn(identity.role.as_str())
             .role_session_name(&identity.session_name)
             .set_external_id(identity.external_id.as_deref().map(str::to_owned))
             .duration_seconds(seconds)
+            .set_tags((!tags.is_empty()).then_some(tags))
+            .set_transitive_tag_keys(transitive)
+            .set_source_identity(identity.source_identity.clone())
             .send()
             .await;
         match answer {

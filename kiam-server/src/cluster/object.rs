@@ -100,6 +100,8 @@ pub struct Annotations {
     pub session_name: Option<Box<str>>,
     /// `iam.amazonaws.com/external-id`.
     pub external_id: Option<Box<str>>,
+    /// `iam.amazonaws.com/session-duration`.
+    pub session_duration: Option<Box<str>>,
 }
 
 impl Annotations {

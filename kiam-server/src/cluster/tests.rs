@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::object::{Kind, Namespace, Object, ObjectKey, ServiceAccount};
 use super::*;
-use crate::policy::Permitted;
+use crate::policy::{Anchoring, Permitted};
 use crate::testing::pod;
 
 async fn woken(signal: &Notify) -> bool {
@@ -21,7 +21,7 @@ async fn woken(signal: &Notify) -> bool {
 fn namespace(name: &str, permitted: &str) -> Namespace {
     Namespace {
         name: name.into(),
-        permitted: Permitted::compile(Some(permitted)),
+        permitted: Permitted::compile(Some(permitted), Anchoring::Whole),
     }
 }
 

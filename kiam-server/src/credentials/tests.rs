@@ -19,6 +19,8 @@ fn identity(name: &str) -> Arc<Identity> {
         session_name: "kiam-kiam".to_owned(),
         external_id: None,
         duration: HOUR,
+        tags: Vec::new(),
+        source_identity: None,
     })
 }
 

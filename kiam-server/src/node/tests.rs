@@ -17,7 +17,7 @@ use super::session::Session;
 use super::*;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, ServiceAccount};
-use crate::policy::{Outcome, Permitted, Settings, decide};
+use crate::policy::{Anchoring, Outcome, Permitted, SessionSettings, Settings, decide};
 use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, store};
 
 const BASE: &str = "arn:aws:iam::123456789012:role/";
@@ -26,8 +26,12 @@ const NODE: &str = "node-1";
 fn settings() -> Settings {
     Settings {
         base_arn: Some(BaseArn::parse(BASE).unwrap()),
-        session: "kiam".to_owned(),
-        session_duration: HOUR,
+        session: SessionSettings {
+            name: "kiam".to_owned(),
+            duration: HOUR,
+            longest: HOUR,
+            ..SessionSettings::default()
+        },
     }
 }
 
@@ -154,7 +158,7 @@ fn apply(cluster: &Cluster, issuer: &TestIssuer, change: &Change) {
             cluster.apply(
                 Namespace {
                     name: "web".into(),
-                    permitted: Permitted::compile(expression.as_deref()),
+                    permitted: Permitted::compile(expression.as_deref(), Anchoring::Whole),
                 }
                 .into(),
             );

@@ -8,6 +8,16 @@ pub const MAX_EXPRESSION_BYTES: usize = 4096;
 /// namespace must not be able to fill the server's memory.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
+/// How much of a role's ARN an expression must match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Anchoring {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Any part: kiam's `--disable-strict-namespace-regexp`.
+    Part,
+}
+
 /// What a namespace permits, compiled once when its annotation changes.
 #[derive(Debug, Clone)]
 pub enum Permitted {
@@ -43,10 +53,10 @@ pub enum Verdict<'a> {
 }
 
 impl Permitted {
-    /// Compiles an annotation. The expression must match the whole ARN: it is anchored as
+    /// Compiles an annotation. One that must match the whole ARN is anchored as
     /// `^(?:expression)$`, so that no alternative of it is left open at one end.
     #[must_use]
-    pub fn compile(annotation: Option<&str>) -> Self {
+    pub fn compile(annotation: Option<&str>, anchoring: Anchoring) -> Self {
         let Some(expression) = annotation.filter(|text| !text.is_empty()) else {
             return Self::Nothing;
         };
@@ -61,8 +71,11 @@ impl Permitted {
             ));
         }
         // Compiled by itself first: `a)|(b` must not become one by the parentheses around it.
-        let anchored = build(expression).and_then(|_| build(&format!("^(?:{expression})$")));
-        match anchored {
+        let compiled = build(expression).and_then(|part| match anchoring {
+            Anchoring::Whole => build(&format!("^(?:{expression})$")),
+            Anchoring::Part => Ok(part),
+        });
+        match compiled {
             Ok(compiled) => Self::Matching {
                 expression: expression.into(),
                 compiled,

@@ -1,22 +1,25 @@
 //! kiam's own policy cases (kiam's `policy_test`), what it got wrong, and properties.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use kiam_common::role::BaseArn;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::object::{Namespace, ServiceAccount};
-use crate::testing::pod;
+use crate::cluster::object::{Annotations, Namespace, Pod, ServiceAccount};
+use crate::testing::{HOUR, pod};
 
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 
 fn settings(base: &str) -> Settings {
     Settings {
         base_arn: Some(BaseArn::parse(base).unwrap()),
-        session: "kiam".to_owned(),
-        session_duration: Duration::from_secs(3600),
+        session: SessionSettings {
+            name: "kiam".to_owned(),
+            duration: HOUR,
+            longest: 2 * HOUR,
+            ..SessionSettings::default()
+        },
     }
 }
 
@@ -34,7 +37,7 @@ fn member(role: Option<&str>, account_role: Option<&str>, permitted: Option<&str
     };
     let namespace = Namespace {
         name: "web".into(),
-        permitted: Permitted::compile(permitted),
+        permitted: Permitted::compile(permitted, Anchoring::Whole),
     };
     Member {
         pod: Arc::new(pod),
@@ -97,12 +100,12 @@ fn refusals_say_what_to_change() {
         (
             "orange",
             Some("o"),
-            [PERMITTED, "does not match the whole ARN", "\"o\""],
+            [PERMITTED, "does not match it from end to end", "\"o\""],
         ),
         (
             "orange",
             Some("orange"),
-            [PERMITTED, "does not match the whole ARN", "\"orange\""],
+            [PERMITTED, "does not match it from end to end", "\"orange\""],
         ),
         // kiam compiled ^a|b$ here, which permits whatever begins like a.
         (
@@ -171,6 +174,78 @@ fn a_namespace_that_is_not_known_yet_is_waited_for() {
         verdict(&member, BASE),
         Err("awaiting namespace web".to_owned())
     );
+}
+
+fn granted(member: &Member, settings: &Settings) -> Identity {
+    match decide(member, settings) {
+        Outcome::Granted(identity) => Identity::clone(&identity),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn only_what_was_chosen_distinguishes_sessions() {
+    let first = member(Some("a"), None, Some(".*"));
+    let mut second = first.clone();
+    second.pod = Arc::new(Pod {
+        uid: "uid-2".into(),
+        name: "other".into(),
+        node: Some("node-2".into()),
+        ..Pod::clone(&first.pod)
+    });
+    for (tags, shared) in [
+        (vec![], true),
+        (
+            vec![SessionTag::Namespace, SessionTag::ServiceAccount],
+            true,
+        ),
+        (vec![SessionTag::ClusterName], true),
+        (vec![SessionTag::PodName], false),
+        (vec![SessionTag::PodUid], false),
+        (vec![SessionTag::Namespace, SessionTag::NodeName], false),
+    ] {
+        let mut settings = settings(BASE);
+        settings.session.tags = tags.clone();
+        settings.session.cluster = "east".to_owned();
+        settings.session.source_identity = true;
+        let identity = granted(&first, &settings);
+        assert_eq!(identity == granted(&second, &settings), shared, "{tags:?}");
+        let keys: Vec<_> = identity.tags.iter().map(|tag| tag.key).collect();
+        assert_eq!(keys, tags.iter().map(|tag| tag.key()).collect::<Vec<_>>());
+        assert_eq!(identity.source_identity.as_deref(), Some("web.default"));
+    }
+    assert_eq!(granted(&first, &settings(BASE)).source_identity, None);
+}
+
+#[test]
+fn a_pod_may_ask_for_another_duration_within_bounds() {
+    let with = |text: &str| {
+        let mut member = member(Some("a"), None, Some(".*"));
+        let mut pod = Pod::clone(&member.pod);
+        pod.annotations = Annotations {
+            session_duration: Some(text.into()),
+            ..pod.annotations.map(|boxed| *boxed).unwrap_or_default()
+        }
+        .boxed();
+        member.pod = Arc::new(pod);
+        member
+    };
+    assert_eq!(granted(&with("15m"), &settings(BASE)).duration, HOUR / 4);
+    assert_eq!(granted(&with("2h"), &settings(BASE)).duration, 2 * HOUR);
+    for text in ["14m", "2h1s", "", "soon", "-1h", "99999999999999h"] {
+        let reason = verdict(&with(text), BASE).unwrap_err();
+        assert!(reason.contains(SESSION_DURATION), "{text}: {reason}");
+    }
+}
+
+#[test]
+fn without_anchors_an_expression_may_match_any_part() {
+    let part = Permitted::compile(Some("o"), Anchoring::Part);
+    assert_eq!(
+        part.verdict("arn:aws:iam::123456789012:role/orange"),
+        Verdict::Permitted
+    );
+    assert!(matches!(part.verdict("x"), Verdict::Other("o")));
 }
 
 #[test]

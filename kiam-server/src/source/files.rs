@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifest::{self, NamespaceManifest, ServiceAccountManifest};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
+use crate::policy::Anchoring;
 
 /// An editor that writes in steps is given this long before the file is read.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -83,6 +84,7 @@ pub struct Files {
     /// What each file held when it could last be parsed.
     held: BTreeMap<PathBuf, Vec<Object>>,
     changes: Changes,
+    anchoring: Anchoring,
 }
 
 impl Files {
@@ -90,7 +92,11 @@ impl Files {
     ///
     /// # Errors
     /// When there is nothing to read. A file with an error in it is not one: it is logged.
-    pub fn new(path: PathBuf, cluster: Arc<Cluster>) -> Result<Self, FileError> {
+    pub fn new(
+        path: PathBuf,
+        cluster: Arc<Cluster>,
+        anchoring: Anchoring,
+    ) -> Result<Self, FileError> {
         let folder = if path.is_dir() {
             path.clone()
         } else {
@@ -107,6 +113,7 @@ impl Files {
             cluster,
             held: BTreeMap::new(),
             changes,
+            anchoring,
         };
         files.read()?;
         Ok(files)
@@ -130,7 +137,7 @@ impl Files {
         let paths = self.paths()?;
         self.held.retain(|path, _| paths.contains(path));
         for path in paths {
-            match parse(&path) {
+            match parse(&path, self.anchoring) {
                 Ok((objects, errors)) => {
                     for error in errors {
                         tracing::error!(%error, "the object counts as absent");
@@ -181,7 +188,10 @@ fn parent(file: &Path) -> PathBuf {
 }
 
 /// The objects of a file, and what is wrong with those that cannot be used.
-pub(super) fn parse(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), FileError> {
+pub(super) fn parse(
+    path: &Path,
+    anchoring: Anchoring,
+) -> Result<(Vec<Object>, Vec<FileError>), FileError> {
     let read_error = |source| FileError::Read {
         path: path.to_owned(),
         source,
@@ -206,7 +216,7 @@ pub(super) fn parse(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), FileEr
     let (mut objects, mut errors) = (Vec::new(), Vec::new());
     for (at, document) in documents.into_iter().enumerate() {
         let name = name_of(&document);
-        match object(document) {
+        match object(document, anchoring) {
             Ok(Some(object)) => objects.push(object),
             Ok(None) => {}
             Err(problem) => {
@@ -223,7 +233,7 @@ pub(super) fn parse(path: &Path) -> Result<(Vec<Object>, Vec<FileError>), FileEr
     Ok((objects, errors))
 }
 
-fn object(document: Value) -> Result<Option<Object>, String> {
+fn object(document: Value, anchoring: Anchoring) -> Result<Option<Object>, String> {
     fn typed<T: for<'de> Deserialize<'de>>(document: Value) -> Result<T, String> {
         serde_json::from_value(document).map_err(|error| error.to_string())
     }
@@ -236,7 +246,7 @@ fn object(document: Value) -> Result<Option<Object>, String> {
         }
         ("v1", "Namespace") => {
             let NamespaceManifest { metadata, .. } = typed(document)?;
-            manifest::namespace(&metadata)
+            manifest::namespace(&metadata, anchoring)
                 .map(|namespace| Some(namespace.into()))
                 .map_err(unusable)
         }

@@ -19,6 +19,7 @@ use super::manifest::{
 };
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
+use crate::policy::Anchoring;
 
 /// Objects in one answer of a list.
 const PAGE_SIZE: u32 = 500;
@@ -27,6 +28,7 @@ const PAGE_SIZE: u32 = 500;
 pub struct Watches {
     client: Client,
     cluster: Arc<Cluster>,
+    anchoring: Anchoring,
 }
 
 impl fmt::Debug for Watches {
@@ -39,16 +41,25 @@ impl fmt::Debug for Watches {
 type Trimmed = Result<Result<Object, ObjectKey>, ManifestError>;
 
 impl Watches {
-    /// Watches through `client`, into `cluster`.
+    /// Watches through `client`, into `cluster`; namespaces' expressions must match as `anchoring`
+    /// says.
     #[must_use]
-    pub const fn new(client: Client, cluster: Arc<Cluster>) -> Self {
-        Self { client, cluster }
+    pub const fn new(client: Client, cluster: Arc<Cluster>, anchoring: Anchoring) -> Self {
+        Self {
+            client,
+            cluster,
+            anchoring,
+        }
     }
 
     /// Watches until told to stop. A watch that breaks begins again by itself, and what was
     /// known stays meanwhile.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { client, cluster } = self;
+        let Self {
+            client,
+            cluster,
+            anchoring,
+        } = self;
         let pods = Api::all_with(client.clone(), &manifest::pod_resource());
         let pods = watch(&cluster, Kind::Pod, pods, |pod: PodManifest| {
             manifest::pod(pod).map(|pod| pod.map(Object::Pod))
@@ -58,7 +69,7 @@ impl Watches {
             Kind::Namespace,
             Api::all(client.clone()),
             |NamespaceManifest { metadata, .. }| {
-                manifest::namespace(&metadata).map(|n| Ok(n.into()))
+                manifest::namespace(&metadata, anchoring).map(|n| Ok(n.into()))
             },
         );
         let accounts = watch(

@@ -13,7 +13,7 @@ use kube::core::Object as Shaped;
 use serde::Deserialize;
 
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, Pod, ServiceAccount};
-use crate::policy::{self, Permitted};
+use crate::policy::{self, Anchoring, Permitted};
 
 /// A pod as the API sends it, of which only this much is parsed.
 pub type PodManifest = Shaped<PodSpec, PodStatus>;
@@ -98,6 +98,7 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
         role: annotation(&metadata, policy::ROLE),
         session_name: annotation(&metadata, policy::SESSION_NAME),
         external_id: annotation(&metadata, policy::EXTERNAL_ID),
+        session_duration: annotation(&metadata, policy::SESSION_DURATION),
     };
     Ok(Ok(Pod {
         uid,
@@ -122,10 +123,16 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
     }))
 }
 
-pub(super) fn namespace(metadata: &ObjectMeta) -> Result<Namespace, ManifestError> {
+pub(super) fn namespace(
+    metadata: &ObjectMeta,
+    anchoring: Anchoring,
+) -> Result<Namespace, ManifestError> {
     Ok(Namespace {
         name: required(metadata.name.as_deref(), "metadata.name")?.into(),
-        permitted: Permitted::compile(annotation(metadata, policy::PERMITTED).as_deref()),
+        permitted: Permitted::compile(
+            annotation(metadata, policy::PERMITTED).as_deref(),
+            anchoring,
+        ),
     })
 }
 

@@ -13,6 +13,7 @@ use super::kubernetes::follow;
 use super::*;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object};
+use crate::policy::Anchoring;
 
 const POD: &str = "
 apiVersion: v1
@@ -81,7 +82,12 @@ fn what_decides_is_read_and_the_rest_is_not() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "all.yaml", &format!("{POD}---{NAMESPACE}"));
     let cluster = Arc::new(Cluster::new());
-    Files::new(folder.path().join("all.yaml"), Arc::clone(&cluster)).unwrap();
+    Files::new(
+        folder.path().join("all.yaml"),
+        Arc::clone(&cluster),
+        Anchoring::Whole,
+    )
+    .unwrap();
     assert!(cluster.is_synced());
     let [member] = &cluster.node("node-1")[..] else {
         panic!("one pod")
@@ -109,7 +115,12 @@ async fn files_that_change_are_read_again_and_bad_ones_keep_what_they_held() {
     write(folder.path(), "b.yml", &second);
     write(folder.path(), "notes.txt", "not read");
     let cluster = Arc::new(Cluster::new());
-    let files = Files::new(folder.path().to_owned(), Arc::clone(&cluster)).unwrap();
+    let files = Files::new(
+        folder.path().to_owned(),
+        Arc::clone(&cluster),
+        Anchoring::Whole,
+    )
+    .unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(files.run(stop.clone()));
     assert_eq!(pods(&cluster), ["backend", "frontend"]);
@@ -173,14 +184,18 @@ fn an_error_names_file_object_and_field() {
         ("just text".to_owned(), ["object 1", "x.yaml", "?"]),
     ] {
         std::fs::write(&file, &text).unwrap();
-        let error = match files::parse(&file) {
+        let error = match files::parse(&file, Anchoring::Whole) {
             Ok((_, errors)) => errors[0].to_string(),
             Err(error) => error.to_string(),
         };
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
-    let missing = Files::new(folder.path().join("missing.yaml"), Arc::new(Cluster::new()));
+    let missing = Files::new(
+        folder.path().join("missing.yaml"),
+        Arc::new(Cluster::new()),
+        Anchoring::Whole,
+    );
     assert!(missing.unwrap_err().to_string().contains("missing.yaml"));
 }
 

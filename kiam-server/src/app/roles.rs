@@ -1,0 +1,126 @@
+//! What the flags about roles and sessions come to.
+
+use std::time::Duration;
+
+use kiam_common::role::{BaseArn, RoleArn, resolve};
+
+use super::StartError;
+use crate::args::RoleFlags;
+use crate::policy::{Anchoring, SessionSettings, Settings};
+use crate::sts::StsSettings;
+
+/// What AWS allows to sessions that are made from a session.
+const LONGEST_CHAINED: Duration = Duration::from_secs(60 * 60);
+
+impl RoleFlags {
+    pub(super) const fn anchoring(&self) -> Anchoring {
+        if self.disable_strict_namespace_regexp {
+            Anchoring::Part
+        } else {
+            Anchoring::Whole
+        }
+    }
+
+    fn base_arn(&self) -> Result<Option<BaseArn>, StartError> {
+        let parse = |text: &String| {
+            BaseArn::parse(text).map_err(|source| StartError::Role {
+                flag: "role-base-arn",
+                text: text.clone(),
+                source,
+            })
+        };
+        self.role_base_arn.as_ref().map(parse).transpose()
+    }
+
+    pub(super) fn sts(&self) -> Result<StsSettings, StartError> {
+        let base = self.base_arn()?;
+        let role = |text: &String| -> Result<RoleArn, StartError> {
+            resolve(text, base.as_ref()).map_err(|source| StartError::Role {
+                flag: "assume-role-arn",
+                text: text.clone(),
+                source,
+            })
+        };
+        // kiam took an empty one for none.
+        let asked = self
+            .assume_role_arn
+            .as_ref()
+            .filter(|text| !text.is_empty());
+        let assume_role = asked.map(role).transpose()?;
+        for (flag, duration) in [
+            ("session-duration", self.session_duration),
+            ("max-session-duration", self.max_session_duration),
+        ] {
+            if assume_role.is_some() && duration > LONGEST_CHAINED {
+                return Err(StartError::Chaining { flag, duration });
+            }
+        }
+        Ok(StsSettings {
+            assume_role,
+            region: self.region.clone().filter(|region| !region.is_empty()),
+            transitive_tags: self.transitive_session_tags,
+        })
+    }
+
+    pub(super) fn settings(&self) -> Result<Settings, StartError> {
+        Ok(Settings {
+            base_arn: self.base_arn()?,
+            session: SessionSettings {
+                name: self.session.clone(),
+                duration: self.session_duration,
+                longest: self.max_session_duration.max(self.session_duration),
+                tags: self.session_tags.clone(),
+                cluster: self.cluster_name.clone(),
+                source_identity: self.source_identity,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::Args;
+
+    fn flags(flags: &[&str]) -> RoleFlags {
+        let needed = ["kiam-server", "--cert=c", "--key=k", "--ca=a"];
+        Args::parse_from(needed.iter().chain(flags)).roles
+    }
+
+    #[test]
+    fn the_server_s_own_role_is_resolved_and_shortens_sessions() {
+        const BASE: &str = "--role-base-arn=arn:aws:iam::123456789012:role/";
+        let role = |arguments: &[&str]| {
+            flags(arguments)
+                .sts()
+                .map(|sts| sts.assume_role.map(|role| role.to_string()))
+        };
+        let arn = "arn:aws:iam::123456789012:role/kiam";
+        assert_eq!(role(&[]).unwrap(), None);
+        assert_eq!(role(&["--assume-role-arn="]).unwrap(), None);
+        assert_eq!(
+            role(&[BASE, "--assume-role-arn=kiam"]).unwrap().as_deref(),
+            Some(arn)
+        );
+        for (arguments, part) in [
+            (vec!["--assume-role-arn=kiam"], "--role-base-arn"),
+            (
+                vec!["--role-base-arn=arn:foo"],
+                "--role-base-arn \"arn:foo\"",
+            ),
+            (
+                vec![BASE, "--assume-role-arn=kiam", "--session-duration=2h"],
+                "role chaining",
+            ),
+            (
+                vec![BASE, "--assume-role-arn=kiam", "--max-session-duration=2h"],
+                "one hour",
+            ),
+        ] {
+            let error = flags(&arguments).sts().unwrap_err().to_string();
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
+}
