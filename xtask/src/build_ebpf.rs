@@ -12,7 +12,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-pub use toolchain::{LINKER_VERSION, LLVM, Missing, Toolchain, find_toolchain, linker_root};
+pub use toolchain::{
+    LINKER_VERSION, LLVM, Missing, NIGHTLY, Toolchain, find_toolchain, linker_root,
+};
 
 /// Flags of `cargo xtask build-ebpf`.
 #[derive(Debug, Clone, Default, clap::Args)]

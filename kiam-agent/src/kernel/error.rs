@@ -94,20 +94,20 @@ pub(super) fn not_attached(
 }
 
 /// An error with its causes, on one line, and what helps against the commonest.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
     let mut denied = false;
-    while let Some(source) = next {
-        let cause = source.to_string();
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        let cause = error.to_string();
         // Some errors tell their cause in their own text as well.
-        if !text.contains(&cause) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
-        denied |= source
+        denied |= error
             .downcast_ref::<std::io::Error>()
             .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
-        next = source.source();
     }
     if denied {
         text.push_str("; the agent needs the capabilities BPF and NET_ADMIN");

@@ -10,6 +10,9 @@ pub const LINKER_VERSION: &str = "0.13.0";
 /// not be newer.
 pub const LLVM: u32 = 22;
 
+/// A rustup toolchain whose LLVM is not newer. Any other such nightly will do.
+pub const NIGHTLY: &str = "nightly-2026-05-19";
+
 /// A toolchain that can build the kernel programs.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
@@ -58,8 +61,8 @@ impl fmt::Display for Missing {
                 f,
                 "
   a Rust toolchain (LLVM {LLVM} or older) with the source of its standard library. Either
-    Debian, Ubuntu:  apt-get install rustc-web cargo-web rust-web-src
-    rustup:          rustup toolchain install nightly --component rust-src"
+    Debian:          apt-get install rustc-web cargo-web rust-web-src
+    Ubuntu, others:  rustup toolchain install {NIGHTLY} --profile minimal --component rust-src"
             )?;
         }
         if self.linker {
