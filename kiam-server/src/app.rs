@@ -1,5 +1,6 @@
 //! The server, put together: everything is bound and checked first, then it runs.
 
+mod health;
 mod roles;
 
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiam_common::admin::Admin;
+use kiam_common::api;
 use kiam_common::api::node::v1::node_service_server::NodeServiceServer;
 use kiam_common::duration;
 use kiam_common::readiness::Readiness;
@@ -100,6 +102,9 @@ pub enum StartError {
     /// A metric was registered twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The services' own description cannot be read.
+    #[error("cannot describe the services: {0}")]
+    Reflection(tonic_reflection::server::Error),
     /// A socket is gone.
     #[error("cannot read a socket's address: {0}")]
     Socket(std::io::Error),
@@ -205,6 +210,12 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         tasks.stop(),
     );
     let (acceptor, incoming) = Acceptor::new(listener, Arc::clone(&tls));
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(StartError::Reflection)?;
     let stop = tasks.stop();
     tasks.spawn("certificates", tls.follow(tasks.stop()));
     tasks.spawn("accept", acceptor.run(tasks.stop()));
@@ -213,19 +224,15 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .add_service(NodeServiceServer::new(service))
+            .add_service(health_service)
+            .add_service(reflection)
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
         if let Err(error) = server.await {
             tracing::error!(%error, "the gRPC server broke down");
         }
     });
     let stop = tasks.stop();
-    tasks.spawn("readiness", async move {
-        tokio::select! {
-            () = cluster.synced() => synced.done(),
-            () = stop.cancelled() => return,
-        }
-        stop.cancelled().await;
-    });
+    tasks.spawn("health", health::report(reporter, cluster, synced, stop));
 
     let mut admin_address = None;
     if let Some(address) = telemetry.prometheus_listen_addr {

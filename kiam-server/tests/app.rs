@@ -1,0 +1,324 @@
+//! A whole server in this process: real sockets, real TLS, a file for a cluster, and no AWS.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use clap::Parser as _;
+use kiam_common::api::node::v1::node_service_client::NodeServiceClient;
+use kiam_common::api::node::v1::watch_response::Update;
+use kiam_common::api::node::v1::{WatchRequest, WatchResponse, pod_applied};
+use kiam_common::credentials::SessionCredentials;
+use kiam_common::flags::TlsFlags;
+use kiam_common::tls::{ClientTls, TlsMetrics, TlsSide, connect};
+use kiam_server::app::{self, Bound};
+use kiam_server::args::Args;
+use kiam_server::credentials::{IssueError, IssueErrorKind, Issuer};
+use kiam_server::identity::Identity;
+use prometheus::Registry;
+use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+const CERTIFICATE: &str = "--node-authorization=certificate";
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+/// Issues at once, for every role but one.
+struct Double;
+
+#[async_trait]
+impl Issuer for Double {
+    async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
+        if identity.role.name() == "untrusted" {
+            return Err(IssueError {
+                kind: IssueErrorKind::AccessDenied,
+                message: "AccessDenied: not authorized to perform: sts:AssumeRole".to_owned(),
+            });
+        }
+        let now = SystemTime::now();
+        Ok(SessionCredentials {
+            access_key_id: format!("ASIA/{}", identity.role.name()),
+            secret_access_key: "secret".to_owned().into(),
+            session_token: "token".to_owned().into(),
+            expiration: now + Duration::from_secs(3600),
+            issued: now,
+        })
+    }
+}
+
+fn authority() -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn files(folder: &Path, name: &str, authority: &Authority) -> TlsFlags {
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let cert = params.signed_by(&key, authority).unwrap();
+    let file = |end: &str, text: String| {
+        let path = folder.join(format!("{name}.{end}"));
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    TlsFlags {
+        cert: file("crt", cert.pem()),
+        key: file("key", key.serialize_pem()),
+        ca: file("ca", authority.pem()),
+    }
+}
+
+fn arguments(tls: &TlsFlags, source: &str) -> Vec<String> {
+    vec![
+        "kiam-server".to_owned(),
+        format!("--cert={}", tls.cert.display()),
+        format!("--key={}", tls.key.display()),
+        format!("--ca={}", tls.ca.display()),
+        format!("--source={source}"),
+    ]
+}
+
+fn pod(number: u8, role: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: p{number}, namespace: web, uid: uid-{number}, annotations: {{iam.amazonaws.com/role: '{role}'}}}}
+spec: {{nodeName: node-1}}
+---"
+    )
+}
+
+fn namespace(permitted: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Namespace
+metadata: {{name: web, annotations: {{iam.amazonaws.com/permitted: '{permitted}'}}}}
+---"
+    )
+}
+
+struct Stage {
+    folder: tempfile::TempDir,
+    authority: Authority,
+    server: Bound,
+}
+
+impl Stage {
+    async fn new(objects: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = authority();
+        let tls = files(folder.path(), "kiam-server", &authority);
+        let cluster = folder.path().join("cluster.yaml");
+        std::fs::write(&cluster, objects).unwrap();
+        let mut args = arguments(&tls, &format!("file:{}", cluster.display()));
+        args.push("--bind=127.0.0.1:0".to_owned());
+        args.push("--role-base-arn=arn:aws:iam::123456789012:role/".to_owned());
+        args.push(CERTIFICATE.to_owned());
+        let args = Args::parse_from(args);
+        let server = app::build_with(args, Some(Arc::new(Double))).await.unwrap();
+        Self {
+            folder,
+            authority,
+            server,
+        }
+    }
+
+    async fn channel(&self, node: &str) -> Channel {
+        let name = format!("{node}.node.kiam");
+        let files = files(self.folder.path(), &name, &self.authority);
+        let metrics = TlsMetrics::new(TlsSide::Client, &Registry::new()).unwrap();
+        let tls = ClientTls::client(files, metrics).unwrap();
+        let name = ServerName::try_from("kiam-server").unwrap();
+        connect(self.server.address, name, &tls).await.unwrap()
+    }
+
+    async fn watch(&self, of: &str, node: &str) -> Result<Streaming<WatchResponse>, Status> {
+        let request = WatchRequest {
+            node: node.to_owned(),
+            ..WatchRequest::default()
+        };
+        let mut client = NodeServiceClient::new(self.channel(of).await);
+        Ok(client.watch(request).await?.into_inner())
+    }
+
+    fn write(&self, objects: &str) {
+        let new = self.folder.path().join("cluster.new");
+        std::fs::write(&new, objects).unwrap();
+        std::fs::rename(new, self.folder.path().join("cluster.yaml")).unwrap();
+    }
+}
+
+/// The next message, as one line.
+async fn next(stream: &mut Streaming<WatchResponse>) -> String {
+    let message = tokio::time::timeout(Duration::from_secs(10), stream.message());
+    let message = match message.await.expect("a message within ten seconds") {
+        Ok(message) => message.expect("a stream that goes on"),
+        Err(status) => return format!("end {:?}: {}", status.code(), status.message()),
+    };
+    match message.update.unwrap() {
+        Update::PodApplied(pod) => match pod.outcome.unwrap() {
+            pod_applied::Outcome::NoRole(_) => format!("{} no role", pod.name),
+            pod_applied::Outcome::Granted(granted) => {
+                let (arn, number) = (granted.role_arn, granted.identity);
+                format!("{} granted {arn} as {number}", pod.name)
+            }
+            pod_applied::Outcome::Forbidden(forbidden) => {
+                format!("{} forbidden: {}", pod.name, forbidden.reason)
+            }
+            pod_applied::Outcome::Undecided(undecided) => {
+                format!("{} awaits {}", pod.name, undecided.awaiting)
+            }
+        },
+        Update::PodRemoved(removed) => format!("removed {}", removed.uid),
+        Update::CredentialsIssued(issued) => {
+            assert_eq!(issued.secret_access_key, "secret");
+            assert_eq!(issued.session_token, "token");
+            format!("issued {} {}", issued.identity, issued.access_key_id)
+        }
+        Update::CredentialsFailed(failed) => {
+            let (number, permanent) = (failed.identity, failed.permanent);
+            format!("failed {number} {permanent} {}", failed.error)
+        }
+        Update::Synced(_) => "synced".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn an_agent_hears_of_its_node_s_pods_and_of_every_change() {
+    const READER: &str = "p1 granted arn:aws:iam::123456789012:role/reader as";
+    let stage = Stage::new(&(namespace(".*") + &pod(1, "reader"))).await;
+    let mut stream = stage.watch("node-1", "node-1").await.unwrap();
+    assert_eq!(next(&mut stream).await, format!("{READER} 1"));
+    assert_eq!(next(&mut stream).await, "synced");
+    assert_eq!(next(&mut stream).await, "issued 1 ASIA/reader");
+
+    stage.write(&(namespace(".*") + &pod(1, "untrusted")));
+    let granted = "p1 granted arn:aws:iam::123456789012:role/untrusted as 2";
+    assert_eq!(next(&mut stream).await, granted);
+    let failed = "failed 2 true AccessDenied: not authorized to perform: sts:AssumeRole";
+    assert_eq!(next(&mut stream).await, failed);
+
+    stage.write(&(namespace(".*/writer") + &pod(1, "reader")));
+    let forbidden = next(&mut stream).await;
+    let expected = "p1 forbidden: namespace web does not permit";
+    assert!(forbidden.starts_with(expected), "{forbidden}");
+    // Back again: another number, and the credentials once more.
+    stage.write(&(namespace(".*") + &pod(1, "reader")));
+    assert_eq!(next(&mut stream).await, format!("{READER} 3"));
+    assert_eq!(next(&mut stream).await, "issued 3 ASIA/reader");
+    stage.write(&namespace(".*"));
+    assert_eq!(next(&mut stream).await, "removed uid-1");
+
+    // The server goes: it says so, and ends in order.
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(stage.server.run_until(stop.clone().cancelled_owned()));
+    stop.cancel();
+    let end = next(&mut stream).await;
+    assert!(
+        end.contains("Unavailable") && end.contains("going away"),
+        "{end}"
+    );
+    drop(stream);
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_is_refused_to_another_node_and_to_none() {
+    let stage = Stage::new(&namespace(".*")).await;
+    for (asked, code, part) in [
+        (
+            "node-2",
+            Code::PermissionDenied,
+            "proves that it comes from node-1",
+        ),
+        ("", Code::InvalidArgument, "no node's name"),
+        ("Node 1", Code::InvalidArgument, "no node's name"),
+    ] {
+        let status = stage.watch("node-1", asked).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(part), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn health_is_known_to_probes() {
+    let stage = Stage::new(&namespace(".*")).await;
+    let mut client = HealthClient::new(stage.channel("node-1").await);
+    for service in ["", "kiam.node.v1.NodeService"] {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let mut status = String::new();
+        for _ in 0..100 {
+            let answer = client.check(request.clone()).await.unwrap().into_inner();
+            answer.status().as_str_name().clone_into(&mut status);
+            if status == "SERVING" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(status, "SERVING", "{service:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let tls = files(folder.path(), "kiam-server", &authority());
+    let missing = folder.path().join("missing");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let cluster = folder.path().join("cluster.yaml");
+    std::fs::write(&cluster, "").unwrap();
+    let source = format!("file:{}", cluster.display());
+    let no_source = format!("file:{}", missing.display());
+    let no_certificate = TlsFlags {
+        cert: missing,
+        ..tls.clone()
+    };
+    let free = "--bind=127.0.0.1:0";
+    let bind = format!("--bind={}", taken.local_addr().unwrap());
+    let token = "--node-authorization=token";
+    for (tls, source, flags, parts) in [
+        (
+            &no_certificate,
+            &source,
+            [free, CERTIFICATE],
+            ["certificate", "missing"],
+        ),
+        (
+            &tls,
+            &no_source,
+            [free, CERTIFICATE],
+            ["--source", "missing"],
+        ),
+        (&tls, &source, [free, token], ["token needs", "certificate"]),
+        (
+            &tls,
+            &source,
+            [free, "--role-base-arn=arn:foo"],
+            ["--role-base-arn", "arn:foo"],
+        ),
+        (
+            &tls,
+            &source,
+            [free, "--session-refresh=60m"],
+            ["--session-refresh", "shorter"],
+        ),
+        (&tls, &source, [&bind, CERTIFICATE], ["--bind", "in use"]),
+    ] {
+        let args = arguments(tls, source)
+            .into_iter()
+            .chain(flags.map(str::to_owned));
+        let built = app::build_with(Args::parse_from(args), Some(Arc::new(Double))).await;
+        let error = built.unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
