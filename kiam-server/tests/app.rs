@@ -1,4 +1,5 @@
 //! A whole server in this process: real sockets, real TLS, a file for a cluster, and no AWS.
+#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 
 use std::path::Path;
 use std::sync::Arc;
