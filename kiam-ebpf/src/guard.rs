@@ -9,13 +9,14 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_cgroup_id,
+    bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+    bpf_skb_cgroup_id,
 };
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use kiam_ebpf::{
-    ATTESTATION_LIFE_NANOS, Attestation, Caller, Hook, MAX_PER_CGROUP, METADATA_V4, METADATA_V6,
-    Verdict, bucket,
+    ATTESTATION_LIFE_NANOS, Attestation, Caller, Hook, MAX_PER_SHARE, MAX_PODS_LEVEL, METADATA_V4,
+    METADATA_V6, SHARE_LEVEL, Verdict, bucket,
 };
 
 use crate::state::{
@@ -192,12 +193,23 @@ fn syn(ctx: &SkBuffContext, destination: u32, header: usize) -> i32 {
     }
     // SAFETY: helpers of this program type, with its context.
     let (cgroup, at) = unsafe { (bpf_skb_cgroup_id(ctx.skb.skb), bpf_ktime_get_ns()) };
+    let share = share(ctx, config.pods_cgroup).unwrap_or(cgroup);
     let caller = Caller {
         address: source,
         port: ports[0],
         reserved: 0,
     };
-    attest(&caller, &Attestation { cgroup, at })
+    attest(&caller, &Attestation { cgroup, share, at })
+}
+
+/// The pod or container that the socket is in. `None` above these.
+#[inline(always)]
+fn share(ctx: &SkBuffContext, pods: u64) -> Option<u64> {
+    // SAFETY: a helper of this program type, with its context. It knows no cgroup by a level that
+    // is deeper than the socket's.
+    let ancestor = |level| unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level) };
+    let level = (0..MAX_PODS_LEVEL).find(|level| ancestor(*level) == pods)?;
+    Some(ancestor(level + SHARE_LEVEL)).filter(|id| *id != 0)
 }
 
 /// Makes a note, unless that would be at another's cost.
@@ -205,7 +217,7 @@ fn syn(ctx: &SkBuffContext, destination: u32, header: usize) -> i32 {
 fn attest(caller: &Caller, attestation: &Attestation) -> i32 {
     // SAFETY: read at once; were it replaced meanwhile, the newer one holds below.
     if let Some(known) = unsafe { ATTESTATIONS.get(caller) } {
-        let (cgroup, at) = (known.cgroup, known.at);
+        let (cgroup, share, at) = (known.cgroup, known.share, known.at);
         if cgroup == attestation.cgroup {
             // The same SYN again, or the port's last connection never came about.
             if insert(caller, attestation, BPF_EXIST) {
@@ -214,17 +226,17 @@ fn attest(caller: &Caller, attestation: &Attestation) -> i32 {
         } else if attestation.at.wrapping_sub(at) <= ATTESTATION_LIFE_NANOS {
             return refuse(Hook::Egress, Verdict::Contested);
         } else if ATTESTATIONS.remove(caller).is_ok() {
-            noted(cgroup, MINUS_ONE);
+            noted(share, MINUS_ONE);
         }
     }
-    if under_way(attestation.cgroup) >= u64::from(MAX_PER_CGROUP) {
+    if under_way(attestation.share) >= u64::from(MAX_PER_SHARE) {
         return refuse(Hook::Egress, Verdict::Flooding);
     }
     // Another may have been quicker: then its note stays, and this SYN is sent again.
     if !insert(caller, attestation, BPF_NOEXIST) {
         return refuse(Hook::Egress, Verdict::Overflow);
     }
-    noted(attestation.cgroup, 1);
+    noted(attestation.share, 1);
     attested()
 }
 
@@ -241,10 +253,10 @@ fn insert(caller: &Caller, attestation: &Attestation, flags: u32) -> bool {
         .is_ok()
 }
 
-/// How many notes of this cgroup the agent has not taken out.
+/// How many notes of this share the agent has not taken out.
 #[inline(always)]
-fn under_way(cgroup: u64) -> u64 {
-    let bucket = bucket(cgroup);
+fn under_way(share: u64) -> u64 {
+    let bucket = bucket(share);
     match (NOTED.get(bucket), TAKEN.get(bucket)) {
         // The two are not read at one moment: the agent may be ahead.
         (Some(noted), Some(taken)) if (noted.wrapping_sub(*taken) as i64) > 0 => {
@@ -257,8 +269,8 @@ fn under_way(cgroup: u64) -> u64 {
 const MINUS_ONE: u64 = u64::MAX;
 
 #[inline(always)]
-fn noted(cgroup: u64, change: u64) {
-    if let Some(count) = NOTED.get_ptr_mut(bucket(cgroup)) {
+fn noted(share: u64, change: u64) {
+    if let Some(count) = NOTED.get_ptr_mut(bucket(share)) {
         // SAFETY: adds to a slot of the map, which lives as long as the program. The kernel's atomic
         // addition, for which Rust has no name on this target: it has no compare and exchange.
         unsafe { asm!("lock *(u64 *)({} + 0) += {}", in(reg) count, in(reg) change) };
@@ -282,13 +294,14 @@ fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
 /// Reads from the packet itself, without a helper.
 #[inline(always)]
 fn read<T: Copy>(ctx: &SkBuffContext, offset: usize) -> Option<T> {
-    // SAFETY: the verifier has seen the bounds checked right here.
+    // SAFETY: the verifier has seen the bounds checked right here. Headers are where their fields
+    // are aligned, or on machines that do not mind (NET_IP_ALIGN, include/linux/skbuff.h).
     unsafe {
         let start = (*ctx.skb.skb).data as usize;
         let end = (*ctx.skb.skb).data_end as usize;
         if start + offset + size_of::<T>() > end {
             return None;
         }
-        Some(core::ptr::read_unaligned((start + offset) as *const T))
+        Some(core::ptr::read((start + offset) as *const T))
     }
 }

@@ -54,8 +54,13 @@ pub const LAYOUT: u32 = 1;
 /// Connections to the agent that may be under way on a node, from SYN to the agent's reading of
 /// who it is. When there are more the newest are refused: none is ever pushed out by another.
 pub const MAX_ATTESTATIONS: u32 = 32_768;
-/// Of these, how many a cgroup may have: it takes 128 of them to use up all.
-pub const MAX_PER_CGROUP: u32 = 256;
+/// Of these, how many a pod or container may have: it takes 128 of them to use up all.
+pub const MAX_PER_SHARE: u32 = 256;
+/// Below the cgroup of all pods, the level by which notes are counted. The pod, or with the class
+/// of service that has no cgroup of its own, the container: never one that these have made.
+pub const SHARE_LEVEL: i32 = 2;
+/// How deep the cgroup of all pods may be: a node may itself be in a container.
+pub const MAX_PODS_LEVEL: i32 = 16;
 /// An attestation that the agent has not taken out by then is of a connection that never came
 /// about. By then a SYN has been sent four times.
 pub const ATTESTATION_LIFE_NANOS: u64 = 10_000_000_000;
@@ -63,11 +68,11 @@ pub const ATTESTATION_LIFE_NANOS: u64 = 10_000_000_000;
 /// How many counts of notes there are: see [`bucket`].
 pub const BUCKETS: u32 = 4096;
 
-/// Where the notes of a cgroup are counted. Ids are given in order, so that the cgroups of a node
-/// seldom share one.
+/// Where the notes of a share are counted. Ids are given in order, so that the cgroups of a node
+/// seldom have one in common.
 #[must_use]
-pub const fn bucket(cgroup: u64) -> u32 {
-    (cgroup % BUCKETS as u64) as u32
+pub const fn bucket(share: u64) -> u32 {
+    (share % BUCKETS as u64) as u32
 }
 
 /// Where the agent is. As long as `layout` is not [`LAYOUT`], everything is refused.
@@ -85,6 +90,8 @@ pub struct Config {
     /// The cookie of the node's own network namespace. Sockets in it are the node's or of
     /// `hostNetwork` pods, and keep the real metadata service.
     pub host_netns_cookie: u64,
+    /// The id of the cgroup that all pods are in, which the programs are attached to.
+    pub pods_cgroup: u64,
 }
 
 /// What identifies a connection to the agent on the agent's side: its other end.
@@ -105,6 +112,9 @@ pub struct Caller {
 pub struct Attestation {
     /// The cgroup of the connecting socket.
     pub cgroup: u64,
+    /// The cgroup among whose notes this one is counted: a pod's or a container's. Those that
+    /// they may make themselves are below.
+    pub share: u64,
     /// When its SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
 }
@@ -157,9 +167,9 @@ pub enum Verdict {
     /// A SYN to the agent was dropped because another cgroup's, from the same address and port,
     /// has not been taken out yet.
     Contested = 7,
-    /// A SYN to the agent was dropped because too many of its cgroup are under way.
+    /// A SYN to the agent was dropped because too many of its pod or container are under way.
     Flooding = 8,
-    /// A SYN to the agent was dropped because too many of all cgroups are under way.
+    /// A SYN to the agent was dropped because too many of all pods are under way.
     Overflow = 9,
 }
 
@@ -222,10 +232,10 @@ mod user {
     unsafe impl aya::Pod for Attestation {}
 }
 
-const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8);
+const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8 + 8);
 const _: () = assert!(size_of::<Caller>() == 4 + 2 + 2);
-const _: () = assert!(size_of::<Attestation>() == 8 + 8);
-const _: () = assert!(MAX_PER_CGROUP * 100 < MAX_ATTESTATIONS);
+const _: () = assert!(size_of::<Attestation>() == 3 * 8);
+const _: () = assert!(MAX_PER_SHARE * 100 < MAX_ATTESTATIONS);
 
 #[cfg(test)]
 mod tests {

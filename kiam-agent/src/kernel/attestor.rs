@@ -1,7 +1,7 @@
 //! Which cgroup made a connection: what the guard noted when the connection's SYN left.
 //!
-//! A note is taken out once. What is taken out is counted by cgroup, so that the guard knows how
-//! many a cgroup has left there, and lets none have more than its share.
+//! A note is taken out once. What is taken out is counted by pod or container, so that the guard
+//! knows how many it has left there, and lets none have more than its share.
 
 mod notes;
 
@@ -115,7 +115,7 @@ impl Attestor {
     }
 
     fn count(&self, note: Attestation) {
-        let bucket = bucket(note.cgroup);
+        let bucket = bucket(note.share);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let Taken { map, counts } = &mut *taken;
         let Some(count) = counts.get_mut(bucket as usize) else {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddrV4;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,6 +50,10 @@ impl Programs {
     /// # Errors
     /// When the kernel does not do its part; nothing is attached then.
     pub fn attach(redirect: &Redirect) -> Result<Self, KernelError> {
+        let pods = std::fs::metadata(&redirect.pods).map_err(|source| KernelError::Cgroup {
+            path: redirect.pods.clone(),
+            source,
+        })?;
         let mut object = load()?;
         let config = Config {
             layout: LAYOUT,
@@ -56,6 +61,7 @@ impl Programs {
             port: redirect.agent.port().to_be(),
             reserved: [0; 3],
             host_netns_cookie: redirect.host_netns_cookie,
+            pods_cgroup: pods.ino(),
         };
         configure(&mut object, &config)?;
         Self::attach_configured(object, &redirect.pods)

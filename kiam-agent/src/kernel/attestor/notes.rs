@@ -43,7 +43,11 @@ impl Notes {
 
     /// Takes a note out.
     pub(super) fn take(&self, caller: &Caller) -> io::Result<Option<Attestation>> {
-        let mut note = Attestation { cgroup: 0, at: 0 };
+        let mut note = Attestation {
+            cgroup: 0,
+            share: 0,
+            at: 0,
+        };
         match self.command(LOOKUP_AND_DELETE, caller, &mut note, 0) {
             Ok(()) => Ok(Some(note)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
