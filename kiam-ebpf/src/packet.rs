@@ -1,0 +1,65 @@
+//! A packet as a `cgroup_skb` program sees it, from the network header on, and who sends it.
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_sk_fullsock;
+use aya_ebpf::programs::SkBuffContext;
+
+pub(crate) const IPPROTO_TCP: u8 = 6;
+
+/// RFC 791, without options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv4 {
+    pub(crate) version_and_length: u8,
+    pub(crate) service: u8,
+    pub(crate) total_length: u16,
+    pub(crate) id: u16,
+    pub(crate) flags_and_offset: u16,
+    pub(crate) life: u8,
+    pub(crate) protocol: u8,
+    pub(crate) checksum: u16,
+    pub(crate) source: u32,
+    pub(crate) destination: u32,
+}
+
+/// RFC 9293, as far as it matters.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Tcp {
+    pub(crate) source: u16,
+    pub(crate) destination: u16,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledged: u32,
+    pub(crate) offset: u8,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+}
+
+/// The socket that sends the packet, if there is one and it is a whole one.
+#[inline(always)]
+pub(crate) fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid while the program runs; the helper checks the socket.
+    unsafe {
+        let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            sk
+        } else {
+            bpf_sk_fullsock(sk)
+        }
+    }
+}
+
+/// Reads from the packet itself, without a helper.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(ctx: &SkBuffContext, offset: usize) -> Option<T> {
+    // SAFETY: the verifier has seen the bounds checked right here. Headers are where their fields
+    // are aligned, or on machines that do not mind (NET_IP_ALIGN, include/linux/skbuff.h).
+    unsafe {
+        let start = (*ctx.skb.skb).data as usize;
+        let end = (*ctx.skb.skb).data_end as usize;
+        if start + offset + size_of::<T>() > end {
+            return None;
+        }
+        Some(core::ptr::read((start + offset) as *const T))
+    }
+}
