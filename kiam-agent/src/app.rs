@@ -15,6 +15,7 @@ use kiam_common::admin::Admin;
 use kiam_common::readiness::Readiness;
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide};
+use prometheus::core::Collector;
 use tokio_util::sync::CancellationToken;
 
 pub use redirect::RedirectError;
@@ -81,6 +82,8 @@ pub struct Redirected {
     pub guarded: bool,
     /// What is to be done for that while the agent runs, until it is told to stop.
     pub upkeep: Upkeep,
+    /// What that counts, if it does.
+    pub metrics: Option<Box<dyn Collector>>,
     /// What must live as long as the agent does.
     pub keep: Box<dyn Any + Send>,
 }
@@ -167,8 +170,12 @@ pub async fn build_with(
         identify,
         guarded,
         upkeep,
+        metrics,
         keep,
     } = redirect(address)?;
+    if let Some(metrics) = metrics {
+        registry.register(metrics)?;
+    }
     tasks.spawn("redirection", upkeep(stop.clone()));
     let snapshot = readiness.awaits("the first word of a server on the node's pods");
 

@@ -7,6 +7,7 @@
 //! attestor    which cgroup made a connection
 //! cgroup      which pod a cgroup is of
 //! netns       the agent's own network namespace
+//! metrics     what the programs count
 //! ```
 //!
 //! `unsafe` is here, where the kernel's ABI asks for it, and nowhere else in the agent.
@@ -15,11 +16,13 @@ mod attestor;
 pub mod cgroup;
 mod error;
 mod links;
+mod metrics;
 mod netns;
 mod object;
 mod programs;
 
 pub use attestor::{Attested, Attestor};
 pub use error::KernelError;
+pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};
 pub use programs::{Programs, Redirect};

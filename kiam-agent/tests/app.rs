@@ -30,6 +30,7 @@ fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
         identify: Arc::new(OnePod),
         guarded: true,
         upkeep: Box::new(|stop| Box::pin(stop.cancelled_owned())),
+        metrics: None,
         keep: Box::new(()),
     })
 }

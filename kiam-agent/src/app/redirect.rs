@@ -8,7 +8,7 @@ use super::Redirected;
 use crate::args::Args;
 use crate::caller::KernelIdentity;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
-use crate::kernel::{self, KernelError, NetnsError, Programs, own_netns_cookie};
+use crate::kernel::{self, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie};
 
 /// Why pods' connections cannot be brought here.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,9 @@ pub enum RedirectError {
     /// The kernel does not do its part.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// What it counts is no metric.
+    #[error("cannot count what the kernel programs do: {0}")]
+    Metrics(#[from] prometheus::Error),
 }
 
 impl RedirectError {
@@ -58,11 +61,13 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         %agent,
         "pods' connections to the metadata service come here"
     );
+    let programs = Arc::new(programs);
     let attestor = programs.attestor();
     Ok(Redirected {
         identify: Arc::new(KernelIdentity::new(Arc::clone(&attestor), known)),
         guarded: true,
         upkeep: Box::new(|stop| Box::pin(async move { attestor.keep(stop).await })),
+        metrics: Some(Box::new(KernelMetrics::new(Arc::clone(&programs))?)),
         keep: Box::new(programs),
     })
 }

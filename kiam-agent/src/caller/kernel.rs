@@ -59,6 +59,9 @@ impl KernelIdentity {
 
 impl Identify for KernelIdentity {
     fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
-        self.pod(self.attestor.take(peer).ok_or(Refusal::Unattested)?.cgroup)
+        let cgroup = self.attestor.take(peer).ok_or(Refusal::Unattested)?.cgroup;
+        let pod = self.pod(cgroup)?;
+        tracing::debug!(%peer, cgroup, pod.uid = %pod, "the kernel knows who is calling");
+        Ok(pod)
     }
 }
