@@ -1,16 +1,110 @@
-//! The command `test`.
+//! `cargo xtask test`: everything that needs no cluster, and one line that says what came of it.
+//!
+//! Sets up what is needed, builds the kernel programs and kiam's programs, and lets cargo run all
+//! tests of the workspace: unit tests first, then the sandbox tests with real kernel programs,
+//! which a plain `cargo test` skips. Nothing is run twice.
+
+mod outcome;
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::kiam::Programs;
+use crate::setup::{self, Consent, Need, cargo};
+pub use outcome::Outcome;
 
 /// Names the folder of kiam's programs, for the sandbox tests.
 pub const PROGRAMS: &str = "KIAM_TEST_PROGRAMS";
 
 /// Flags of `cargo xtask test`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    consent: Consent,
+
+    /// More arguments of cargo test, such as -p kiam-agent, or -- NAME
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGUMENTS"
+    )]
+    more: Vec<OsString>,
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// When it fails.
-pub fn run(_args: &Args) -> anyhow::Result<()> {
-    anyhow::bail!("not there yet")
+/// When something cannot be set up, a test fails, or, with `CI=true`, was skipped.
+pub fn run(args: &Args) -> Result<()> {
+    setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Aws], args.consent)?;
+    let programs = Programs::build()?;
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]);
+    if args.more.is_empty() {
+        command.arg("--workspace");
+    }
+    command.args(&args.more).env(PROGRAMS, programs.folder());
+    tests(command)?.conclude()
+}
+
+/// Runs cargo's tests, shows what they print as it comes, and counts.
+fn tests(mut command: Command) -> Result<Outcome> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo test")?;
+    // What cargo says (standard error) and what the tests say tell one story together.
+    let (lines, told) = mpsc::channel();
+    let mut outcome = Outcome::default();
+    std::thread::scope(|scope| {
+        let streams: [Option<Box<dyn Read + Send>>; 2] = [
+            child.stdout.take().map(|stream| Box::new(stream) as _),
+            child.stderr.take().map(|stream| Box::new(stream) as _),
+        ];
+        for stream in streams.into_iter().flatten() {
+            let lines = lines.clone();
+            scope.spawn(move || {
+                let mut stream = BufReader::new(stream);
+                let mut line = Vec::new();
+                while matches!(stream.read_until(b'\n', &mut line), Ok(read) if read > 0) {
+                    if lines.send(std::mem::take(&mut line)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(lines);
+        let mut stdout = std::io::stdout();
+        for line in told {
+            // Whoever reads it may have left; the tests are counted all the same.
+            let _ = stdout.write_all(&line);
+            outcome.read(&String::from_utf8_lossy(&line));
+        }
+    });
+    let status = child.wait().context("cannot wait for cargo test")?;
+    outcome.end(status.success());
+    Ok(outcome)
+}
+
+impl Outcome {
+    /// Prints the line that counts, alone on a line.
+    #[expect(clippy::print_stdout, reason = "the command's result")]
+    fn conclude(&self) -> Result<()> {
+        println!("\n{self}");
+        let in_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+        match self {
+            Self { failed: 1.., .. } => bail!("tests failed"),
+            Self { passed: 0, .. } => bail!("no test was run"),
+            Self { skipped: 1.., .. } if in_ci => {
+                bail!("tests were skipped, and must not be in CI")
+            }
+            Self { .. } => Ok(()),
+        }
+    }
 }
