@@ -1,28 +1,27 @@
-//! `cargo xtask demo`: a node whose pods get their own credentials, to look at.
+//! `cargo xtask demo`: kiam at work on a node, to look at.
 //!
-//! Everything is real but AWS and the cluster's API: kiam's programs, the kernel programs, and in
-//! the pods the AWS CLI as it comes. STS is a double that checks every signature; the objects
-//! come from a file. What is printed is what was seen, not what was meant to happen: if it is not
-//! what was meant, the demo fails.
+//! Three pods in two namespaces each run the same unmodified AWS CLI. Two get their own roles'
+//! credentials; the third wants a role that its namespace does not permit. Server and agent are
+//! the real programs, the kernel programs are real; STS is a double, and so is the node's own
+//! metadata service, which counts what reaches it.
 
-mod pages;
+mod cast;
+mod page;
 
-use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
-use crate::kiam::{METADATA_PORT, Programs};
-use crate::probe::{METADATA_SERVICE, Prober};
-use crate::sandbox::{NodeOptions, Pod, run as run_program};
+use crate::doubles::imds::NODE_ROLE;
+use crate::kiam::{METADATA_PORT, Programs, SERVER_PORT};
+use crate::probe::{METADATA_SERVICE, Outcome, Prober};
+use crate::sandbox::{CONTROL_IP, Finished, NodeOptions, run as run_program};
 use crate::setup::{self, AWS, Consent, Need};
 use crate::stage::{Stage, StageNode};
-use pages::{Caller, Page, Witness};
-
-const CLIENT_LIMIT: Duration = Duration::from_secs(60);
-const LISTING: &str = "/latest/meta-data/iam/security-credentials/";
+use cast::{Cast, Role};
+use page::Page;
 
 /// Flags of `cargo xtask demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -30,177 +29,205 @@ pub struct Args {
     #[command(flatten)]
     consent: Consent,
 
-    /// Leave it running until Ctrl-C, and say how to play with it
+    /// Leave everything running, with commands to play with it, until Ctrl-C
     #[arg(long)]
     keep: bool,
 }
 
-/// A pod of the play, and what becomes of it.
-struct Part {
-    namespace: &'static str,
-    name: &'static str,
-    role: &'static str,
-    permitted: Option<&'static str>,
-}
-
-const PARTS: [Part; 3] = [
-    Part {
-        namespace: "blue",
-        name: "web",
-        role: "blue-reader",
-        permitted: Some("arn:aws:iam::123456789012:role/blue-.*"),
-    },
-    Part {
-        namespace: "green",
-        name: "jobs",
-        role: "green-writer",
-        permitted: Some("arn:aws:iam::123456789012:role/green-.*"),
-    },
-    Part {
-        namespace: "grey",
-        name: "curious",
-        role: "blue-reader",
-        permitted: None,
-    },
-];
+const CLIENT_LIMIT: Duration = Duration::from_secs(60);
+const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+/// The agent tells whom the kernel named.
+const AGENT_LOG: [&str; 2] = ["--json-log", "--level=info,kiam_agent::caller=debug"];
 
 /// Runs the command.
 ///
 /// # Errors
-/// When something cannot be set up, or what is shown is not what was promised.
+/// When something cannot be set up, or does not turn out as it should.
 pub fn run(args: &Args) -> Result<()> {
     setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Aws], args.consent)?;
     let programs = Programs::build()?;
-    let began = Instant::now();
+    let begin = Instant::now();
+    let page = Page::new();
+    page.title();
 
     let stage = Stage::new(&programs)?;
     let node = stage.node("node-1", NodeOptions::default())?;
-    for part in &PARTS {
-        stage
-            .objects()
-            .put_namespace(part.namespace, part.permitted)?;
-    }
-    let pods = PARTS
-        .iter()
-        .map(|part| stage.pod(&node, (part.namespace, part.name), Some(part.role)))
-        .collect::<Result<Vec<_>>>()?;
-    let _server = stage.start_server(&[])?;
-    let agent = stage.start_agent(&node, &["--level=debug"])?;
+    let cast = Cast::enter(&stage, &node)?;
+    page.set(
+        "node",
+        node.node().ip(),
+        "a network namespace; its pods have namespaces and cgroups of their own",
+    );
+    page.set(
+        "STS",
+        stage.sts().url(),
+        "a stand-in that checks every signature",
+    );
+    let started = Instant::now();
+    let server = stage.start_server(&[])?;
+    let did = format!(
+        "reads cluster.yaml, assumes roles; ready in {}",
+        page::took(started)
+    );
+    page.set("kiam-server", format!("{CONTROL_IP}:{SERVER_PORT}"), &did);
+    let started = Instant::now();
+    let agent = stage.start_agent(&node, &AGENT_LOG)?;
+    let did = format!("guards the node's pods; ready in {}", page::took(started));
+    page.set(
+        "kiam-agent",
+        format!("{}:{METADATA_PORT}", node.node().ip()),
+        &did,
+    );
 
-    let page = Page::for_this_terminal();
-    page.opening(&node, &stage, began.elapsed());
-    let witness = Witness::new(&agent);
-
-    // As three teams would, at the same time.
-    let callers = thread::scope(|scope| {
-        let calls: Vec<_> = pods
-            .iter()
-            .map(|pod| scope.spawn(|| call(&stage, pod)))
-            .collect();
-        let results = calls.into_iter().map(|call| match call.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
+    page.heading("Three pods run the same unmodified AWS CLI, with nothing configured");
+    page.command("aws sts get-caller-identity");
+    let clients = ask_as_all(&stage, &cast)?;
+    let mut as_it_should = Vec::new();
+    for (role, client) in cast.roles().iter().zip(clients) {
+        page.pod(role, &cast.permitted(role));
+        let seen = cast::sightings(agent.program(), role.pod())?;
+        page.kernel(
+            role.pod(),
+            seen.first()
+                .context("the kernel saw no connection of the pod")?,
+        );
+        as_it_should.push(match role.forbidden() {
+            None => granted(&page, role, &client),
+            Some(_) => forbidden(&page, &cast, role, &client)?,
         });
-        results.collect::<Result<Vec<_>>>()
-    })?;
-    for ((part, pod), caller) in PARTS.iter().zip(&pods).zip(&callers) {
-        let seen = witness.of(pod)?;
-        page.caller(part, pod, &seen, caller);
-        let own = format!(":assumed-role/{}/", part.role);
-        match part.permitted {
-            Some(_) => ensure!(caller.identity()?.contains(&own), "this is not {own}"),
-            None => ensure!(caller.identity().is_err(), "it should have been refused"),
-        }
     }
 
-    let [web, _, curious] = &pods[..] else {
-        anyhow::bail!("three pods were made");
-    };
-    refusals(&page, &node, web, curious)?;
-    page.closing(&stage, &node, &agent, began.elapsed())?;
+    page.heading("And others who would like some");
+    as_it_should.extend(others(&page, &stage, &node, &cast)?);
+
+    page.heading("The node's own metadata service, behind the agent's back");
+    let traffic = node.imds().traffic();
+    page.traffic(traffic.connections(), traffic.bytes());
+    as_it_should.push(traffic.connections() == 0);
+    page.end(begin);
+
+    ensure!(
+        as_it_should.iter().all(|good| *good),
+        "this did not turn out as it should"
+    );
     if args.keep {
-        page.invitation(&PARTS, &pods, &stage, &node);
-        loop {
-            thread::park();
+        for (program, name) in [
+            (server.program(), "kiam-server"),
+            (agent.program(), "kiam-agent"),
+        ] {
+            program.tee(&stage.sandbox().scratch().join(format!("{name}.log")))?;
         }
+        page.play(&cast, stage.sandbox().scratch());
+        wait_for_interrupt()?;
+        page.goodbye();
     }
     Ok(())
 }
 
-/// The AWS CLI as it comes: it is told which region and which STS, and nothing of credentials.
-fn call(stage: &Stage, pod: &Pod) -> Result<Caller> {
-    let mut command = pod.place().command(AWS.program("aws"));
-    without_credentials(&mut command, stage)?;
-    command.args(["sts", "get-caller-identity", "--output=json"]);
-    let began = Instant::now();
-    let ended = run_program("aws", command, CLIENT_LIMIT)?;
-    Ok(Caller {
-        took: began.elapsed(),
-        ended,
+/// All at once, as they would be.
+fn ask_as_all(stage: &Stage, cast: &Cast) -> Result<Vec<Finished>> {
+    let ask = |role: &Role| {
+        let mut command = role.pod().place().command(AWS.program("aws"));
+        command
+            .args(["sts", "get-caller-identity", "--query=Arn", "--output=text"])
+            .env_clear()
+            .envs(cast::environment(stage)?);
+        run_program("the AWS CLI", command, CLIENT_LIMIT)
+    };
+    std::thread::scope(|scope| {
+        let roles = cast.roles().iter();
+        let clients: Vec<_> = roles.map(|role| scope.spawn(move || ask(role))).collect();
+        let join = |client: std::thread::ScopedJoinHandle<'_, _>| {
+            client
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        clients.into_iter().map(join).collect()
     })
 }
 
-fn without_credentials(command: &mut Command, stage: &Stage) -> Result<()> {
-    command
-        .env_clear()
-        .env("HOME", stage.sandbox().folder("home")?)
-        .env("AWS_DEFAULT_REGION", "eu-west-1")
-        .env("AWS_ENDPOINT_URL_STS", stage.sts().url());
-    Ok(())
-}
-
-/// What those are told who get nothing.
-fn refusals(page: &Page, node: &StageNode, web: &Pod, curious: &Pod) -> Result<()> {
-    let prober = Prober::this_program();
-    page.heading("Refused, with a reason");
-    let url = format!("{METADATA_SERVICE}{LISTING}");
-    let answer = prober.get(curious.place(), &url)?.answer()?;
-    ensure!(answer.status == 403, "grey/curious got {answer:?}");
-    ensure!(
-        answer.body.contains("iam.amazonaws.com/permitted"),
-        "{answer:?}"
-    );
-    page.refusal("grey/curious asks for its role", &answer);
-
-    let url = format!("{METADATA_SERVICE}{LISTING}green-writer");
-    let answer = prober.get(web.place(), &url)?.answer()?;
-    ensure!(answer.status == 403, "blue/web got {answer:?}");
-    page.refusal("blue/web asks for green-writer", &answer);
-
-    let url = format!(
-        "http://{}:{METADATA_PORT}{LISTING}blue-reader",
-        node.node().ip()
-    );
-    let answer = prober.get(node.node().place(), &url)?.answer()?;
-    ensure!(answer.status == 403, "a process in no pod got {answer:?}");
-    page.refusal("a process in no pod asks the agent itself", &answer);
-
-    let url = format!("{METADATA_SERVICE}/latest/user-data");
-    let answer = prober.get(web.place(), &url)?.answer()?;
-    ensure!(answer.status == 404, "blue/web got {answer:?}");
-    page.refusal("blue/web asks for the node's user data", &answer);
-
-    let script = "import socket\ntry:\n s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n \
-                  s.sendto(b'x', ('169.254.169.254', 80))\n print('sent')\nexcept OSError as e:\n \
-                  print(e.strerror)";
-    let mut command = web.place().command(AWS.program("python"));
-    command.args(["-c", script]).env_clear();
-    let ended = run_program("python", command, CLIENT_LIMIT)?;
-    let said = ended.stdout.trim();
-    ensure!(said == "Operation not permitted", "the packet was {said}");
-    page.kernel_refusal("blue/web sends a packet past TCP (UDP)", said);
-    Ok(())
-}
-
-impl Caller {
-    /// Who STS says that the caller is.
-    fn identity(&self) -> Result<String> {
-        ensure!(self.ended.status.success(), "{}", self.ended.stderr.trim());
-        let json: serde_json::Value =
-            serde_json::from_str(&self.ended.stdout).context("the CLI's answer is no JSON")?;
-        let arn = json["Arn"]
-            .as_str()
-            .context("the CLI's answer has no Arn")?;
-        Ok(arn.to_owned())
+fn granted(page: &Page, role: &Role, client: &Finished) -> bool {
+    let arn = client.stdout.trim();
+    let own = arn.contains(&format!(":assumed-role/{}/", role.wants()));
+    if own {
+        page.got(arn);
+    } else {
+        page.wrong(&format!("{arn}{}", client.stderr.trim()));
     }
+    own
+}
+
+fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result<bool> {
+    let url = format!("{METADATA_SERVICE}{ROLES}{}", role.wants());
+    let answer = Prober::this_program()
+        .get(role.pod().place(), &url)?
+        .answer()?;
+    page.told(answer.status, answer.body.trim());
+    page.cli_said(client.stderr.trim());
+    let (line, text) = cast.permission_line(role)?;
+    page.mend(line, &text);
+    let refused = answer.status == 403 && answer.body.contains("iam.amazonaws.com/permitted");
+    Ok(refused && !client.status.success())
+}
+
+/// What others try, and that it comes to nothing.
+fn others(page: &Page, stage: &Stage, node: &StageNode, cast: &Cast) -> Result<Vec<bool>> {
+    let prober = Prober::this_program();
+    let [first, second, ..] = cast.roles() else {
+        anyhow::bail!("the cast is larger");
+    };
+    let pod = first.pod().place();
+    let stray = pod.with_cgroup(node.node().kubepods().child("stray.scope")?);
+    let metadata = format!("{METADATA_SERVICE}{ROLES}");
+    let agent = format!("http://{}:{METADATA_PORT}{ROLES}", node.node().ip());
+    let tries = [
+        (
+            format!("{} asks for {}", first.name(), second.wants()),
+            pod,
+            format!("{metadata}{}", second.wants()),
+        ),
+        (
+            format!("{} asks for the node's role", first.name()),
+            pod,
+            format!("{metadata}{NODE_ROLE}"),
+        ),
+        (
+            "a process in a pod's network, in no pod's cgroup".to_owned(),
+            &stray,
+            metadata.clone(),
+        ),
+        (
+            "a process of the node, at the agent's port".to_owned(),
+            node.node().place(),
+            agent.clone(),
+        ),
+        (
+            "somebody on the network, at the agent's port".to_owned(),
+            stage.sandbox().control(),
+            agent,
+        ),
+    ];
+    let mut refused = Vec::new();
+    for (who, place, url) in tries {
+        let outcome = prober.get(place, &url)?;
+        page.tried(&who, &outcome);
+        refused.push(matches!(outcome, Outcome::Answer(answer) if answer.status == 403));
+    }
+    Ok(refused)
+}
+
+fn wait_for_interrupt() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut interrupt = signal(SignalKind::from_raw(Signal::SIGINT as i32))?;
+        let mut terminate = signal(SignalKind::from_raw(Signal::SIGTERM as i32))?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
 }

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{BufRead as _, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +36,7 @@ struct Lines {
     kept: VecDeque<(From, String)>,
     forgotten: usize,
     open: usize,
+    copy: Option<File>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +178,20 @@ impl Program {
         tail.fold(String::new(), |text, (_, line)| text + "    " + line + "\n")
     }
 
+    /// Writes its output to a file from now on too, after what there is of it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn tee(&self, path: &Path) -> Result<()> {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let mut lines = self.output.lock();
+        let so_far = lines.text(|_| true);
+        lines.copy = Some(file);
+        lines.copy(&so_far);
+        Ok(())
+    }
+
     /// Whether it has ended.
     ///
     /// # Errors
@@ -278,11 +295,19 @@ impl Output {
 
 impl Lines {
     fn push(&mut self, from: From, line: String) {
+        self.copy(&(line.clone() + "\n"));
         if self.kept.len() == MAX_LINES {
             self.kept.pop_front();
             self.forgotten += 1;
         }
         self.kept.push_back((from, line));
+    }
+
+    fn copy(&mut self, text: &str) {
+        if let Some(file) = &mut self.copy {
+            // A full disk loses the copy, not the program.
+            let _ = file.write_all(text.as_bytes());
+        }
     }
 
     fn end(&self) -> usize {
