@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, default_value_t = 5000, value_name = "MILLISECONDS")]
     limit: u64,
 
-    /// http://HOST[:PORT]/PATH, the host being an address
+    /// An http:// URL whose host is an address
     url: http::Uri,
 }
 

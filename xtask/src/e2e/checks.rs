@@ -1,277 +1,352 @@
-//! What is checked, in this order.
+//! What must be so.
 
-use std::pin::Pin;
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use anyhow::{Context as _, Result, ensure};
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, ServiceAccount};
 use kube::api::{Api, ListParams};
 
-use super::world::{LISTING, World, ask, logs, until};
+use super::world::{AGENT_ACCOUNT, AUDIENCE, World, eventually};
 use crate::cluster::PodTemplate;
+use crate::probe::{Answer, METADATA_SERVICE, Prober};
+use crate::sandbox::Place;
+
+type Check = fn(&mut World) -> LocalBoxFuture<'_, Result<()>>;
 
 const ROLE: &str = "iam.amazonaws.com/role";
 const PERMITTED: &str = "iam.amazonaws.com/permitted";
+const LOG_LIMIT: Duration = Duration::from_secs(15);
 
-type Outcome<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
-/// A check gives a few words about what it saw.
-type Check = for<'a> fn(&'a mut World) -> Outcome<'a>;
-
-/// All checks. They build on each other.
-pub(super) const ALL: &[(&str, Check)] = &[
-    (
-        "kiam-server reads the API with the rights of deploy/, and has no others",
-        |world| Box::pin(rights(world)),
-    ),
-    (
-        "an agent is refused another node, and with another's token",
-        |world| Box::pin(other_nodes(world)),
-    ),
-    ("agents prove their nodes by their pods' tokens", |world| {
-        Box::pin(agents(world))
+/// In this order; later ones find what earlier ones made.
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("pods are their own roles to the AWS CLI", |w| {
+        own_roles(w).boxed_local()
     }),
-    ("the AWS CLI in each pod is that pod's role", |world| {
-        Box::pin(identities(world))
+    ("a role comes from the service account too", |w| {
+        account_role(w).boxed_local()
     }),
-    (
-        "a namespace without the annotation is named in the refusal",
-        |world| Box::pin(forbidden(world)),
-    ),
-    (
-        "a pod whose status has no address yet has its credentials",
-        |world| Box::pin(no_address(world)),
-    ),
-    (
-        "a changed role, and a withdrawn permission, hold at once",
-        |world| Box::pin(changes(world)),
-    ),
-    ("a deleted pod's grant ends", |world| {
-        Box::pin(deleted(world))
+    ("a role that is not permitted is refused", |w| {
+        forbidden(w).boxed_local()
     }),
-    (
-        "with no server running pods keep their credentials, and a new one takes over",
-        |world| Box::pin(restart(world)),
-    ),
+    ("a pod is served before the API knows its address", |w| {
+        never_late(w).boxed_local()
+    }),
+    ("changes in the API are followed", |w| {
+        changes(w).boxed_local()
+    }),
+    ("a token of another node is refused", |w| {
+        other_node(w).boxed_local()
+    }),
+    ("a token of another account or audience is refused", |w| {
+        other_token(w).boxed_local()
+    }),
+    ("server and agent have no more rights than they need", |w| {
+        rights(w).boxed_local()
+    }),
+    ("nothing reached the nodes' own metadata services", |w| {
+        no_leak(w).boxed_local()
+    }),
 ];
 
-async fn rights(world: &mut World) -> Result<String> {
-    world.start_server()?;
-    let client = world.as_server().await?;
-    let secrets = Api::<Secret>::all(client.clone())
-        .list(&ListParams::default())
-        .await;
-    ensure!(is_forbidden(&secrets), "the server may read secrets");
-    let pods = Api::<Pod>::namespaced(client, "default");
-    let deleted = pods
-        .delete("none", &kube::api::DeleteParams::default())
-        .await;
-    ensure!(is_forbidden(&deleted), "the server may delete pods");
-    Ok(String::new())
-}
-
-fn is_forbidden<T>(result: &kube::Result<T>) -> bool {
-    matches!(result, Err(kube::Error::Api(status)) if status.code == 403)
-}
-
-async fn other_nodes(world: &mut World) -> Result<String> {
-    let objects = world.objects()?;
-    objects
-        .service_account("kube-system", "somebody", &[])
+async fn own_roles(world: &mut World) -> Result<()> {
+    world
+        .objects
+        .namespace(
+            "orders",
+            &[(PERMITTED, "arn:aws:iam::123456789012:role/orders-.*")],
+        )
         .await?;
-    let own = world.token(1, "kiam-agent", "kiam-server").await?;
-    let audience = world.token(1, "kiam-agent", "somebody-else").await?;
-    let unbound = world.sandbox.folder("unbound")?.join("token");
-    let account = ("kube-system", "kiam-agent");
-    let token = objects.token(account, Some("kiam-server"), None).await?;
-    std::fs::write(&unbound, token)?;
-    let other = world.sandbox.folder("other")?.join("token");
-    let account = ("kube-system", "somebody");
-    let token = objects.token(account, Some("kiam-server"), None).await?;
-    std::fs::write(&other, token)?;
-    let garbage = world.sandbox.folder("garbage")?.join("token");
-    std::fs::write(&garbage, "not.a.token")?;
-    for (token, node, reason) in [
-        (&own, "node-1", "comes from node-2"),
-        (&audience, "node-2", "does not accept the agent's token"),
-        (&unbound, "node-2", "not bound to a pod"),
-        (&other, "node-2", "kube-system:somebody"),
-        (&garbage, "node-2", "does not accept the agent's token"),
+    world
+        .objects
+        .namespace("billing", &[(PERMITTED, ".*")])
+        .await?;
+    for (namespace, name, role) in [
+        ("orders", "api", "orders-db"),
+        ("billing", "worker", "billing-reports"),
     ] {
-        let mark = world.server()?.program().mark();
-        let agent = world.agent(1, token, &[&format!("--node-name={node}")])?;
-        logs(
-            world.server()?.program(),
-            mark,
-            &["refused a node stream", reason],
-        )?;
-        // The agent says the same to whoever looks there.
-        logs(agent.program(), 0, &[reason])?;
-        agent.stop()?;
+        let annotations = [(ROLE, role)];
+        let template = PodTemplate {
+            namespace,
+            name,
+            annotations: &annotations,
+            ..Default::default()
+        };
+        let place = world.pod(&template).await?;
+        // An SDK waits for as long as the agent does.
+        is(world, &place, role)?;
     }
-    Ok(String::new())
+    Ok(())
 }
 
-async fn agents(world: &mut World) -> Result<String> {
-    for node in [0, 1] {
-        let token = world.token(node, "kiam-agent", "kiam-server").await?;
-        let mut agent = world.agent(node, &token, &[])?;
-        agent.ready()?;
-        world.agents.push(agent);
-    }
-    Ok(String::new())
-}
-
-fn template<'a>(
-    namespace: &'a str,
-    name: &'a str,
-    annotations: &'a [(&'a str, &'a str)],
-) -> PodTemplate<'a> {
-    PodTemplate {
-        namespace,
-        name,
-        annotations,
-        ..PodTemplate::default()
-    }
-}
-
-async fn identities(world: &mut World) -> Result<String> {
-    let objects = world.objects()?;
-    objects
-        .namespace("blue", &[(PERMITTED, ".*:role/blue-.*")])
+async fn account_role(world: &mut World) -> Result<()> {
+    world
+        .objects
+        .service_account("billing", "exporter", &[(ROLE, "billing-exports")])
         .await?;
-    objects
-        .namespace("green", &[(PERMITTED, ".*:role/green-.*")])
-        .await?;
-    objects
-        .service_account("green", "jobs", &[(ROLE, "green-writer")])
-        .await?;
-    let by_account = PodTemplate {
-        service_account: "jobs",
-        ..template("green", "jobs", &[])
+    let template = PodTemplate {
+        namespace: "billing",
+        name: "exporter",
+        service_account: "exporter",
+        ..Default::default()
     };
-    let reader = [(ROLE, "blue-reader")];
-    let full = [(ROLE, "arn:aws:iam::123456789012:role/blue-admin")];
-    for (node, template, role) in [
-        (0, template("blue", "web", &reader), "blue-reader"),
-        (1, by_account, "green-writer"),
-        (1, template("blue", "admin", &full), "blue-admin"),
-    ] {
-        let pod = world.kubelet(node).run(&template).await?;
-        until(pod.place(), LISTING, |answer| answer.body == role).await?;
-        let identity = world.identity(pod.place())?;
-        ensure!(
-            identity.contains(&format!(":assumed-role/{role}/")),
-            "{identity}"
-        );
-        let other = ask(pod.place(), &format!("{LISTING}somebody-else-s"))?;
-        ensure!(other.status == 403, "{other:?}");
-        world.pods.push(pod);
-    }
-    Ok(": 3 pods on 2 nodes".to_owned())
+    let place = world.pod(&template).await?;
+    is(world, &place, "billing-exports")
 }
 
-async fn forbidden(world: &mut World) -> Result<String> {
-    world.objects()?.namespace("grey", &[]).await?;
-    let pod = world
-        .kubelet(0)
-        .run(&template("grey", "curious", &[(ROLE, "blue-reader")]))
-        .await?;
-    let refused = |answer: &crate::probe::Answer| {
-        answer.status == 403 && answer.body.contains(PERMITTED) && answer.body.contains("grey")
+async fn forbidden(world: &mut World) -> Result<()> {
+    let annotations = [(ROLE, "billing-reports")];
+    let template = PodTemplate {
+        namespace: "orders",
+        name: "intruder",
+        annotations: &annotations,
+        ..Default::default()
     };
-    until(pod.place(), LISTING, refused).await?;
-    ensure!(world.identity(pod.place()).is_err(), "it has an identity");
-    world.kubelet(0).stop(pod).await?;
-    Ok(String::new())
-}
-
-async fn no_address(world: &mut World) -> Result<String> {
-    let annotations = [(ROLE, "blue-early")];
-    let objects = world.objects()?;
-    let object = objects
-        .pod(&template("blue", "early", &annotations))
-        .await?;
-    let began = tokio::time::Instant::now();
-    objects
-        .bind("blue", "early", world.kubelet(0).node().name())
-        .await?;
-    let pod = world.kubelet(0).start(&object).await?;
-    let path = format!("{LISTING}blue-early");
-    until(pod.place(), &path, |answer| answer.status == 200).await?;
-    let took = began.elapsed();
-    let now = objects.api::<Pod>("blue").get("early").await?;
-    let address = now.status.and_then(|status| status.pod_ip);
-    ensure!(address.is_none(), "the API knows {address:?}");
-    world.kubelet(0).report(&pod).await?;
-    world.pods.push(pod);
-    Ok(format!(
-        ": {took:.0?} after it was bound, its namespace made meanwhile"
-    ))
-}
-
-async fn changes(world: &mut World) -> Result<String> {
-    let objects = world.objects()?;
+    let place = world.pod(&template).await?;
+    eventually(|| answers(&place, "", 403, &["orders/intruder", PERMITTED])).await?;
+    answers(&place, "billing-reports", 403, &[PERMITTED])?;
+    let ended = world.caller_identity(&place)?;
+    ensure!(
+        !ended.status.success(),
+        "the AWS CLI is somebody: {}",
+        ended.stdout
+    );
+    // And another's role is refused to who has one.
     let place = world.pods[0].place();
-    let pods = objects.api::<Pod>("blue");
-    objects
-        .annotate(&pods, "web", ROLE, Some("blue-writer"))
+    answers(place, "billing-reports", 403, &["orders-db", ROLE])
+}
+
+async fn never_late(world: &mut World) -> Result<()> {
+    let annotations = [(ROLE, "orders-early")];
+    let template = PodTemplate {
+        namespace: "orders",
+        name: "early",
+        annotations: &annotations,
+        ..Default::default()
+    };
+    let object = world.objects.pod(&template).await?;
+    let kubelet = world.kubelets[0].clone();
+    world
+        .objects
+        .bind("orders", "early", kubelet.node().name())
         .await?;
-    let role = until(place, LISTING, |answer| answer.body == "blue-writer").await?;
-    let before = ask(place, &format!("{LISTING}blue-reader"))?;
-    ensure!(before.status == 403, "{before:?}");
+    let running = kubelet.start(&object).await?;
+    is(world, running.place(), "orders-early")?;
+    kubelet.report(&running).await?;
+    is(world, running.place(), "orders-early")?;
+    kubelet.stop(running).await
+}
+
+async fn changes(world: &mut World) -> Result<()> {
+    let objects = world.objects.clone();
+    let place = world.pods[0].place().clone();
+    let pods = objects.api::<Pod>("orders");
+    objects
+        .annotate(&pods, "api", ROLE, Some("orders-admin"))
+        .await?;
+    eventually(|| answers(&place, "", 200, &["orders-admin"])).await?;
+    eventually(|| answers(&place, "orders-admin", 200, &["SecretAccessKey"])).await?;
+    answers(&place, "orders-db", 403, &["orders-admin"])?;
 
     let namespaces = Api::<Namespace>::all(objects.client().clone());
     objects
-        .annotate(&namespaces, "blue", PERMITTED, Some("none"))
+        .annotate(&namespaces, "orders", PERMITTED, None)
         .await?;
-    let path = format!("{LISTING}blue-writer");
-    let withdrawn = until(place, &path, |answer| answer.status == 403).await?;
+    eventually(|| answers(&place, "orders-admin", 403, &[PERMITTED, "orders"])).await?;
     objects
-        .annotate(&namespaces, "blue", PERMITTED, Some(".*:role/blue-.*"))
+        .annotate(&namespaces, "orders", PERMITTED, Some(".*"))
         .await?;
-    until(place, &path, |answer| answer.status == 200).await?;
-    let other = world.identity(world.pods[1].place())?;
-    ensure!(other.contains("green-writer"), "{other}");
-    Ok(format!(
-        ": role {role:.0?}, permission {withdrawn:.0?}, a probe's start included"
-    ))
+    eventually(|| answers(&place, "orders-admin", 200, &["SecretAccessKey"])).await?;
+
+    objects.annotate(&pods, "api", ROLE, None).await?;
+    eventually(|| answers(&place, "", 404, &[ROLE])).await?;
+    objects
+        .annotate(&pods, "api", ROLE, Some("orders-db"))
+        .await?;
+    eventually(|| answers(&place, "orders-db", 200, &["SecretAccessKey"])).await?;
+    is(world, &place, "orders-db")
 }
 
-async fn deleted(world: &mut World) -> Result<String> {
-    let Some(pod) = world.pods.pop() else {
-        anyhow::bail!("there is no pod")
+async fn other_node(world: &mut World) -> Result<()> {
+    let kubelet = world.kubelets[1].clone();
+    let (pod, own_token) = world.agent_pod(&kubelet).await?;
+    let annotations = [(ROLE, "billing-reports")];
+    let template = PodTemplate {
+        namespace: "billing",
+        name: "elsewhere",
+        annotations: &annotations,
+        ..Default::default()
     };
-    let objects = world.objects()?;
-    objects.delete_pod(pod.namespace(), pod.name()).await?;
-    // Its container still runs, as one whose kubelet is slow.
-    let path = format!("{LISTING}blue-early");
-    let took = until(pod.place(), &path, |answer| answer.status != 200).await?;
-    Ok(format!(": {took:.0?}"))
+    let elsewhere = kubelet.run(&template).await?;
+
+    // The agent of the second node, with the token of the first one's.
+    let agent = &world.agent_pod;
+    let folder = world.sandbox.folder("stolen")?;
+    let stolen = world.kubelets[0]
+        .project_token(agent, AGENT_ACCOUNT, AUDIENCE, &folder)
+        .await?;
+    let mark = world.server.program().mark();
+    let agent = world.start_agent(&kubelet, &pod, &stolen)?;
+    logged(world, mark, &["refused", "node-2", "node-1"])?;
+    answers(elsewhere.place(), "billing-reports", 503, &["kiam-server"])?;
+    let ended = agent.stop()?;
+    ensure!(
+        !ended.stderr.contains("SecretAccessKey"),
+        "{}",
+        ended.stderr
+    );
+
+    let mut agent = world.start_agent(&kubelet, &pod, &own_token)?;
+    agent.ready()?;
+    is(world, elsewhere.place(), "billing-reports")?;
+    agent.stop()?;
+    kubelet.stop(elsewhere).await?;
+    kubelet.stop(pod).await
 }
 
-async fn restart(world: &mut World) -> Result<String> {
-    world.stop_server()?;
-    for (pod, role) in [(0, "blue-writer"), (1, "green-writer"), (2, "blue-admin")] {
-        let answer = ask(world.pods[pod].place(), &format!("{LISTING}{role}"))?;
-        ensure!(answer.status == 200, "{answer:?}");
+async fn other_token(world: &mut World) -> Result<()> {
+    let kubelet = world.kubelets[1].clone();
+    let (pod, _) = world.agent_pod(&kubelet).await?;
+    let bound = Some((pod.name(), pod.uid()));
+    let objects = &world.objects;
+    let agent = ("kube-system", AGENT_ACCOUNT);
+    // A pod of the node, though not the agent's; with a token for the right audience.
+    let template = PodTemplate {
+        namespace: "billing",
+        name: "curious",
+        ..Default::default()
+    };
+    let curious = kubelet.run(&template).await?;
+    let curious_bound = Some((curious.name(), curious.uid()));
+    let tokens = [
+        (
+            "audience",
+            objects.token(agent, Some("vault"), bound).await?,
+        ),
+        ("api", objects.token(agent, None, bound).await?),
+        (
+            "account",
+            objects
+                .token(("billing", "default"), Some(AUDIENCE), curious_bound)
+                .await?,
+        ),
+        ("unbound", objects.token(agent, Some(AUDIENCE), None).await?),
+        ("garbage", "not.a.token".to_owned()),
+    ];
+    for (what, token) in tokens {
+        let path = world.sandbox.folder("wrong")?.join(what);
+        std::fs::write(&path, &token)?;
+        refused(world, &kubelet, &pod, &path, &token).context(what)?;
     }
-    let marks: Vec<_> = world
-        .agents
-        .iter()
-        .map(|agent| agent.program().mark())
-        .collect();
-    world.start_server()?;
-    for (agent, mark) in world.agents.iter().zip(marks) {
-        logs(agent.program(), mark, &["the node's pods are known"])?;
+    kubelet.stop(curious).await?;
+    kubelet.stop(pod).await
+}
+
+/// That the server refuses an agent on the second node that shows this token.
+fn refused(
+    world: &World,
+    kubelet: &crate::cluster::Kubelet,
+    pod: &crate::cluster::Running,
+    path: &Path,
+    token: &str,
+) -> Result<()> {
+    let mark = world.server.program().mark();
+    let agent = world.start_agent(kubelet, pod, path)?;
+    logged(world, mark, &["refused", "node-2"])?;
+    ensure!(
+        agent.operator("/readyz")?.status != 200,
+        "the agent is ready"
+    );
+    let ended = agent.stop()?;
+    let said = ended.stderr + &world.server.program().output();
+    ensure!(!said.contains(token), "a token is in a log");
+    Ok(())
+}
+
+async fn rights(world: &mut World) -> Result<()> {
+    let server = world.client_of("kiam-server").await?;
+    ensure!(allowed::<Pod>(&server).await? && allowed::<Namespace>(&server).await?);
+    ensure!(allowed::<ServiceAccount>(&server).await?);
+    ensure!(
+        !allowed::<Secret>(&server).await?,
+        "the server reads secrets"
+    );
+    ensure!(!allowed::<Node>(&server).await?, "the server reads nodes");
+    let agent = world.client_of(AGENT_ACCOUNT).await?;
+    for allowed in [
+        allowed::<Pod>(&agent).await?,
+        allowed::<Namespace>(&agent).await?,
+        allowed::<ServiceAccount>(&agent).await?,
+        allowed::<Secret>(&agent).await?,
+    ] {
+        ensure!(!allowed, "the agent reads the API");
     }
-    // What has changed since is known again.
-    let annotations = [(ROLE, "blue-late")];
-    let pod = world
-        .kubelet(1)
-        .run(&template("blue", "late", &annotations))
-        .await?;
-    until(pod.place(), LISTING, |answer| answer.body == "blue-late").await?;
-    let identity = world.identity(pod.place())?;
-    ensure!(identity.contains(":assumed-role/blue-late/"), "{identity}");
-    world.pods.push(pod);
-    Ok(String::new())
+    let output = world.server.program().output();
+    ensure!(
+        !output.contains("orbidden: User") && !output.contains("cannot list"),
+        "{output}"
+    );
+    Ok(())
+}
+
+async fn no_leak(world: &mut World) -> Result<()> {
+    for imds in &world.imds {
+        let traffic = imds.traffic();
+        let (connections, bytes) = (traffic.connections(), traffic.bytes());
+        ensure!(connections == 0, "{connections} connections, {bytes} bytes");
+    }
+    Ok(())
+}
+
+async fn allowed<K>(client: &kube::Client) -> Result<bool>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    K::DynamicType: Default,
+{
+    match Api::<K>::all(client.clone())
+        .list(&ListParams::default().limit(1))
+        .await
+    {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The AWS CLI in a place is this role.
+fn is(world: &World, place: &Place, role: &str) -> Result<()> {
+    let ended = world.caller_identity(place)?;
+    ensure!(
+        ended.status.success(),
+        "the AWS CLI: {}",
+        ended.stderr.trim()
+    );
+    let own = format!("arn:aws:sts::123456789012:assumed-role/{role}/");
+    ensure!(
+        ended.stdout.starts_with(&own),
+        "the AWS CLI is {}",
+        ended.stdout.trim()
+    );
+    Ok(())
+}
+
+/// The metadata service answers so in a place.
+fn answers(place: &Place, role: &str, expected: u16, parts: &[&str]) -> Result<()> {
+    let url = format!("{METADATA_SERVICE}/latest/meta-data/iam/security-credentials/{role}");
+    let Answer { status, body, .. } = Prober::this_program().get(place, &url)?.answer()?;
+    ensure!(status == expected, "{status} and not {expected}: {body}");
+    for part in parts {
+        ensure!(body.contains(part), "no {part:?} in {body:?}");
+    }
+    Ok(())
+}
+
+fn logged(world: &World, mark: usize, parts: &[&str]) -> Result<()> {
+    let all = |line: &str| parts.iter().all(|part| line.contains(part)).then_some(());
+    world
+        .server
+        .program()
+        .wait_for_after(mark, &parts.join(" … "), LOG_LIMIT, all)
 }

@@ -1,264 +1,285 @@
-//! A cluster of two nodes, with kiam at work in it.
+//! What the checks find: a control plane, a server, two nodes, an agent on the first.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tokio::time::Instant;
 
-use crate::build_ebpf::workspace;
 use crate::cluster::{ControlPlane, Kubelet, Objects, PodTemplate, Running};
+use crate::doubles::imds::Imds;
 use crate::doubles::sigv4::Keys;
 use crate::kiam::{Agent, AgentOptions, Programs, SERVER_PORT, Server, ServerOptions, Source};
 use crate::pki::{Authority, Leaf, PemFiles};
-use crate::probe::{Answer, METADATA_SERVICE, Prober};
-use crate::sandbox::{self, CONTROL_IP, NodeOptions, Place, Program, Sandbox};
+use crate::probe;
+use crate::sandbox::{CONTROL_IP, Finished, NodeOptions, Place, Program, Sandbox, run};
 use crate::setup::{AWS, MOTO};
 use crate::stage::BASE_ARN;
 
-const MOTO_PORT: u16 = 5000;
+/// kiam's rights, as they are shipped.
+const RBAC: &str = include_str!("../../../deploy/manifests/rbac.yaml");
+const SYSTEM: &str = "kube-system";
+const SERVER_ACCOUNT: &str = "kiam-server";
+pub(super) const AGENT_ACCOUNT: &str = "kiam-agent";
+pub(super) const AUDIENCE: &str = "kiam-server";
+const MOTO_URL: &str = "http://10.0.0.1:4566";
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long what has changed may take to be seen.
 const EVENTUALLY: Duration = Duration::from_secs(15);
-const PAUSE: Duration = Duration::from_millis(10);
-/// Where pods ask for the name of their role.
-pub(super) const LISTING: &str = "/latest/meta-data/iam/security-credentials/";
+const PAUSE: Duration = Duration::from_millis(30);
 
-/// A cluster of two nodes, with kiam at work in it.
-pub(super) struct World {
+/// A cluster with kiam in it.
+#[derive(Debug)]
+pub struct World {
     // In the order in which they are dropped.
-    pub(super) agents: Vec<Agent>,
+    pub(super) agent: Agent,
+    pub(super) agent_pod: Running,
     pub(super) pods: Vec<Running>,
-    server: Option<Server>,
-    agent_pods: Vec<Running>,
-    kubelets: Vec<Kubelet>,
-    objects: Option<Objects>,
-    server_token: String,
-    agent_tls: PemFiles,
-    server_tls: PemFiles,
+    pub(super) server: Server,
+    pub(super) imds: Vec<Imds>,
+    pub(super) kubelets: [Kubelet; 2],
+    pub(super) objects: Objects,
+    pub(super) tls: PemFiles,
+    pub(super) programs: Programs,
     moto: Program,
     pub(super) plane: ControlPlane,
-    programs: Programs,
     pub(super) sandbox: Sandbox,
 }
 
 impl World {
-    /// Starts the control plane and STS.
-    pub(super) fn prepare(programs: &Programs) -> Result<Self> {
-        let sandbox = Sandbox::new()?;
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub async fn begin(sandbox: &Sandbox, programs: &Programs) -> Result<Self> {
+        let mut plane = ControlPlane::start(sandbox)?;
+        let moto = start_moto(sandbox)?;
+        let objects = Objects::new(plane.ready().await?);
+        objects
+            .apply(RBAC)
+            .await
+            .context("the shipped RBAC rules")?;
+
+        let mut imds = Vec::new();
+        let mut kubelets = Vec::new();
+        for name in ["node-1", "node-2"] {
+            let node = sandbox.node(name, NodeOptions::default())?;
+            imds.push(Imds::start(node.listen_at_metadata_service()?)?);
+            kubelets.push(Kubelet::register(objects.clone(), node).await?);
+        }
+        let kubelets: [Kubelet; 2] = kubelets.try_into().ok().context("two nodes")?;
+
         let authority = Authority::new("kiam")?;
         let address = CONTROL_IP.to_string();
-        let server = Leaf {
+        let leaf = Leaf {
             name: "kiam-server",
             alternative_names: &["kiam-server", &address],
             ..Leaf::default()
         };
-        // One certificate for all agents: the node is proved by the token.
-        let agent = Leaf {
+        let server_tls = authority.write(&sandbox.folder("server")?, &leaf)?;
+        // All agents have one certificate: which node it is, the token tells.
+        let leaf = Leaf {
             name: "kiam-agent",
             alternative_names: &["kiam-agent"],
             ..Leaf::default()
         };
-        let mut moto = sandbox.control().command(MOTO.program("moto_server"));
-        moto.env_clear()
-            .arg(format!("-H{CONTROL_IP}"))
-            .arg(format!("-p{MOTO_PORT}"));
-        Ok(Self {
-            agents: Vec::new(),
+        let tls = authority.write(&sandbox.folder("agent")?, &leaf)?;
+
+        moto_ready(&moto).await?;
+        let server = start_server(sandbox, programs, &plane, &objects, &server_tls).await?;
+        let agent_pod = run_agent_pod(&kubelets[0]).await?;
+        let token = project(&kubelets[0], &agent_pod, sandbox).await?;
+        let agent = start_agent(programs, &kubelets[0], agent_pod.place(), &tls, &token)?;
+        let mut world = Self {
+            agent,
+            agent_pod,
             pods: Vec::new(),
-            server: None,
-            agent_pods: Vec::new(),
-            kubelets: Vec::new(),
-            objects: None,
-            server_token: String::new(),
-            agent_tls: authority.write(&sandbox.folder("agent")?, &agent)?,
-            server_tls: authority.write(&sandbox.folder("server")?, &server)?,
-            moto: Program::start("moto", moto)?,
-            plane: ControlPlane::start(&sandbox)?,
+            server,
+            imds,
+            kubelets,
+            objects,
+            tls,
             programs: programs.clone(),
-            sandbox,
-        })
-    }
-
-    /// Waits for the API, gives kiam its rights, and registers the nodes and the agents' pods.
-    pub(super) async fn begin(&mut self) -> Result<()> {
-        let client = self.plane.ready().await?;
-        let found = |line: &str| line.contains("Running on").then_some(());
-        self.moto.wait_for("moto to serve", LIMIT, found)?;
-        let objects = Objects::new(client);
-        let rbac = workspace().join("deploy/manifests/rbac.yaml");
-        let rbac = std::fs::read_to_string(&rbac)
-            .with_context(|| format!("cannot read {}", rbac.display()))?;
-        // The API makes its own namespaces after it has become ready.
-        let deadline = tokio::time::Instant::now() + EVENTUALLY;
-        while let Err(error) = objects.apply(&rbac).await {
-            ensure!(tokio::time::Instant::now() < deadline, "{error:?}");
-            tokio::time::sleep(PAUSE).await;
-        }
-        self.server_token = objects
-            .token(("kube-system", "kiam-server"), None, None)
-            .await?;
-        for name in ["node-1", "node-2"] {
-            let node = self.sandbox.node(name, NodeOptions::default())?;
-            let kubelet = Kubelet::register(objects.clone(), node).await?;
-            let agent = PodTemplate {
-                namespace: "kube-system",
-                name: &format!("kiam-agent-{name}"),
-                service_account: "kiam-agent",
-                host_network: true,
-                ..PodTemplate::default()
-            };
-            self.agent_pods.push(kubelet.run(&agent).await?);
-            self.kubelets.push(kubelet);
-        }
-        self.objects = Some(objects);
-        Ok(())
-    }
-
-    pub(super) fn objects(&self) -> Result<&Objects> {
-        self.objects.as_ref().context("the API has not served yet")
-    }
-
-    pub(super) fn kubelet(&self, node: usize) -> &Kubelet {
-        &self.kubelets[node]
-    }
-
-    /// A client with the server's own rights.
-    pub(super) async fn as_server(&self) -> Result<kube::Client> {
-        self.plane.client_with_token(&self.server_token).await
-    }
-
-    pub(super) fn start_server(&mut self) -> Result<()> {
-        let folder = self.sandbox.folder("server")?;
-        let (token, kubeconfig) = (folder.join("api-token"), folder.join("kubeconfig"));
-        std::fs::write(&token, &self.server_token).context("cannot write the server's token")?;
-        self.plane.kubeconfig(&kubeconfig, &token)?;
-        let options = ServerOptions {
-            tls: &self.server_tls,
-            source: Source::Kubernetes(kubeconfig),
-            node_authorization: "token",
-            sts_url: &sts_url(),
-            sts_keys: &Keys {
-                access_key: "AKIAKIAMSERVER".to_owned(),
-                secret_key: "moto asks for none in particular".to_owned(),
-                session_token: None,
-            },
-            flags: &[&format!("--role-base-arn={BASE_ARN}")],
+            moto,
+            plane,
+            sandbox: sandbox.clone(),
         };
-        let mut server = Server::start(&self.programs, self.sandbox.control(), &options)?;
-        server.ready()?;
-        self.server = Some(server);
-        Ok(())
+        world.server.ready()?;
+        world.agent.ready()?;
+        Ok(world)
     }
 
-    pub(super) fn stop_server(&mut self) -> Result<()> {
-        let stopped = self.server.take().context("there is no server")?.stop()?;
-        ensure!(
-            stopped.status.success(),
-            "the server ended with {}",
-            stopped.status
-        );
-        Ok(())
+    /// What the programs said last.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let programs = [self.server.program(), self.agent.program(), &self.moto];
+        programs
+            .map(|program| format!("{}:\n{}", program.name(), program.tail()))
+            .join("\n")
     }
 
-    pub(super) fn server(&self) -> Result<&Server> {
-        self.server.as_ref().context("there is no server")
+    /// Stops everything in order.
+    ///
+    /// # Errors
+    /// When something does not stop in time.
+    pub fn end(self) -> Result<()> {
+        let Self {
+            agent,
+            pods,
+            server,
+            plane,
+            ..
+        } = self;
+        for ended in [agent.stop()?, server.stop()?] {
+            ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+        }
+        drop(pods);
+        plane.stop()
     }
 
-    pub(super) fn server_tail(&self) -> String {
-        self.server
-            .as_ref()
-            .map(|server| server.program().tail())
-            .unwrap_or_default()
+    /// Runs a pod on the first node, until the world ends.
+    pub(super) async fn pod(&mut self, template: &PodTemplate<'_>) -> Result<Place> {
+        let pod = self.kubelets[0].run(template).await?;
+        let place = pod.place().clone();
+        self.pods.push(pod);
+        Ok(place)
     }
 
-    /// A token as the kubelet projects it into the agent's pod on a node.
-    pub(super) async fn token(
-        &self,
-        node: usize,
-        account: &str,
-        audience: &str,
-    ) -> Result<PathBuf> {
-        let folder = self
-            .sandbox
-            .folder(&format!("token-{node}-{account}-{audience}"))?;
-        let pod = &self.agent_pods[node];
-        self.kubelets[node]
-            .project_token(pod, account, audience, &folder)
-            .await
-    }
-
-    /// Starts an agent in its pod on a node.
-    pub(super) fn agent(&self, node: usize, token: &Path, flags: &[&str]) -> Result<Agent> {
-        let options = AgentOptions {
-            tls: &self.agent_tls,
-            token_file: Some(token),
-            server: (CONTROL_IP, SERVER_PORT),
-            flags,
-        };
-        let place = self.agent_pods[node].place();
-        Agent::start(&self.programs, self.kubelets[node].node(), place, &options)
-    }
-
-    /// Who the AWS CLI says that a pod is.
-    pub(super) fn identity(&self, place: &Place) -> Result<String> {
+    /// Who the AWS CLI is in a place.
+    pub(super) fn caller_identity(&self, place: &Place) -> Result<Finished> {
         let mut command = place.command(AWS.program("aws"));
         command
             .args(["sts", "get-caller-identity", "--query=Arn", "--output=text"])
             .env_clear()
             .env("HOME", self.sandbox.folder("home")?)
             .env("AWS_DEFAULT_REGION", "eu-west-1")
-            .env("AWS_ENDPOINT_URL_STS", sts_url());
-        let ended = sandbox::run("aws", command, LIMIT)?;
-        ensure!(ended.status.success(), "{}", ended.stderr.trim());
-        Ok(ended.stdout.trim().to_owned())
+            .env("AWS_ENDPOINT_URL_STS", MOTO_URL);
+        run("the AWS CLI", command, LIMIT)
     }
 
-    /// Stops everything in order.
-    pub(super) fn end(mut self) -> Result<()> {
-        for agent in self.agents.drain(..) {
-            agent.stop()?;
-        }
-        if self.server.is_some() {
-            self.stop_server()?;
-        }
-        self.plane.stop()
+    /// An agent's pod on a node, and its token.
+    pub(super) async fn agent_pod(&self, kubelet: &Kubelet) -> Result<(Running, PathBuf)> {
+        let pod = run_agent_pod(kubelet).await?;
+        let token = project(kubelet, &pod, &self.sandbox).await?;
+        Ok((pod, token))
+    }
+
+    /// Starts an agent in its pod.
+    pub(super) fn start_agent(
+        &self,
+        kubelet: &Kubelet,
+        pod: &Running,
+        token: &std::path::Path,
+    ) -> Result<Agent> {
+        start_agent(&self.programs, kubelet, pod.place(), &self.tls, token)
+    }
+
+    /// A client with the rights of one of kiam's service accounts.
+    pub(super) async fn client_of(&self, account: &str) -> Result<kube::Client> {
+        let token = self.objects.token((SYSTEM, account), None, None).await?;
+        self.plane.client_with_token(&token).await
     }
 }
 
-fn sts_url() -> String {
-    format!("http://{CONTROL_IP}:{MOTO_PORT}")
-}
-
-/// What a pod is answered.
-pub(super) fn ask(place: &Place, path: &str) -> Result<Answer> {
-    let url = format!("{METADATA_SERVICE}{path}");
-    Prober::this_program().get(place, &url)?.answer()
-}
-
-/// How long it takes until a pod is answered so.
-pub(super) async fn until(
-    place: &Place,
-    path: &str,
-    expected: impl Fn(&Answer) -> bool,
-) -> Result<Duration> {
-    let began = tokio::time::Instant::now();
+/// Tries until it succeeds: what has changed takes its way through API, server and stream.
+pub(super) async fn eventually<T>(mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + EVENTUALLY;
     loop {
-        let answer = ask(place, path)?;
-        let took = began.elapsed();
-        if expected(&answer) {
-            return Ok(took);
+        match check() {
+            Ok(found) => return Ok(found),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("not so within {EVENTUALLY:?}")));
+            }
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
+    }
+}
+
+fn start_moto(sandbox: &Sandbox) -> Result<Program> {
+    let mut command = sandbox.control().command(MOTO.program("moto_server"));
+    command
+        .env_clear()
+        .env("HOME", sandbox.folder("moto")?)
+        .args(["--host", "10.0.0.1", "--port", "4566"]);
+    Program::start("moto", command)
+}
+
+async fn moto_ready(moto: &Program) -> Result<()> {
+    let url = format!("{MOTO_URL}/moto-api/data.json").parse()?;
+    let deadline = Instant::now() + LIMIT;
+    while probe::fetch(&http::Method::GET, &url, &[]).await.is_err() {
         ensure!(
-            took < EVENTUALLY,
-            "after {took:?} the answer is still {answer:?}"
+            Instant::now() < deadline,
+            "moto does not answer:\n{}",
+            moto.tail()
         );
         tokio::time::sleep(PAUSE).await;
     }
+    Ok(())
 }
 
-/// That a program logs a line with all of these, from here on.
-pub(super) fn logs(program: &Program, mark: usize, parts: &[&str]) -> Result<()> {
-    program.wait_for_after(mark, &parts.join(" … "), EVENTUALLY, |line| {
-        parts.iter().all(|part| line.contains(part)).then_some(())
-    })
+async fn start_server(
+    sandbox: &Sandbox,
+    programs: &Programs,
+    plane: &ControlPlane,
+    objects: &Objects,
+    tls: &PemFiles,
+) -> Result<Server> {
+    let folder = sandbox.folder("server")?;
+    let (kubeconfig, token_file) = (folder.join("kubeconfig"), folder.join("token"));
+    let token = objects.token((SYSTEM, SERVER_ACCOUNT), None, None).await?;
+    std::fs::write(&token_file, token).context("cannot write the server's token")?;
+    plane.kubeconfig(&kubeconfig, &token_file)?;
+    let base = format!("--role-base-arn={BASE_ARN}");
+    // moto takes any keys for those of its account's owner.
+    let keys = Keys {
+        access_key: "AKIAIOSFODNN7EXAMPLE".to_owned(),
+        secret_key: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned(),
+        session_token: None,
+    };
+    let options = ServerOptions {
+        tls,
+        source: Source::Kubernetes(kubeconfig),
+        node_authorization: "token",
+        sts_url: MOTO_URL,
+        sts_keys: &keys,
+        flags: &[&base],
+    };
+    Server::start(programs, sandbox.control(), &options)
+}
+
+/// As the DaemonSet's controller would make it, and the kubelet run it.
+async fn run_agent_pod(kubelet: &Kubelet) -> Result<Running> {
+    let name = format!("kiam-agent-{}", kubelet.node().name());
+    let template = PodTemplate {
+        namespace: SYSTEM,
+        name: &name,
+        service_account: AGENT_ACCOUNT,
+        host_network: true,
+        ..PodTemplate::default()
+    };
+    kubelet.run(&template).await
+}
+
+async fn project(kubelet: &Kubelet, pod: &Running, sandbox: &Sandbox) -> Result<PathBuf> {
+    let folder = sandbox.folder(&format!("token-{}", pod.uid()))?;
+    kubelet
+        .project_token(pod, AGENT_ACCOUNT, AUDIENCE, &folder)
+        .await
+}
+
+fn start_agent(
+    programs: &Programs,
+    kubelet: &Kubelet,
+    place: &Place,
+    tls: &PemFiles,
+    token: &std::path::Path,
+) -> Result<Agent> {
+    let options = AgentOptions {
+        tls,
+        token_file: Some(token),
+        server: (CONTROL_IP, SERVER_PORT),
+        flags: &[],
+    };
+    Agent::start(programs, kubelet.node(), place, &options)
 }
