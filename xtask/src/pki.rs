@@ -9,6 +9,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
+use crate::sandbox::CONTROL_IP;
+
 /// Behind a node's name in its agent's certificate.
 const NODE_SUFFIX: &str = ".node.kiam";
 
@@ -112,6 +114,20 @@ impl Authority {
             key: file("tls.key", key)?,
             ca: file("ca.crt", self.pem())?,
         })
+    }
+
+    /// Issues kiam-server's certificate, for its name and its address in the sandbox.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn write_server(&self, folder: &Path) -> Result<PemFiles> {
+        let address = CONTROL_IP.to_string();
+        let leaf = Leaf {
+            name: "kiam-server",
+            alternative_names: &["kiam-server", &address],
+            ..Leaf::default()
+        };
+        self.write(folder, &leaf)
     }
 
     /// As [`Self::write`], for the agent of a node.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::doubles::imds::Imds;
 use crate::doubles::sts::Sts;
 use crate::kiam::{Agent, AgentOptions, Programs, SERVER_PORT, Server, ServerOptions, Source};
-use crate::pki::{Authority, Leaf, PemFiles};
+use crate::pki::{Authority, PemFiles};
 use crate::sandbox::{CONTROL_IP, Node, NodeOptions, Pod, PodOptions, Sandbox};
 
 const STS_PORT: u16 = 4566;
@@ -45,15 +45,9 @@ impl Stage {
     pub fn new(programs: &Programs) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         let authority = Authority::new("kiam")?;
-        let address = CONTROL_IP.to_string();
-        let leaf = Leaf {
-            name: "kiam-server",
-            alternative_names: &["kiam-server", &address],
-            ..Leaf::default()
-        };
         let sts = SocketAddr::new(CONTROL_IP, STS_PORT);
         Ok(Self {
-            server_tls: authority.write(&sandbox.folder("server")?, &leaf)?,
+            server_tls: authority.write_server(&sandbox.folder("server")?)?,
             sts: Sts::start(sandbox.control().netns().listen(sts)?)?,
             objects: Objects::new(&sandbox.folder("cluster")?)?,
             authority,
