@@ -1,5 +1,7 @@
 //! `cargo xtask`: dispatches to the commands in the library.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use xtask::{build_ebpf, demo, e2e, lint, probe, room, test};
 
@@ -30,8 +32,19 @@ enum Command {
     Probe(probe::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+#[expect(clippy::print_stderr, reason = "for whoever started it")]
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),

@@ -50,9 +50,11 @@ pub enum Need {
 /// When the user says no, this is not root, the system is not Debian's, or something fails.
 pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
+        let again: Vec<_> = std::env::args().skip(1).collect();
         bail!(
-            "this makes network namespaces and cgroups, and so needs root: sudo --preserve-env=HOME,PATH {}",
-            std::env::args().next().unwrap_or_default()
+            "this makes network namespaces and cgroups, and so needs root; try\n  \
+             sudo --preserve-env=HOME,PATH cargo xtask {}",
+            again.join(" ")
         );
     }
     let mut plan = Plan::default();
