@@ -68,6 +68,12 @@ impl RoleArn {
     pub fn parse(text: &str) -> Result<Self, RoleError> {
         check_characters(text)?;
         let resource = split_prefix(text)?.2;
+        // IAM allows such paths, and nobody has them: but for somebody who hopes that one of the
+        // many readers of an ARN resolves them.
+        if resource.split('/').any(|part| part == "." || part == "..") {
+            let problem = "its path has a part . or ..";
+            return Err(RoleError::Arn { problem });
+        }
         let name = last_part(resource);
         let valid = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(valid) {

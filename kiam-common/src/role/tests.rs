@@ -67,6 +67,9 @@ fn what_is_no_role_says_why() {
         ("reader\n", "'\\n' at position 7"),
         ("rôle", "'ô' at position 2"),
         ("a:b", "role name"),
+        ("../../writer", "its path"),
+        ("team/./reader", "its path"),
+        ("arn:aws:iam::123456789012:role/team/../writer", "its path"),
     ] {
         let error = resolve(spelling, Some(&base(BASE)))
             .unwrap_err()
