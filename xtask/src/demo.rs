@@ -1,7 +1,8 @@
 //! `cargo xtask demo`: kiam at work on a node, to look at.
 //!
-//! Three pods in two namespaces each run the same unmodified AWS CLI. Two get their own roles'
-//! credentials; the third wants a role that its namespace does not permit. Server and agent are
+//! Four pods in three namespaces each run the same unmodified AWS CLI. Two get their own roles'
+//! credentials; one wants a role that its namespace does not permit, and one is in a namespace
+//! that permits none. Server and agent are
 //! the real programs, the kernel programs are real; STS is a double, and so is the node's own
 //! metadata service, which counts what reaches it.
 
@@ -79,21 +80,22 @@ pub fn run(args: &Args) -> Result<()> {
         &did,
     );
 
-    page.heading("Three pods run the same unmodified AWS CLI, with nothing configured");
+    page.heading("Four pods run the same unmodified AWS CLI, with nothing configured");
     page.command("aws sts get-caller-identity");
     let clients = ask_as_all(&stage, &cast)?;
     let mut as_it_should = Vec::new();
     for (role, client) in cast.roles().iter().zip(clients) {
-        page.pod(role, &cast.permitted(role));
+        page.pod(role);
         let seen = cast::sightings(agent.program(), role.pod())?;
         page.kernel(
             role.pod(),
             seen.first()
                 .context("the kernel saw no connection of the pod")?,
         );
-        as_it_should.push(match role.forbidden() {
-            None => granted(&page, role, &client),
-            Some(_) => forbidden(&page, &cast, role, &client)?,
+        as_it_should.push(if role.is_permitted() {
+            granted(&page, role, &client)
+        } else {
+            forbidden(&page, &cast, role, &client)?
         });
     }
 
@@ -164,8 +166,7 @@ fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result
         .answer()?;
     page.told(answer.status, answer.body.trim());
     page.cli_said(client.stderr.trim());
-    let (line, text) = cast.permission_line(role)?;
-    page.mend(line, &text);
+    page.mend(&cast.obstacle(role)?);
     let refused = answer.status == 403 && answer.body.contains("iam.amazonaws.com/permitted");
     Ok(refused && !client.status.success())
 }

@@ -11,12 +11,16 @@ use crate::sandbox::{Node, Pod, PodOptions, Program};
 use crate::setup::AWS;
 use crate::stage::{BASE_ARN, Stage, StageNode};
 
-/// Namespace, pod, role, and whether its namespace permits that.
-const ROLES: [(&str, &str, &str, bool); 3] = [
+/// Namespaces, and whether they permit roles: those that begin with their names.
+const NAMESPACES: [(&str, bool); 3] = [("orders", true), ("billing", true), ("sandbox", false)];
+/// Namespace, pod, the role that it wants, and whether its namespace permits that.
+const ROLES: [(&str, &str, &str, bool); 4] = [
     ("orders", "api", "orders-db", true),
     ("billing", "worker", "billing-reports", true),
     ("billing", "intruder", "orders-db", false),
+    ("sandbox", "newcomer", "sandbox-files", false),
 ];
+const PERMITTED: &str = "iam.amazonaws.com/permitted";
 const FILE: &str = "cluster";
 const LOG_LIMIT: Duration = Duration::from_secs(5);
 
@@ -35,6 +39,17 @@ pub(super) struct Role {
 pub(super) struct Cast {
     roles: Vec<Role>,
     yaml: String,
+}
+
+/// Where the file keeps a pod from its role.
+#[derive(Debug)]
+pub(super) struct Obstacle {
+    /// The line's number, from 1.
+    pub(super) at: usize,
+    /// What it says.
+    pub(super) line: String,
+    /// What to write below it, if it is not the line itself that is to be changed.
+    pub(super) lacks: Option<String>,
 }
 
 /// A connection as the kernel told of it.
@@ -58,9 +73,21 @@ impl Role {
         &self.pod
     }
 
-    /// The namespace that does not permit it.
-    pub(super) fn forbidden(&self) -> Option<&'static str> {
-        (!self.permitted).then_some(self.namespace)
+    /// Whether its namespace permits what it wants.
+    pub(super) const fn is_permitted(&self) -> bool {
+        self.permitted
+    }
+
+    /// Which roles its namespace permits, if it says.
+    pub(super) fn may_have(&self) -> Option<String> {
+        NAMESPACES
+            .contains(&(self.namespace, true))
+            .then(|| permitted(self.namespace))
+    }
+
+    /// The name of the script that enters it.
+    pub(super) fn script(&self) -> String {
+        format!("{}-{}", self.namespace, self.name)
     }
 }
 
@@ -89,18 +116,24 @@ impl Cast {
         &self.roles
     }
 
-    /// What the namespace of a pod permits.
-    pub(super) fn permitted(&self, role: &Role) -> String {
-        permitted(role.namespace)
-    }
-
-    /// The line of the file that keeps a pod from its role.
-    pub(super) fn permission_line(&self, role: &Role) -> Result<(usize, String)> {
-        let permitted = permitted(role.namespace);
-        let mut lines = self.yaml.lines().enumerate();
-        let found = lines.find(|(_, line)| line.contains(&permitted));
-        let (at, line) = found.context("the file permits something")?;
-        Ok((at + 1, line.trim().to_owned()))
+    /// What in the file keeps a pod from its role.
+    pub(super) fn obstacle(&self, role: &Role) -> Result<Obstacle> {
+        let may_have = role.may_have();
+        let (sought, lacks) = match &may_have {
+            Some(permitted) => (format!("{PERMITTED}: {permitted}"), None),
+            None => {
+                let lacking = format!("{PERMITTED}: {}", permitted(role.namespace));
+                (format!("name: {}", role.namespace), Some(lacking))
+            }
+        };
+        let mut lines = self.yaml.lines().map(str::trim).zip(1..);
+        let found = lines.find(|(line, _)| *line == sought);
+        let (line, at) = found.context("the file names every namespace")?;
+        Ok(Obstacle {
+            at,
+            line: line.to_owned(),
+            lacks,
+        })
     }
 
     /// One script for each pod, and one for the node: runs a command there.
@@ -126,13 +159,6 @@ impl Cast {
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
-    }
-}
-
-impl Role {
-    /// The name of the script that enters it.
-    pub(super) fn script(&self) -> String {
-        format!("{}-{}", self.namespace, self.name)
     }
 }
 
@@ -162,10 +188,7 @@ fn yaml(roles: &[Role]) -> Result<String> {
     let mut yaml = String::from(
         "# What kiam-server takes for the cluster. Change it: it is read again at once.\n",
     );
-    let mut namespaces: Vec<_> = roles.iter().map(|role| role.namespace).collect();
-    namespaces.dedup();
-    for namespace in namespaces {
-        let permitted = permitted(namespace);
+    for (namespace, permits) in NAMESPACES {
         write!(
             yaml,
             "---
@@ -173,10 +196,12 @@ apiVersion: v1
 kind: Namespace
 metadata:
   name: {namespace}
-  annotations:
-    iam.amazonaws.com/permitted: {permitted}
 "
         )?;
+        if permits {
+            let permitted = permitted(namespace);
+            write!(yaml, "  annotations:\n    {PERMITTED}: {permitted}\n")?;
+        }
     }
     for Role {
         namespace,

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokio::time::Instant;
 
-use super::cast::{Cast, Role, Sighting};
+use super::cast::{Cast, Obstacle, Role, Sighting};
 use crate::probe::Outcome;
 use crate::sandbox::Pod;
 
@@ -70,7 +70,7 @@ impl Page {
     }
 
     pub(super) fn command(self, text: &str) {
-        println!("      $ {}\n", self.paint(Paint::Cyan, text));
+        println!("      $ {}", self.paint(Paint::Cyan, text));
     }
 
     /// A part of the set-up.
@@ -80,14 +80,17 @@ impl Page {
         println!("  {mark} {what:<12} {:<22} {does}", place.to_string());
     }
 
-    pub(super) fn pod(self, role: &Role, permitted: &str) {
-        let mark = match role.forbidden() {
-            None => self.paint(Paint::Green, "✓"),
-            Some(_) => self.paint(Paint::Red, "✗"),
+    pub(super) fn pod(self, role: &Role) {
+        let mark = if role.is_permitted() {
+            self.paint(Paint::Green, "✓")
+        } else {
+            self.paint(Paint::Red, "✗")
         };
-        println!("  {mark} {}", self.paint(Paint::Bold, role.name()));
+        println!("\n  {mark} {}", self.paint(Paint::Bold, role.name()));
         self.line("asks for", role.wants());
-        self.line("may have", permitted);
+        let may_have = role.may_have();
+        let nothing = "nothing: its namespace has no annotation for that";
+        self.line("may have", may_have.as_deref().unwrap_or(nothing));
     }
 
     pub(super) fn kernel(self, pod: &Pod, seen: &Sighting) {
@@ -100,12 +103,10 @@ impl Page {
 
     pub(super) fn got(self, arn: &str) {
         self.line("got", &self.paint(Paint::Green, arn));
-        println!();
     }
 
     pub(super) fn wrong(self, what: &str) {
         self.line("got", &self.paint(Paint::Red, what));
-        println!();
     }
 
     pub(super) fn told(self, status: u16, text: &str) {
@@ -122,9 +123,12 @@ impl Page {
         self.line("the CLI says", text);
     }
 
-    pub(super) fn mend(self, line: usize, text: &str) {
-        self.line("mend it in", &format!("cluster.yaml, line {line}: {text}"));
-        println!();
+    pub(super) fn mend(self, obstacle: &Obstacle) {
+        let Obstacle { at, line, lacks } = obstacle;
+        self.line("mend it in", &format!("cluster.yaml, line {at}: {line}"));
+        if let Some(lacks) = lacks {
+            self.line("by adding", &format!("annotations: {{ {lacks} }}"));
+        }
     }
 
     pub(super) fn tried(self, who: &str, outcome: &Outcome) {
