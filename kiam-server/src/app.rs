@@ -24,7 +24,7 @@ use crate::clock::SystemClock;
 use crate::cluster::Cluster;
 use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics};
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
-use crate::node::{Service, StreamMetrics};
+use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::source::{FileError, Files, SourceFlag, Watches};
 use crate::sts::Sts;
 
@@ -206,6 +206,10 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         store,
         settings,
         proof,
+        StreamAge {
+            most: nodes.grpc_max_connection_age_duration,
+            random: rand::random::<f64>,
+        },
         StreamMetrics::new(&registry)?,
         tasks.stop(),
     );

@@ -71,6 +71,10 @@ pub struct NodeFlags {
     #[arg(long, default_value = "kiam-server", value_name = "NAME")]
     pub token_audience: String,
 
+    /// End node streams after about this long, so that agents spread over new servers
+    #[arg(long, default_value = "30m", value_parser = duration::parse, value_name = "DURATION")]
+    pub grpc_max_connection_age_duration: Duration,
+
     /// The service account that agents run as
     #[arg(
         long,

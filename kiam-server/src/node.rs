@@ -5,12 +5,14 @@
 //! proof     which node is calling: by service-account token, by certificate, or by its word
 //! session   one stream: the node's part of the cluster, decided, compared with what was sent
 //! message   the wire form of what a session says
+//! streams   how many there may be, and for how long
 //! ```
 
 mod message;
 pub mod proof;
 mod service;
 mod session;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +20,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use service::{Service, StreamMetrics};
+pub use service::Service;
+pub use streams::{StreamAge, StreamMetrics};
 
 /// A Kubernetes node's name, checked: a DNS subdomain (Kubernetes API conventions, names).
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -114,6 +114,10 @@ struct Stage {
 
 impl Stage {
     async fn new(objects: &str) -> Self {
+        Self::with(objects, &[]).await
+    }
+
+    async fn with(objects: &str, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = authority();
         let tls = files(folder.path(), "kiam-server", &authority);
@@ -123,6 +127,7 @@ impl Stage {
         args.push("--bind=127.0.0.1:0".to_owned());
         args.push("--role-base-arn=arn:aws:iam::123456789012:role/".to_owned());
         args.push(CERTIFICATE.to_owned());
+        args.extend(flags.iter().map(ToString::to_string));
         let args = Args::parse_from(args);
         let server = app::build_with(args, Some(Arc::new(Double))).await.unwrap();
         Self {
@@ -247,6 +252,26 @@ async fn a_stream_is_refused_to_another_node_and_to_none() {
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains(part), "{status}");
     }
+}
+
+#[tokio::test]
+async fn a_stream_ends_for_age_without_an_error_and_a_node_has_a_few() {
+    let age = "--grpc-max-connection-age-duration=1s";
+    let stage = Stage::with(&namespace(".*"), &[age]).await;
+    let mut streams = Vec::new();
+    let refused = loop {
+        match stage.watch("node-1", "node-1").await {
+            Ok(stream) => streams.push(stream),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert_eq!(streams.len(), 4);
+    for mut stream in streams {
+        assert_eq!(next(&mut stream).await, "synced");
+        assert!(matches!(stream.message().await, Ok(None)));
+    }
+    assert!(stage.watch("node-1", "node-1").await.is_ok());
 }
 
 #[tokio::test]

@@ -30,6 +30,13 @@ pub enum NodeProof {
     None,
 }
 
+/// What a proof holds on to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proved {
+    /// The UID of the agent's pod, where that is the proof: when the pod goes, so does the proof.
+    pub agent_pod: Option<Box<str>>,
+}
+
 /// Why a call has not proved its node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -101,32 +108,37 @@ impl NodeProof {
     ///
     /// # Errors
     /// When it does not, or cannot be checked now.
-    pub async fn check(&self, asked: &NodeName, evidence: Evidence<'_>) -> Result<(), ProofError> {
+    pub async fn check(
+        &self,
+        asked: &NodeName,
+        evidence: Evidence<'_>,
+    ) -> Result<Proved, ProofError> {
         let other = |proved: &str| ProofError::OtherNode {
             asked: asked.to_string(),
             proved: proved.to_owned(),
         };
         match self {
             Self::Token(proof) => {
-                let proved = proof
-                    .node(evidence.token.ok_or(ProofError::NoToken)?)
+                let agent = proof
+                    .agent(evidence.token.ok_or(ProofError::NoToken)?)
                     .await?;
-                if proved == *asked {
-                    Ok(())
-                } else {
-                    Err(other(proved.as_str()))
+                if agent.node != *asked {
+                    return Err(other(agent.node.as_str()));
                 }
+                Ok(Proved {
+                    agent_pod: Some(agent.pod_uid),
+                })
             }
             Self::Certificate => {
                 let named = certificate::nodes(&evidence.names);
                 if named.contains(asked) {
-                    return Ok(());
+                    return Ok(Proved::default());
                 }
                 Err(named
                     .first()
                     .map_or(ProofError::NoName, |node| other(node.as_str())))
             }
-            Self::None => Ok(()),
+            Self::None => Ok(Proved::default()),
         }
     }
 }

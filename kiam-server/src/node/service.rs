@@ -6,16 +6,17 @@ use std::time::Duration;
 use kiam_common::api::node::v1::node_service_server::NodeService;
 use kiam_common::api::node::v1::{WatchRequest, WatchResponse};
 use kiam_common::tls::Peer;
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::NodeName;
-use super::proof::{Evidence, NodeProof, ProofError};
+use super::proof::{Evidence, NodeProof, ProofError, Proved};
 use super::session::{Sender, Session};
+use super::streams::{StreamAge, StreamMetrics, Streams};
 use crate::cluster::Cluster;
 use crate::credentials::Store;
 use crate::policy::Settings;
@@ -25,33 +26,6 @@ const MAX_WAITING: usize = 16;
 /// A proof that takes longer is given up.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is counted about streams.
-#[derive(Debug, Clone)]
-pub struct StreamMetrics {
-    streams: IntGauge,
-    refused: IntCounterVec,
-}
-
-impl StreamMetrics {
-    /// Registers them.
-    ///
-    /// # Errors
-    /// When they are registered already.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let streams = IntGauge::new("kiam_node_streams", "Node streams that are open.")?;
-        let refused = IntCounterVec::new(
-            Opts::new(
-                "kiam_node_streams_refused_total",
-                "Node streams refused, by reason.",
-            ),
-            &["reason"],
-        )?;
-        registry.register(Box::new(streams.clone()))?;
-        registry.register(Box::new(refused.clone()))?;
-        Ok(Self { streams, refused })
-    }
-}
-
 /// The node stream's service.
 #[derive(Debug)]
 pub struct Service {
@@ -59,27 +33,33 @@ pub struct Service {
     store: Arc<Store>,
     settings: Arc<Settings>,
     proof: NodeProof,
+    age: StreamAge,
+    streams: Streams,
     metrics: StreamMetrics,
     stop: CancellationToken,
 }
 
 impl Service {
-    /// Streams `cluster`, decided by `settings`, to whoever proves its node. Streams end when
-    /// `stop` is cancelled.
+    /// Streams `cluster`, decided by `settings`, to whoever proves its node. Streams end for
+    /// `age`, and when `stop` is cancelled.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         cluster: Arc<Cluster>,
         store: Arc<Store>,
         settings: Arc<Settings>,
         proof: NodeProof,
+        age: StreamAge,
         metrics: StreamMetrics,
         stop: CancellationToken,
     ) -> Self {
+        let streams = Streams::new(&metrics);
         Self {
             cluster,
             store,
             settings,
             proof,
+            age,
+            streams,
             metrics,
             stop,
         }
@@ -90,7 +70,11 @@ impl Service {
         status
     }
 
-    async fn prove(&self, node: &NodeName, request: &Request<WatchRequest>) -> Result<(), Status> {
+    async fn prove(
+        &self,
+        node: &NodeName,
+        request: &Request<WatchRequest>,
+    ) -> Result<Proved, Status> {
         let check = self.proof.check(node, evidence(request));
         let proved = tokio::time::timeout(PROOF_TIMEOUT, check)
             .await
@@ -123,7 +107,13 @@ impl NodeService for Service {
             let status = Status::unavailable("this server has not read the cluster yet");
             return Err(self.refuse("not_synced", status));
         }
-        self.prove(&node, &request).await?;
+        let Proved { agent_pod } = self.prove(&node, &request).await?;
+        let Some(place) = self.streams.open(&node) else {
+            let status = Status::resource_exhausted(
+                "this node has too many streams open here; is more than one agent running on it?",
+            );
+            return Err(self.refuse("too_many", status));
+        };
 
         let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
         let WatchRequest {
@@ -142,14 +132,23 @@ impl NodeService for Service {
             Arc::clone(&signal),
         );
         let (to, stream) = mpsc::channel(MAX_WAITING);
-        let (open, stop) = (Open::of(&self.metrics.streams), self.stop.clone());
+        let life = Life {
+            until: Instant::now() + self.age.draw(),
+            agent: agent_pod.map(|uid| AgentPod {
+                uid,
+                node,
+                cluster: Arc::clone(&self.cluster),
+                seen: false,
+            }),
+            stop: self.stop.clone(),
+        };
         // Ends with the stream: the agent's end closes the channel.
         tokio::spawn(
             async move {
                 tracing::info!("opened");
-                run(session, &signal, &to, &stop).await;
-                tracing::info!("closed");
-                drop((subscription, open));
+                let why = run(session, &signal, &to, life).await;
+                tracing::info!("closed: {why}");
+                drop((subscription, place));
             }
             .instrument(span),
         );
@@ -157,24 +156,65 @@ impl NodeService for Service {
     }
 }
 
-async fn run(mut session: Session, signal: &Notify, to: &Sender, stop: &CancellationToken) {
+/// What ends a stream, but for the agent.
+struct Life {
+    until: Instant,
+    agent: Option<AgentPod>,
+    stop: CancellationToken,
+}
+
+/// The pod whose token proved the node.
+struct AgentPod {
+    uid: Box<str>,
+    node: NodeName,
+    cluster: Arc<Cluster>,
+    /// The API knows a pod before this server has heard of it.
+    seen: bool,
+}
+
+impl AgentPod {
+    /// Whether the proof no longer holds: the pod was here, and is gone.
+    fn is_gone(&mut self) -> bool {
+        let bound = self.cluster.pod(&self.uid).and_then(|pod| pod.node.clone());
+        match bound {
+            Some(node) if *node == *self.node.as_str() => {
+                self.seen = true;
+                false
+            }
+            Some(_) => true,
+            None => self.seen,
+        }
+    }
+}
+
+/// Tells the agent what changes; returns why that has ended.
+async fn run(mut session: Session, signal: &Notify, to: &Sender, mut life: Life) -> &'static str {
     loop {
+        if life.agent.as_mut().is_some_and(AgentPod::is_gone) {
+            let gone = "the pod whose token proved this node is gone";
+            let _ = to.try_send(Err(Status::unauthenticated(gone)));
+            return gone;
+        }
         // While the agent takes nothing, the server may still stop.
         let told = tokio::select! {
             told = session.tell(to) => told,
-            () = stop.cancelled() => break,
+            () = life.stop.cancelled() => break,
         };
         if told.is_err() {
-            return;
+            return "the agent has left";
         }
         tokio::select! {
             () = signal.notified() => {}
-            () = to.closed() => return,
-            () = stop.cancelled() => break,
+            () = to.closed() => return "the agent has left",
+            () = life.stop.cancelled() => break,
+            // In order, and without an error: the agent comes back at once.
+            () = tokio::time::sleep_until(life.until) => return "of age",
         }
     }
     // If there is no room for the reason, the end of the stream says enough.
-    let _ = to.try_send(Err(Status::unavailable("this server is going away")));
+    let leaving = "this server is going away";
+    let _ = to.try_send(Err(Status::unavailable(leaving)));
+    leaving
 }
 
 fn evidence(request: &Request<WatchRequest>) -> Evidence<'_> {
@@ -199,18 +239,28 @@ fn status_of(error: &ProofError) -> Status {
     }
 }
 
-/// Counts a stream while it is open.
-struct Open(IntGauge);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::object::ObjectKey;
+    use crate::testing::pod;
 
-impl Open {
-    fn of(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
+    #[test]
+    fn a_proof_ends_with_the_agent_s_pod_and_not_before_it_was_seen() {
+        let cluster = Arc::new(Cluster::new());
+        let mut agent = AgentPod {
+            uid: "agent".into(),
+            node: "node-1".parse().unwrap(),
+            cluster: Arc::clone(&cluster),
+            seen: false,
+        };
+        assert!(!agent.is_gone(), "this server may not have heard of it yet");
+        cluster.apply(pod("agent", "kube-system", "kiam-agent", "node-1").into());
+        assert!(!agent.is_gone());
+        cluster.delete(&ObjectKey::Pod("agent".into()));
+        assert!(agent.is_gone());
+        agent.seen = false;
+        cluster.apply(pod("agent", "kube-system", "kiam-agent", "node-2").into());
+        assert!(agent.is_gone(), "it is on another node");
     }
 }

@@ -386,7 +386,10 @@ async fn a_token_proves_the_node_of_its_pod_and_no_other() {
             .check(&asked.parse().unwrap(), evidence)
             .await;
         match outcome {
-            Ok(()) => assert_eq!(expected, ""),
+            Ok(proved) => {
+                assert_eq!(expected, "");
+                assert_eq!(proved.agent_pod.as_deref(), Some("agent-1"));
+            }
             Err(error) => {
                 let text = error.to_string();
                 assert!(

@@ -29,6 +29,13 @@ pub struct Reviewed {
     pub node: Option<String>,
 }
 
+/// An agent's pod, and the node that it is bound to.
+#[derive(Debug)]
+pub(super) struct AgentPod {
+    pub(super) pod_uid: Box<str>,
+    pub(super) node: NodeName,
+}
+
 /// Why a token was not reviewed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
@@ -74,8 +81,8 @@ impl TokenProof {
         }
     }
 
-    /// The node that the token proves.
-    pub(super) async fn node(&self, token: &str) -> Result<NodeName, ProofError> {
+    /// The agent that the token is of.
+    pub(super) async fn agent(&self, token: &str) -> Result<AgentPod, ProofError> {
         if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
             return Err(ProofError::Refused {
                 problem: "it is empty or too long".to_owned(),
@@ -111,8 +118,13 @@ impl TokenProof {
                 return Err(unbound("the pod that it is bound to is not known here yet"));
             }
         };
-        node.parse()
-            .map_err(|_unparsable| unbound("the name of its node is malformed"))
+        let node = node
+            .parse()
+            .map_err(|_unparsable| unbound("the name of its node is malformed"))?;
+        Ok(AgentPod {
+            pod_uid: uid.into(),
+            node,
+        })
     }
 }
 

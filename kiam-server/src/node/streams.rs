@@ -1,0 +1,152 @@
+//! The streams that are open: how many of a node there may be, and for how long.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+
+use super::NodeName;
+
+/// Streams of one node at once. An agent has one; while it is replaced there are two, and as many
+/// again may be of connections that nobody has found dead yet.
+const MAX_PER_NODE: usize = 4;
+
+/// What is counted about streams.
+#[derive(Debug, Clone)]
+pub struct StreamMetrics {
+    streams: IntGauge,
+    pub(super) refused: IntCounterVec,
+}
+
+impl StreamMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let streams = IntGauge::new("kiam_node_streams", "Node streams that are open.")?;
+        let refused = IntCounterVec::new(
+            Opts::new(
+                "kiam_node_streams_refused_total",
+                "Node streams refused, by reason.",
+            ),
+            &["reason"],
+        )?;
+        registry.register(Box::new(streams.clone()))?;
+        registry.register(Box::new(refused.clone()))?;
+        Ok(Self { streams, refused })
+    }
+}
+
+/// How long a stream may last: agents that come back spread over replicas that have come since.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamAge {
+    /// About this long.
+    pub most: Duration,
+    /// Gives numbers in 0..1.
+    pub random: fn() -> f64,
+}
+
+impl StreamAge {
+    /// The life of one stream: up to a fifth shorter, so that those that began together do not
+    /// end together.
+    pub(super) fn draw(&self) -> Duration {
+        self.most
+            .mul_f64(1.0 - 0.2 * (self.random)().clamp(0.0, 1.0))
+    }
+}
+
+/// The streams that are open.
+#[derive(Debug)]
+pub(super) struct Streams {
+    gauge: IntGauge,
+    by_node: Arc<Mutex<HashMap<NodeName, usize>>>,
+}
+
+/// A stream's place among them; dropping it gives it back.
+#[derive(Debug)]
+pub(super) struct Place {
+    gauge: IntGauge,
+    by_node: Arc<Mutex<HashMap<NodeName, usize>>>,
+    node: NodeName,
+}
+
+impl Streams {
+    pub(super) fn new(metrics: &StreamMetrics) -> Self {
+        Self {
+            gauge: metrics.streams.clone(),
+            by_node: Arc::default(),
+        }
+    }
+
+    /// A place for one more stream of a node, if there is one.
+    pub(super) fn open(&self, node: &NodeName) -> Option<Place> {
+        let mut by_node = lock(&self.by_node);
+        let streams = by_node.entry(node.clone()).or_default();
+        if *streams >= MAX_PER_NODE {
+            return None;
+        }
+        *streams += 1;
+        self.gauge.inc();
+        Some(Place {
+            gauge: self.gauge.clone(),
+            by_node: Arc::clone(&self.by_node),
+            node: node.clone(),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        let mut by_node = lock(&self.by_node);
+        if let Some(streams) = by_node.get_mut(&self.node) {
+            *streams -= 1;
+            if *streams == 0 {
+                by_node.remove(&self.node);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_a_few_streams_and_gives_them_back() {
+        let streams = Streams::new(&StreamMetrics::new(&Registry::new()).unwrap());
+        let (one, two): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let mut places: Vec<_> = (0..MAX_PER_NODE)
+            .map(|_| streams.open(&one).unwrap())
+            .collect();
+        assert!(streams.open(&one).is_none());
+        let other = streams.open(&two);
+        assert!(other.is_some());
+        places.pop();
+        assert!(streams.open(&one).is_some());
+        drop((places, other));
+        assert_eq!(streams.gauge.get(), 0);
+        assert!(lock(&streams.by_node).is_empty());
+    }
+
+    #[test]
+    fn lives_are_drawn_from_the_last_fifth() {
+        let hour = Duration::from_secs(3600);
+        for (random, minutes) in [(0.0, 60), (0.5, 54), (1.0, 48)] {
+            // Function pointers hold nothing: one for each number.
+            let random: fn() -> f64 = match random {
+                0.0 => || 0.0,
+                0.5 => || 0.5,
+                _ => || 1.0,
+            };
+            let age = StreamAge { most: hour, random };
+            assert_eq!(age.draw().as_secs() / 60, minutes);
+        }
+    }
+}
