@@ -23,6 +23,7 @@ use crate::args::{Args, ClusterFlags, NodeAuthorization, NodeFlags};
 use crate::clock::SystemClock;
 use crate::cluster::Cluster;
 use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics};
+use crate::instance::InstanceError;
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::source::{FileError, Files, SourceFlag, Watches};
@@ -62,6 +63,9 @@ pub enum StartError {
         /// Why.
         source: RoleError,
     },
+    /// A base ARN that could not be detected.
+    #[error("--role-base-arn-autodetect: {0}")]
+    Instance(#[from] InstanceError),
     /// TLS files that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -159,15 +163,20 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         nodes,
         roles,
         telemetry,
+        compat,
     } = args;
+    for (flag, why) in compat.given() {
+        tracing::warn!("{flag} of kiam has no effect here: {why}");
+    }
     let registry = kiam_common::telemetry::registry()?;
     let readiness = Readiness::new();
     let mut tasks = Tasks::new();
 
     let contract = ExpiryContract::new(roles.session_duration, roles.session_refresh)?;
     let anchoring = roles.anchoring();
-    let sts = roles.sts()?;
-    let settings = Arc::new(roles.settings()?);
+    let base = roles.base_arn().await?;
+    let sts = roles.sts(base.as_ref())?;
+    let settings = Arc::new(roles.settings(base));
     let tls = ServerTls::server(tls, TlsMetrics::new(TlsSide::Server, &registry)?)?;
     let listener = listen("--bind", bind).await?;
     let address = listener.local_addr().map_err(StartError::Socket)?;

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod compat;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,6 +13,7 @@ use kiam_common::flags::{TelemetryFlags, TlsFlags};
 
 use crate::policy::SessionTag;
 use crate::source::SourceFlag;
+pub use compat::CompatFlags;
 
 /// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them
 /// to the agents of the pods' nodes.
@@ -40,6 +43,10 @@ pub struct Args {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub telemetry: TelemetryFlags,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub compat: CompatFlags,
 }
 
 const AFTER_HELP: &str = "\
@@ -102,6 +109,11 @@ pub struct RoleFlags {
     /// Completes short role names, as in arn:aws:iam::123456789012:role/
     #[arg(long, value_name = "ARN")]
     pub role_base_arn: Option<String>,
+
+    /// Complete short role names with the account and partition of this machine's instance profile,
+    /// asked for at start by IMDSv2
+    #[arg(long, conflicts_with = "role_base_arn")]
+    pub role_base_arn_autodetect: bool,
 
     /// Names the sessions of pods that name none, behind kiam-
     #[arg(long, default_value = "kiam", value_name = "NAME")]
@@ -207,12 +219,33 @@ mod tests {
             (vec!["--session-tags=colour"], "possible values"),
             (vec!["--session-duration=15"], "15m"),
             (vec!["--sesion=x"], "--session"),
+            (
+                vec!["--role-base-arn=x", "--role-base-arn-autodetect"],
+                "cannot be used with",
+            ),
             (vec!["--source=files"], "file:PATH"),
             (vec!["--agent-service-account=x"], "NAMESPACE/NAME"),
         ] {
             let error = parse(&flags).unwrap_err().to_string();
             assert!(error.contains(part), "{flags:?}: {error}");
         }
+    }
+
+    #[test]
+    fn kiam_s_own_manifest_starts_it() {
+        // kiam v4.2, deploy/server.daemonset.yaml.
+        let args = parse(&[
+            "--json-log",
+            "--level=warn",
+            "--bind=0.0.0.0:443",
+            "--role-base-arn-autodetect",
+            "--sync=1m",
+            "--prometheus-listen-addr=0.0.0.0:9620",
+            "--prometheus-sync-interval=5s",
+        ]);
+        let given = args.unwrap().compat.given();
+        let flags: Vec<_> = given.into_iter().map(|(flag, _)| flag).collect();
+        assert_eq!(flags, ["--sync", "--prometheus-sync-interval"]);
     }
 
     #[test]

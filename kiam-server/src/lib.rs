@@ -16,6 +16,7 @@ pub mod clock;
 pub mod cluster;
 pub mod credentials;
 pub mod identity;
+pub mod instance;
 pub mod node;
 pub mod policy;
 pub mod source;

@@ -21,7 +21,17 @@ impl RoleFlags {
         }
     }
 
-    fn base_arn(&self) -> Result<Option<BaseArn>, StartError> {
+    /// What completes short names: given, or of this machine.
+    pub(super) async fn base_arn(&self) -> Result<Option<BaseArn>, StartError> {
+        if !self.role_base_arn_autodetect {
+            return self.given_base_arn();
+        }
+        let base = crate::instance::base_arn(None).await?;
+        tracing::info!(base_arn = base.as_str(), "detected");
+        Ok(Some(base))
+    }
+
+    fn given_base_arn(&self) -> Result<Option<BaseArn>, StartError> {
         let parse = |text: &String| {
             BaseArn::parse(text).map_err(|source| StartError::Role {
                 flag: "role-base-arn",
@@ -32,10 +42,9 @@ impl RoleFlags {
         self.role_base_arn.as_ref().map(parse).transpose()
     }
 
-    pub(super) fn sts(&self) -> Result<StsSettings, StartError> {
-        let base = self.base_arn()?;
+    pub(super) fn sts(&self, base: Option<&BaseArn>) -> Result<StsSettings, StartError> {
         let role = |text: &String| -> Result<RoleArn, StartError> {
-            resolve(text, base.as_ref()).map_err(|source| StartError::Role {
+            resolve(text, base).map_err(|source| StartError::Role {
                 flag: "assume-role-arn",
                 text: text.clone(),
                 source,
@@ -62,9 +71,9 @@ impl RoleFlags {
         })
     }
 
-    pub(super) fn settings(&self) -> Result<Settings, StartError> {
-        Ok(Settings {
-            base_arn: self.base_arn()?,
+    pub(super) fn settings(&self, base_arn: Option<BaseArn>) -> Settings {
+        Settings {
+            base_arn,
             session: SessionSettings {
                 name: self.session.clone(),
                 duration: self.session_duration,
@@ -73,7 +82,7 @@ impl RoleFlags {
                 cluster: self.cluster_name.clone(),
                 source_identity: self.source_identity,
             },
-        })
+        }
     }
 }
 
@@ -93,10 +102,12 @@ mod tests {
     fn the_server_s_own_role_is_resolved_and_shortens_sessions() {
         const BASE: &str = "--role-base-arn=arn:aws:iam::123456789012:role/";
         let role = |arguments: &[&str]| {
-            flags(arguments)
-                .sts()
+            let flags = flags(arguments);
+            flags
+                .sts(flags.given_base_arn()?.as_ref())
                 .map(|sts| sts.assume_role.map(|role| role.to_string()))
         };
+        let failed = |arguments: &[&str]| role(arguments).unwrap_err();
         let arn = "arn:aws:iam::123456789012:role/kiam";
         assert_eq!(role(&[]).unwrap(), None);
         assert_eq!(role(&["--assume-role-arn="]).unwrap(), None);
@@ -119,7 +130,7 @@ mod tests {
                 "one hour",
             ),
         ] {
-            let error = flags(&arguments).sts().unwrap_err().to_string();
+            let error = failed(&arguments).to_string();
             assert!(error.contains(part), "{arguments:?}: {error}");
         }
     }
