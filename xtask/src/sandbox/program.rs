@@ -192,7 +192,13 @@ impl Program {
         Ok(())
     }
 
-    /// Whether it has ended.
+    /// Whether it has ended, or has at least closed its output.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.output.lock().open == 0
+    }
+
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
     /// When the kernel does not say.

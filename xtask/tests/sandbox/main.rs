@@ -5,6 +5,7 @@
 //! installs, counts that.
 
 mod bad_input;
+mod bad_peer;
 mod credentials;
 mod play;
 mod rooms;
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
         rooms::TESTS,
         credentials::TESTS,
         bad_input::TESTS,
+        bad_peer::TESTS,
         sdk::TESTS,
     ]
     .concat();

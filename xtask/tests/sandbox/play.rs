@@ -71,8 +71,14 @@ impl Play {
         arn.map_err(|code| anyhow!("STS says {code} to these credentials"))
     }
 
-    /// That both teams still get what is theirs, and nobody reached the node's own service.
+    /// That both teams still get what is theirs, nobody reached the node's own service, and
+    /// neither program came to harm.
     pub(crate) fn others_are_unaffected(&self) -> Result<()> {
+        for program in [self.server.program(), self.agent.program()] {
+            let (name, said) = (program.name(), program.output());
+            ensure!(!program.has_ended(), "{name} has ended:\n{said}");
+            ensure!(!said.contains("panicked"), "{name} has panicked:\n{said}");
+        }
         for (pod, role) in [(&self.alice, "a-reader"), (&self.bob, "b-writer")] {
             let identity = self.identity(pod.place())?;
             ensure!(
