@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -16,6 +18,8 @@ use super::reload::ClientTls;
 
 /// TCP connect and TLS handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may take to begin, before this side does.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 /// A connection on which nothing comes back for an interval and a timeout is dead: the agent
 /// moves to another server. kiam's default interval.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -51,7 +55,9 @@ pub async fn connect(
         async move {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            connector.connect(name, stream).await.map(TokioIo::new)
+            let mut stream = connector.connect(name, stream).await?;
+            first_word(&mut stream).await?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
     let endpoint = Endpoint::from_static("http://kiam-server")
@@ -74,6 +80,21 @@ pub async fn connect(
             let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {limit} s"));
             Err(failed(error.to_string()))
         }
+    }
+}
+
+/// Waits for the server's first word, without taking it. With TLS 1.3 a client's handshake is done
+/// before the server has looked at its certificate: a server that refuses it says so now, and
+/// whoever writes first may lose that to the closed connection. One that does not begins with its
+/// HTTP/2 settings, at once; should one wait for ours, it is not waited for long.
+async fn first_word(stream: &mut TlsStream<TcpStream>) -> io::Result<()> {
+    match tokio::time::timeout(FIRST_WORD, stream.fill_buf()).await {
+        Ok(Ok([])) => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the server closed the connection without a word",
+        )),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+        Ok(Err(error)) => Err(error),
     }
 }
 

@@ -205,6 +205,28 @@ async fn a_failed_handshake_says_what_is_wrong() {
     }
 }
 
+/// With TLS 1.3 the refusal comes after the client's handshake: it must not be lost to the closed
+/// connection, however the two race.
+#[tokio::test]
+async fn a_channel_whose_certificate_is_refused_says_so_every_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ca, other) = (authority("ca"), authority("other"));
+    let server = server(write(&folder.path().join("s"), &ca, &server_leaf(), &ca));
+    let serving = serve(&server).await;
+    let client = client(write(&folder.path().join("c"), &ca, &agent_leaf(), &other));
+    for _ in 0..50 {
+        let name = ServerName::try_from("kiam-server").unwrap();
+        let error = connect(serving.address, name, &client)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("refused this side: the certificate in --cert"),
+            "{error}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_channel_to_something_that_speaks_no_tls_says_so() {
     use tokio::io::AsyncWriteExt as _;
