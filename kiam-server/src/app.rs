@@ -1,6 +1,7 @@
 //! The server, put together: everything is bound and checked first, then it runs.
 
 mod health;
+mod reports;
 mod roles;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, S
 use crate::instance::InstanceError;
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
+use crate::report::AuditError;
 use crate::source::{FileError, Files, SourceFlag, Watches};
 use crate::sts::Sts;
 
@@ -103,6 +105,9 @@ pub enum StartError {
         "--node-authorization=token needs a Kubernetes API to check tokens with, which --source=file has not; use --node-authorization=certificate"
     )]
     TokenWithoutApi,
+    /// An audit log that cannot be written.
+    #[error("--audit-log: {0}")]
+    Audit(#[from] AuditError),
     /// A metric was registered twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -148,7 +153,7 @@ impl Bound {
 /// # Errors
 /// When a flag, a file, a certificate or an address cannot be used.
 pub async fn build(args: Args) -> Result<Bound, StartError> {
-    build_with(args, None).await
+    Box::pin(build_with(args, None)).await
 }
 
 /// As [`build`], with another source of credentials than STS.
@@ -163,6 +168,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         nodes,
         roles,
         telemetry,
+        audit_log,
         compat,
     } = args;
     for (flag, why) in compat.given() {
@@ -196,6 +202,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             None
         }
     };
+    let reports = reports::start(&audit_log, client.clone(), &cluster, &registry, &mut tasks)?;
     let proof = node_proof(&nodes, client, &cluster)?;
 
     let issuer = match issuer {
@@ -221,7 +228,8 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         },
         StreamMetrics::new(&registry)?,
         tasks.stop(),
-    );
+    )
+    .reporting_to(reports);
     let (acceptor, incoming) = Acceptor::new(listener, Arc::clone(&tls));
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()

@@ -12,6 +12,7 @@ use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 
 use crate::policy::SessionTag;
+use crate::report::AuditLog;
 use crate::source::SourceFlag;
 pub use compat::CompatFlags;
 
@@ -43,6 +44,16 @@ pub struct Args {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub telemetry: TelemetryFlags,
+
+    /// Write a line of JSON for each grant, refusal and revocation of a pod's role: to stdout (where
+    /// nothing else goes), to file:PATH, or off
+    #[arg(
+        long,
+        default_value = "off",
+        value_name = "WHERE",
+        help_heading = "Logs and metrics"
+    )]
+    pub audit_log: AuditLog,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
@@ -224,6 +235,10 @@ mod tests {
                 "cannot be used with",
             ),
             (vec!["--source=files"], "file:PATH"),
+            (
+                vec!["--audit-log=/var/log/kiam"],
+                "stdout, file:PATH or off",
+            ),
             (vec!["--agent-service-account=x"], "NAMESPACE/NAME"),
         ] {
             let error = parse(&flags).unwrap_err().to_string();

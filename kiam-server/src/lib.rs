@@ -5,6 +5,7 @@
 //!  source ──► cluster ──► policy ──► node ──► agents
 //!                            │         ▲
 //!                         identity     │ credentials ◄── sts
+//!                                      └─► report ──► Events, the audit log
 //! ```
 //!
 //! `cluster`, `policy`, `identity` and `credentials` know neither kube, tonic nor AWS: `source`,
@@ -19,6 +20,7 @@ pub mod identity;
 pub mod instance;
 pub mod node;
 pub mod policy;
+pub mod report;
 pub mod source;
 pub mod sts;
 #[cfg(test)]

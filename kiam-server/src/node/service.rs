@@ -20,6 +20,7 @@ use super::streams::{StreamAge, StreamMetrics, Streams};
 use crate::cluster::Cluster;
 use crate::credentials::Store;
 use crate::policy::Settings;
+use crate::report::Reports;
 
 /// Messages of a stream that were sent and not yet taken by the connection.
 const MAX_WAITING: usize = 16;
@@ -36,6 +37,7 @@ pub struct Service {
     age: StreamAge,
     streams: Streams,
     metrics: StreamMetrics,
+    reports: Reports,
     stop: CancellationToken,
 }
 
@@ -61,8 +63,16 @@ impl Service {
             age,
             streams,
             metrics,
+            reports: Reports::off(),
             stop,
         }
+    }
+
+    /// Has what streams decide reported.
+    #[must_use]
+    pub fn reporting_to(mut self, reports: Reports) -> Self {
+        self.reports = reports;
+        self
     }
 
     fn refuse(&self, reason: &str, status: Status) -> Status {
@@ -130,7 +140,8 @@ impl NodeService for Service {
             Arc::clone(&self.store),
             Arc::clone(&self.settings),
             Arc::clone(&signal),
-        );
+        )
+        .reporting_to(&self.reports);
         let (to, stream) = mpsc::channel(MAX_WAITING);
         let life = Life {
             until: Instant::now() + self.age.draw(),

@@ -18,6 +18,7 @@ use crate::cluster::{Cluster, Member, Signal};
 use crate::credentials::{Lease, Store};
 use crate::identity::Identity;
 use crate::policy::{Outcome, Settings, decide};
+use crate::report::{NodeReports, Reports};
 
 /// Where a session's messages go.
 pub(super) type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
@@ -30,6 +31,7 @@ pub(super) struct Session {
     store: Arc<Store>,
     settings: Arc<Settings>,
     signal: Signal,
+    reports: NodeReports,
     pods: HashMap<Box<str>, Told>,
     identities: HashMap<Arc<Identity>, Leased>,
     next_identity: u64,
@@ -40,6 +42,8 @@ pub(super) struct Session {
 struct Told {
     pod: Arc<Pod>,
     outcome: Outcome,
+    /// The version of its identity that was reported of it.
+    reported: u64,
 }
 
 #[derive(Debug)]
@@ -63,17 +67,25 @@ impl Session {
         settings: Arc<Settings>,
         signal: Signal,
     ) -> Self {
+        let reports = Reports::off().of_node(Arc::clone(&node));
         Self {
             node,
             cluster,
             store,
             settings,
             signal,
+            reports,
             pods: HashMap::new(),
             identities: HashMap::new(),
             next_identity: 1,
             synced: false,
         }
+    }
+
+    /// Has what it decides, and what becomes of it, reported.
+    pub(super) fn reporting_to(mut self, reports: &Reports) -> Self {
+        self.reports = reports.of_node(Arc::clone(&self.node));
+        self
     }
 
     /// Tells what has changed since the last time; the first time, everything, and that this was
@@ -93,12 +105,16 @@ impl Session {
         for member in self.cluster.node(&self.node) {
             members.insert(member.pod.uid.clone(), member);
         }
+        if !self.synced {
+            self.reports.begin(|uid| members.contains_key(uid));
+        }
         let gone: Vec<_> = self
             .pods
             .extract_if(|uid, _| !members.contains_key(uid))
             .collect();
         for (uid, told) in gone {
             log_end(&told);
+            self.reports.gone(&told.pod);
             messages.push(message::pod_removed(&uid));
             self.let_go(&told.outcome);
         }
@@ -108,20 +124,30 @@ impl Session {
             if told.is_some_and(|told| told.outcome == outcome && told.pod == member.pod) {
                 continue;
             }
-            if told.is_none_or(|told| told.outcome != outcome) {
-                log_decision(&member.pod, &outcome);
+            let mut reported = 0;
+            match told {
+                Some(told) if told.outcome == outcome => reported = told.reported,
+                _ => {
+                    log_decision(&member.pod, &outcome);
+                    self.reports.decided(&member.pod, &outcome);
+                }
             }
             let identity = match &outcome {
                 Outcome::Granted(identity) => Some(self.hold(identity)),
                 _ => None,
             };
             messages.push(message::pod_applied(&member.pod, &outcome, identity));
-            let pod = member.pod;
-            if let Some(before) = self.pods.insert(uid, Told { pod, outcome }) {
+            let told = Told {
+                pod: member.pod,
+                outcome,
+                reported,
+            };
+            if let Some(before) = self.pods.insert(uid, told) {
                 self.let_go(&before.outcome);
             }
         }
         self.news_of_identities(&mut messages);
+        self.report_identities();
         if !self.synced {
             self.synced = true;
             messages.push(message::synced());
@@ -179,6 +205,25 @@ impl Session {
             }
             if let Some(failure) = snapshot.failure {
                 messages.push(message::failed(leased.number, &failure));
+            }
+        }
+    }
+
+    /// Reports of each pod what has become of the identity that it was granted.
+    fn report_identities(&mut self) {
+        if !self.reports.is_on() {
+            return;
+        }
+        for told in self.pods.values_mut() {
+            let Outcome::Granted(identity) = &told.outcome else {
+                continue;
+            };
+            if let Some(leased) = self.identities.get(identity)
+                && leased.told != told.reported
+            {
+                told.reported = leased.told;
+                let snapshot = leased.lease.snapshot();
+                self.reports.identity(&told.pod, identity, &snapshot);
             }
         }
     }

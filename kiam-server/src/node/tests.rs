@@ -1,5 +1,7 @@
 //! What an agent is told, against what the policies say: for any sequence of changes.
 
+mod reports;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
