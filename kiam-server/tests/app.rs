@@ -348,3 +348,25 @@ async fn what_cannot_start_says_why() {
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
 }
+
+#[tokio::test]
+async fn the_audit_log_tells_what_was_granted_to_the_last_line() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let flag = format!("--audit-log=file:{}", log.path().display());
+    let objects = namespace(".*/reader") + &pod(1, "reader") + &pod(2, "writer");
+    let stage = Stage::with(&objects, &[&flag]).await;
+    let mut stream = stage.watch("node-1", "node-1").await.unwrap();
+    while next(&mut stream).await != "issued 1 ASIA/reader" {}
+    drop(stream);
+    stage.server.run_until(async {}).await.unwrap();
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let mut lines: Vec<_> = text.lines().map(line).collect();
+    lines.sort_by_key(|line| line["pod"]["name"].to_string());
+    assert_eq!(lines.len(), 2, "{text}");
+    assert_eq!(lines[0]["action"], "grant");
+    assert_eq!(lines[0]["access_key_id"], "ASIA/reader");
+    assert_eq!(lines[0]["node"], "node-1");
+    assert_eq!(lines[1]["action"], "refusal");
+    assert_eq!(lines[1]["role"], "writer");
+}
