@@ -63,7 +63,11 @@ impl Publisher for Events {
         api.create(&PostParams::default(), &event)
             .await
             .map(drop)
-            .map_err(|error| PublishError(error.to_string()))
+            .map_err(|error| match error {
+                // The API's own words, without the rest of its answer.
+                kube::Error::Api(status) => PublishError(status.message.clone()),
+                other => PublishError(other.to_string()),
+            })
     }
 }
 
