@@ -117,7 +117,8 @@ fn build(cache: &Cache) -> Result<()> {
             command
                 .current_dir(workspace().join("xtask/cluster"))
                 .env("CGO_ENABLED", "0")
-                .args(["build", "-trimpath", "-ldflags", &version, "-o"])
+                .args(["build", "-mod=readonly", "-trimpath"])
+                .args(["-ldflags", &version, "-o"])
                 .arg(folder.join(name))
                 .arg(package);
             log.exec(&mut command)?;

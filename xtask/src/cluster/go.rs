@@ -14,7 +14,7 @@ use crate::setup::{Cache, Package, Plan, Step, find_program};
 
 /// What `xtask/cluster/go.mod` asks for, and what is fetched.
 const LEAST: (u32, u32) = (1, 26);
-const TOOLCHAIN: &str = "1.26.0";
+const TOOLCHAIN: &str = "1.26.8";
 
 /// A Go that can build the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,9 +117,11 @@ fn fetch(cache: &Cache) -> Result<()> {
             .args(["mod", "download", &module]);
         log.exec(&mut download)
             .with_context(|| format!("install Go {TOOLCHAIN} or newer by hand"))?;
-        // Modules hold no executables and are read-only; a toolchain is neither.
+        // A module is read-only, and holds no executables and no modules: a newer go makes it a
+        // toolchain again when it switches to it, this old one does not.
         let script = r#"chmod -R u+w "$0" && mv "$0/mod/$1"/* . && rm -r "$0" \
-            && chmod -R u+x bin pkg/tool"#;
+            && chmod -R u+x bin pkg/tool \
+            && find . -name _go.mod -execdir mv -- {} go.mod ';'"#;
         let mut unpack = Command::new("sh");
         unpack
             .current_dir(folder)
