@@ -117,7 +117,11 @@ impl Issuer for Sts {
             .await;
         match answer {
             Ok(answer) => credentials(answer),
-            Err(error) => Err(failure(&error)),
+            Err(error) => {
+                let IssueError { kind, message } = failure(&error);
+                let message = redacted(message, identity.external_id.as_deref());
+                Err(IssueError { kind, message })
+            }
         }
     }
 }
@@ -179,6 +183,14 @@ fn failure(error: &SdkError<AssumeRoleError>) -> IssueError {
     }
 }
 
+/// STS quotes parameters that it does not like, an external id among them.
+fn redacted(message: String, external_id: Option<&str>) -> String {
+    match external_id.filter(|id| !id.is_empty()) {
+        Some(id) => message.replace(id, "[redacted]"),
+        None => message,
+    }
+}
+
 /// By the codes of the STS API reference (`AssumeRole`, and errors common to all calls).
 fn kind_of(code: &str, status: u16) -> IssueErrorKind {
     match code {
@@ -222,6 +234,15 @@ fn innermost(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_external_id_that_sts_quotes_is_told_to_nobody() {
+        let quoted = "ValidationError: Value 'a secret' at 'externalId'".to_owned();
+        let told = redacted(quoted.clone(), Some("a secret"));
+        assert_eq!(told, "ValidationError: Value '[redacted]' at 'externalId'");
+        assert_eq!(redacted(quoted.clone(), Some("")), quoted);
+        assert_eq!(redacted(quoted.clone(), None), quoted);
+    }
 
     #[test]
     fn codes_are_of_the_kind_that_helps() {
