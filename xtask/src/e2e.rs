@@ -5,16 +5,23 @@
 //! plays controllers, scheduler and kubelets.
 
 mod checks;
+mod report;
 mod world;
 
-use anyhow::{Result, bail};
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
 use tokio::time::Instant;
 
 use crate::kiam::Programs;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox};
 use crate::setup::{self, Consent, Need};
-use checks::CHECKS;
+use checks::{CHECKS, NamedCheck};
+use report::{Facts, Report};
 pub use world::World;
+
+const UP: &str = "etcd, kube-apiserver, moto, kiam-server and an agent come up";
+const DOWN: &str = "everything ends in order, and nothing of it is left";
 
 /// Flags of `cargo xtask e2e`.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,9 +36,31 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When something cannot be set up or a check fails.
-#[expect(clippy::print_stdout, reason = "the command's result")]
+/// When a check fails, or none could run; with `CI=true` also when one was skipped.
+#[expect(clippy::print_stderr, reason = "says why nothing runs")]
 pub fn run(args: &Args) -> Result<()> {
+    let wanted = |name: &str| args.name.as_ref().is_none_or(|part| name.contains(part));
+    let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| wanted(name)).collect();
+    let names: Vec<_> = CHECKS.iter().map(|(name, _)| *name).collect();
+    ensure!(
+        !checks.is_empty(),
+        "no check has that in its name; they are\n  {}",
+        names.join("\n  ")
+    );
+    let mut report = Report::default();
+    match set_up(args.consent) {
+        Ok(()) => play(&checks, &mut report)?,
+        Err(missing) => {
+            eprintln!("the checks cannot run: {missing:#}\n");
+            report.skip(UP);
+            skip(&checks, &mut report);
+        }
+    }
+    report.conclude()
+}
+
+/// Installs what is needed. What this machine cannot have is an error.
+fn set_up(consent: Consent) -> Result<()> {
     let needs = [
         Need::Sandbox,
         Need::Kernel,
@@ -39,44 +68,75 @@ pub fn run(args: &Args) -> Result<()> {
         Need::Moto,
         Need::Cluster,
     ];
-    setup::prepare(&needs, args.consent)?;
-    let programs = Programs::build()?;
-    let sandbox = Sandbox::new()?;
-    let control = sandbox.control().netns().clone();
-    let (passed, failed) = control.block_on(async || {
-        let begin = Instant::now();
-        let mut world = World::begin(&sandbox, &programs).await?;
-        println!(
-            "etcd, kube-apiserver, moto and kiam are up in {:.1?}\n",
-            begin.elapsed()
-        );
-        let (mut passed, mut failed) = (0, 0);
-        for (name, check) in CHECKS {
-            if !args.name.as_ref().is_none_or(|part| name.contains(part)) {
-                continue;
-            }
-            let begin = Instant::now();
-            match check(&mut world).await {
-                Ok(()) => {
-                    passed += 1;
-                    println!("ok      {name} ({:.1?})", begin.elapsed());
-                }
-                Err(error) => {
-                    failed += 1;
-                    println!("FAILED  {name}: {error:#}");
-                }
-            }
-        }
-        if failed > 0 {
-            println!("\n{}", world.logs());
-        }
-        world.end()?;
-        anyhow::Ok((passed, failed))
-    })??;
-    println!("\n{passed} passed, {failed} failed, 0 skipped");
-    match (passed, failed) {
-        (0, 0) => bail!("there is no such check"),
-        (_, 0) => Ok(()),
-        _ => bail!("the end-to-end test failed"),
+    setup::prepare(&needs, consent)?;
+    match sandbox::missing() {
+        Some(missing) => bail!("they need {missing}"),
+        None => Ok(()),
     }
+}
+
+fn play(checks: &[&NamedCheck], report: &mut Report) -> Result<()> {
+    let begin = Instant::now();
+    let begun = Programs::build().and_then(|programs| Ok((programs, Sandbox::new()?)));
+    let (programs, sandbox) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            report.add(UP, begin.elapsed(), &Err(error));
+            skip(checks, report);
+            return Ok(());
+        }
+    };
+    let control = sandbox.control().netns().clone();
+    let traces = [sandbox.cgroup().path(), sandbox.scratch(), control.path()].map(Path::to_owned);
+    let (begin, ended) = control.block_on(async || {
+        let world = in_world(&sandbox, &programs, checks, report).await;
+        let begin = Instant::now();
+        (
+            begin,
+            world.and_then(|world| world.map_or(Ok(()), World::end)),
+        )
+    })?;
+    // The last clones of it: now it is removed.
+    drop((control, sandbox));
+    let gone = ended.and_then(|()| {
+        let left = traces.iter().find(|trace| trace.exists());
+        left.map_or(Ok(Facts::new()), |left| bail!("{} is left", left.display()))
+    });
+    report.add(DOWN, begin.elapsed(), &gone);
+    Ok(())
+}
+
+/// Returns the world as the checks left it, if it came up.
+#[expect(clippy::print_stderr, reason = "for whoever looks for the cause")]
+async fn in_world(
+    sandbox: &Sandbox,
+    programs: &Programs,
+    checks: &[&NamedCheck],
+    report: &mut Report,
+) -> Result<Option<World>> {
+    let begin = Instant::now();
+    let mut world = match World::begin(sandbox, programs).await {
+        Ok(world) => world,
+        Err(error) => {
+            report.add(UP, begin.elapsed(), &Err(error));
+            checks.iter().for_each(|(name, _)| report.skip(name));
+            return Ok(None);
+        }
+    };
+    report.add(UP, begin.elapsed(), &Ok(world.facts().await?));
+    for (name, check) in checks {
+        let begin = Instant::now();
+        let outcome = tokio::time::timeout(checks::LIMIT, check(&mut world)).await;
+        let outcome = outcome.unwrap_or_else(|_elapsed| bail!("no end within {:?}", checks::LIMIT));
+        report.add(name, begin.elapsed(), &outcome);
+    }
+    if report.has_failed() {
+        eprintln!("\n{}", world.logs());
+    }
+    Ok(Some(world))
+}
+
+fn skip(checks: &[&NamedCheck], report: &mut Report) {
+    checks.iter().for_each(|(name, _)| report.skip(name));
+    report.skip(DOWN);
 }

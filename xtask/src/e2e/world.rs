@@ -1,11 +1,13 @@
-//! What the checks find: a control plane, a server, two nodes, an agent on the first.
+//! What the checks find: a control plane, a server, two nodes, an agent on the first, and three
+//! namespaces.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::time::Instant;
 
+use super::report::Facts;
 use crate::cluster::{ControlPlane, Kubelet, Objects, PodTemplate, Running};
 use crate::doubles::imds::Imds;
 use crate::doubles::sigv4::Keys;
@@ -18,15 +20,24 @@ use crate::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.
 const RBAC: &str = include_str!("../../../deploy/manifests/rbac.yaml");
-const SYSTEM: &str = "kube-system";
-const SERVER_ACCOUNT: &str = "kiam-server";
+pub(super) const SYSTEM: &str = "kube-system";
+pub(super) const SERVER_ACCOUNT: &str = "kiam-server";
 pub(super) const AGENT_ACCOUNT: &str = "kiam-agent";
 pub(super) const AUDIENCE: &str = "kiam-server";
 const MOTO_URL: &str = "http://10.0.0.1:4566";
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long what has changed may take to be seen.
-const EVENTUALLY: Duration = Duration::from_secs(15);
-const PAUSE: Duration = Duration::from_millis(30);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The annotations that kiam reads.
+pub(super) const ROLE: &str = "iam.amazonaws.com/role";
+pub(super) const PERMITTED: &str = "iam.amazonaws.com/permitted";
+
+/// Namespaces and what they permit.
+const NAMESPACES: [(&str, Option<&str>); 3] = [
+    ("orders", Some("arn:aws:iam::123456789012:role/orders-.*")),
+    ("billing", Some(".*")),
+    ("newcomers", None),
+];
 
 /// A cluster with kiam in it.
 #[derive(Debug)]
@@ -35,7 +46,9 @@ pub struct World {
     pub(super) agent: Agent,
     pub(super) agent_pod: Running,
     pub(super) pods: Vec<Running>,
-    pub(super) server: Server,
+    server: Option<Server>,
+    kubeconfig: PathBuf,
+    server_tls: PemFiles,
     pub(super) imds: Vec<Imds>,
     pub(super) kubelets: [Kubelet; 2],
     pub(super) objects: Objects,
@@ -59,6 +72,10 @@ impl World {
             .apply(RBAC)
             .await
             .context("the shipped RBAC rules")?;
+        for (name, permitted) in NAMESPACES {
+            let permitted = permitted.map(|permitted| (PERMITTED, permitted));
+            objects.namespace(name, permitted.as_slice()).await?;
+        }
 
         let mut imds = Vec::new();
         let mut kubelets = Vec::new();
@@ -70,13 +87,7 @@ impl World {
         let kubelets: [Kubelet; 2] = kubelets.try_into().ok().context("two nodes")?;
 
         let authority = Authority::new("kiam")?;
-        let address = CONTROL_IP.to_string();
-        let leaf = Leaf {
-            name: "kiam-server",
-            alternative_names: &["kiam-server", &address],
-            ..Leaf::default()
-        };
-        let server_tls = authority.write(&sandbox.folder("server")?, &leaf)?;
+        let server_tls = authority.write_server(&sandbox.folder("server")?)?;
         // All agents have one certificate: which node it is, the token tells.
         let leaf = Leaf {
             name: "kiam-agent",
@@ -86,15 +97,17 @@ impl World {
         let tls = authority.write(&sandbox.folder("agent")?, &leaf)?;
 
         moto_ready(&moto).await?;
-        let server = start_server(sandbox, programs, &plane, &objects, &server_tls).await?;
+        let kubeconfig = write_kubeconfig(sandbox, &plane, &objects).await?;
         let agent_pod = run_agent_pod(&kubelets[0]).await?;
         let token = project(&kubelets[0], &agent_pod, sandbox).await?;
-        let agent = start_agent(programs, &kubelets[0], agent_pod.place(), &tls, &token)?;
+        let agent = start_agent(programs, &kubelets[0], agent_pod.place(), &tls, &token, &[])?;
         let mut world = Self {
             agent,
             agent_pod,
             pods: Vec::new(),
-            server,
+            server: None,
+            kubeconfig,
+            server_tls,
             imds,
             kubelets,
             objects,
@@ -104,18 +117,65 @@ impl World {
             plane,
             sandbox: sandbox.clone(),
         };
-        world.server.ready()?;
+        world.start_server()?;
         world.agent.ready()?;
         Ok(world)
+    }
+
+    /// What it is made of.
+    pub(super) async fn facts(&self) -> Result<Facts> {
+        let version = self.objects.client().apiserver_version().await?;
+        let nodes = self
+            .kubelets
+            .each_ref()
+            .map(|kubelet| kubelet.node().name());
+        Ok(vec![format!(
+            "Kubernetes {}, the nodes {}",
+            version.git_version,
+            nodes.join(", ")
+        )])
     }
 
     /// What the programs said last.
     #[must_use]
     pub fn logs(&self) -> String {
-        let programs = [self.server.program(), self.agent.program(), &self.moto];
-        programs
-            .map(|program| format!("{}:\n{}", program.name(), program.tail()))
-            .join("\n")
+        let server = self.server.as_ref().map(Server::program);
+        let programs = server.into_iter().chain([self.agent.program(), &self.moto]);
+        let tails = programs.map(|program| format!("{}:\n{}", program.name(), program.tail()));
+        tails.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The server's process and what it logs.
+    pub(super) fn server(&self) -> Result<&Program> {
+        let server = self.server.as_ref().context("the server was stopped")?;
+        Ok(server.program())
+    }
+
+    /// Starts the server and waits until it has read the cluster.
+    pub(super) fn start_server(&mut self) -> Result<()> {
+        let base = format!("--role-base-arn={BASE_ARN}");
+        // moto takes any keys for those of its account's owner.
+        let keys = Keys {
+            access_key: "AKIAIOSFODNN7EXAMPLE".to_owned(),
+            secret_key: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned(),
+            session_token: None,
+        };
+        let options = ServerOptions {
+            tls: &self.server_tls,
+            source: Source::Kubernetes(self.kubeconfig.clone()),
+            node_authorization: "token",
+            sts_url: MOTO_URL,
+            sts_keys: &keys,
+            flags: &[&base],
+        };
+        let server = Server::start(&self.programs, self.sandbox.control(), &options)?;
+        self.server.insert(server).ready()
+    }
+
+    /// Stops the server in order.
+    pub(super) fn stop_server(&mut self) -> Result<()> {
+        let server = self.server.take().context("the server was stopped")?;
+        in_order(&server.stop()?)
     }
 
     /// Stops everything in order.
@@ -130,9 +190,8 @@ impl World {
             plane,
             ..
         } = self;
-        for ended in [agent.stop()?, server.stop()?] {
-            ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
-        }
+        in_order(&agent.stop()?)?;
+        server.map_or(Ok(()), |server| in_order(&server.stop()?))?;
         drop(pods);
         plane.stop()
     }
@@ -169,29 +228,17 @@ impl World {
         &self,
         kubelet: &Kubelet,
         pod: &Running,
-        token: &std::path::Path,
+        token: &Path,
+        flags: &[&str],
     ) -> Result<Agent> {
-        start_agent(&self.programs, kubelet, pod.place(), &self.tls, token)
+        let (programs, tls) = (&self.programs, &self.tls);
+        start_agent(programs, kubelet, pod.place(), tls, token, flags)
     }
 
-    /// A client with the rights of one of kiam's service accounts.
-    pub(super) async fn client_of(&self, account: &str) -> Result<kube::Client> {
-        let token = self.objects.token((SYSTEM, account), None, None).await?;
+    /// A client with the rights of a service account, by namespace and name.
+    pub(super) async fn client_of(&self, account: (&str, &str)) -> Result<kube::Client> {
+        let token = self.objects.token(account, None, None).await?;
         self.plane.client_with_token(&token).await
-    }
-}
-
-/// Tries until it succeeds: what has changed takes its way through API, server and stream.
-pub(super) async fn eventually<T>(mut check: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + EVENTUALLY;
-    loop {
-        match check() {
-            Ok(found) => return Ok(found),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!("not so within {EVENTUALLY:?}")));
-            }
-            Err(_) => tokio::time::sleep(PAUSE).await,
-        }
     }
 }
 
@@ -218,34 +265,22 @@ async fn moto_ready(moto: &Program) -> Result<()> {
     Ok(())
 }
 
-async fn start_server(
+async fn write_kubeconfig(
     sandbox: &Sandbox,
-    programs: &Programs,
     plane: &ControlPlane,
     objects: &Objects,
-    tls: &PemFiles,
-) -> Result<Server> {
+) -> Result<PathBuf> {
     let folder = sandbox.folder("server")?;
     let (kubeconfig, token_file) = (folder.join("kubeconfig"), folder.join("token"));
     let token = objects.token((SYSTEM, SERVER_ACCOUNT), None, None).await?;
     std::fs::write(&token_file, token).context("cannot write the server's token")?;
     plane.kubeconfig(&kubeconfig, &token_file)?;
-    let base = format!("--role-base-arn={BASE_ARN}");
-    // moto takes any keys for those of its account's owner.
-    let keys = Keys {
-        access_key: "AKIAIOSFODNN7EXAMPLE".to_owned(),
-        secret_key: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned(),
-        session_token: None,
-    };
-    let options = ServerOptions {
-        tls,
-        source: Source::Kubernetes(kubeconfig),
-        node_authorization: "token",
-        sts_url: MOTO_URL,
-        sts_keys: &keys,
-        flags: &[&base],
-    };
-    Server::start(programs, sandbox.control(), &options)
+    Ok(kubeconfig)
+}
+
+fn in_order(ended: &Finished) -> Result<()> {
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
 }
 
 /// As the DaemonSet's controller would make it, and the kubelet run it.
@@ -273,13 +308,14 @@ fn start_agent(
     kubelet: &Kubelet,
     place: &Place,
     tls: &PemFiles,
-    token: &std::path::Path,
+    token: &Path,
+    flags: &[&str],
 ) -> Result<Agent> {
     let options = AgentOptions {
         tls,
         token_file: Some(token),
         server: (CONTROL_IP, SERVER_PORT),
-        flags: &[],
+        flags,
     };
     Agent::start(programs, kubelet.node(), place, &options)
 }
