@@ -102,10 +102,12 @@ fn row(mark: Mark, name: &str, took: &str) {
         Mark::Skipped => ("skipped", 33),
     };
     let wanted = std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    let rest = format!("{name:<NAME_WIDTH$} {took:>8}");
+    let rest = rest.trim_end();
     if wanted && std::io::stdout().is_terminal() {
-        println!("  \u{1b}[{colour}m{word:<8}\u{1b}[0m  {name:<NAME_WIDTH$} {took:>8}");
+        println!("  \u{1b}[{colour}m{word:<8}\u{1b}[0m  {rest}");
     } else {
-        println!("  {word:<8}  {name:<NAME_WIDTH$} {took:>8}");
+        println!("  {word:<8}  {rest}");
     }
 }
 

@@ -12,7 +12,7 @@ use super::super::report::Facts;
 use super::super::world::{AGENT_ACCOUNT, SERVER_ACCOUNT, SYSTEM, World};
 
 /// Verb, API group, resource.
-const SERVER_RIGHTS: [&str; 12] = [
+const SERVER_RIGHTS: [&str; 11] = [
     "create authentication.k8s.io/tokenreviews",
     "create events.k8s.io/events",
     "get /namespaces",
@@ -21,7 +21,6 @@ const SERVER_RIGHTS: [&str; 12] = [
     "list /namespaces",
     "list /pods",
     "list /serviceaccounts",
-    "patch events.k8s.io/events",
     "watch /namespaces",
     "watch /pods",
     "watch /serviceaccounts",

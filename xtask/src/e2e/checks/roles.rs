@@ -1,12 +1,18 @@
 //! Who gets which role.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{WatchEvent, WatchParams};
 use tokio::time::Instant;
 
 use super::super::report::{Facts, short};
 use super::super::world::{PERMITTED, ROLE, World};
 use super::tools::{answers, has, is, seen};
 use crate::cluster::PodTemplate;
+
+/// How long it may take until a pod is told why it has no role.
+const EVENT_SECONDS: u32 = 15;
 
 pub(super) async fn own(world: &mut World) -> Result<Facts> {
     let mut facts = Facts::new();
@@ -86,7 +92,33 @@ async fn refused(world: &mut World, template: &PodTemplate<'_>, role: &str) -> R
         "the AWS CLI is {}",
         ended.stdout.trim()
     );
-    Ok(vec![told])
+    let event = warning(world, namespace, name, "KiamRoleForbidden").await?;
+    ensure!(
+        event.contains(namespace) && event.contains(PERMITTED),
+        "the Event says {event:?}"
+    );
+    Ok(vec![
+        format!("in the pod: {told}"),
+        format!("on the pod: {event}"),
+    ])
+}
+
+/// The Event of this reason on a pod, as soon as there is one. Returns what it says.
+async fn warning(world: &World, namespace: &str, pod: &str, reason: &str) -> Result<String> {
+    let api = world.objects.api::<Event>(namespace);
+    let limit = WatchParams::default().timeout(EVENT_SECONDS);
+    // From the beginning of time: those that there are already come first.
+    let mut events = api.watch(&limit, "0").await?.boxed_local();
+    while let Some(event) = events.try_next().await? {
+        let WatchEvent::Added(event) = event else {
+            continue;
+        };
+        let regarding = event.regarding.and_then(|object| object.name);
+        if regarding.as_deref() == Some(pod) && event.reason.as_deref() == Some(reason) {
+            return event.note.context("the Event says nothing");
+        }
+    }
+    bail!("no Event {reason} on {namespace}/{pod} within {EVENT_SECONDS} s")
 }
 
 pub(super) async fn early(world: &mut World) -> Result<Facts> {
