@@ -2,29 +2,42 @@
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use super::find_program;
+use super::{Package, find_program};
 use crate::sandbox::exec;
 
 /// Installs packages; first finishes what an interrupted run of dpkg left.
-pub(super) fn install(names: &[&str]) -> Result<()> {
+pub(super) fn install(packages: &[Package]) -> Result<()> {
     if find_program("apt-get").is_none() {
         bail!(
-            "this system has no apt-get. Install what these Debian packages hold, by your system's \
-             own means, and run this again: {}",
-            names.join(" ")
+            "this system has no apt-get. Install by its own means what these Debian packages \
+             hold, and run this again:{}",
+            list(packages)
         );
     }
-    let install = || apt(&["install", "--yes", "--no-install-recommends"], names);
-    // The lists of a fresh machine are empty, and those of an old one name what is gone.
-    apt(&["update"], &[])?;
+    let names: Vec<_> = packages.iter().map(|package| package.name).collect();
+    let install = || apt(&["install", "--yes", "--no-install-recommends"], &names);
+    // The lists of a fresh machine are empty, and those of an old one name what is gone. Where only
+    // some of a machine's sources can be read, these may do.
+    let update = apt(&["update"], &[]);
     if install().is_ok() {
         return Ok(());
     }
     exec(Command::new("dpkg").args(["--configure", "-a"]))?;
     apt(&["install", "--fix-broken", "--yes"], &[])?;
-    install()
+    match (install(), update) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(update)) => {
+            Err(error).with_context(|| format!("the lists are not up to date: {update}"))
+        }
+    }
+}
+
+fn list(packages: &[Package]) -> String {
+    let line = |Package { name, why }: &Package| format!("\n  {name:<14} {why}");
+    packages.iter().map(line).collect()
 }
 
 fn apt(verb: &[&str], names: &[&str]) -> Result<()> {
@@ -36,4 +49,19 @@ fn apt(verb: &[&str], names: &[&str]) -> Result<()> {
         .args(verb)
         .args(names);
     exec(&mut command).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_named_with_what_they_are_for() {
+        let why = "makes namespaces";
+        let text = list(&[Package {
+            name: "iproute2",
+            why,
+        }]);
+        assert_eq!(text, "\n  iproute2       makes namespaces");
+    }
 }

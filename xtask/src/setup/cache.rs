@@ -51,6 +51,16 @@ impl Cache {
         self.0.join(COMPLETE).is_file()
     }
 
+    /// Gives up what is there: it no longer works. It is made anew the next time.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn spoil(&self) -> Result<()> {
+        let complete = self.0.join(COMPLETE);
+        std::fs::remove_file(&complete)
+            .with_context(|| format!("cannot remove {}", complete.display()))
+    }
+
     /// Fills it, unless it is complete; by one process at a time. A file `log` beside it takes
     /// what the tools print.
     ///
@@ -143,10 +153,10 @@ mod tests {
         filled.unwrap();
         assert!(cache.is_complete());
         cache.fill(|_, _| panic!("it is complete")).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(cache.beside("log")).unwrap(),
-            "said\n"
-        );
+        let log = std::fs::read_to_string(cache.beside("log"));
+        assert_eq!(log.unwrap(), "said\n");
+        cache.spoil().unwrap();
+        assert!(!cache.is_complete());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What builds the kernel programs: a Rust toolchain with its library's source, and bpf-linker.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use super::{Package, Plan, Step, cargo, find_program};
-use crate::build_ebpf::{LINKER_VERSION, LLVM, find_toolchain, linker_root};
+use crate::build_ebpf::{LINKER_VERSION, LLVM, NIGHTLY, find_toolchain, linker_root};
 use crate::sandbox::exec;
 
 const RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -19,12 +20,7 @@ pub(super) fn plan(plan: &mut Plan) {
         return;
     };
     if missing.toolchain {
-        for name in RUST {
-            plan.package(Package {
-                name,
-                why: RUST_WHY,
-            });
-        }
+        rust(plan);
     }
     if missing.linker {
         if !llvm().join("include").is_dir() {
@@ -45,6 +41,37 @@ pub(super) fn plan(plan: &mut Plan) {
             run: Box::new(move || install(&root)),
         });
     }
+}
+
+/// Debian's own, which rustup's stable Rust stays the default beside; elsewhere rustup's nightly.
+fn rust(plan: &mut Plan) {
+    let system = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if !is_debian(&system) && find_program("rustup").is_some() {
+        plan.step(Step {
+            what: format!("Rust {NIGHTLY} with its library's source, by rustup"),
+            why: "builds the kernel programs",
+            about: Some(Duration::from_secs(60)),
+            run: Box::new(|| {
+                let mut command = Command::new("rustup");
+                command
+                    .args(["toolchain", "install", NIGHTLY, "--no-self-update"])
+                    .args(["--profile", "minimal", "--component", "rust-src"]);
+                exec(&mut command).map(drop)
+            }),
+        });
+        return;
+    }
+    for name in RUST {
+        plan.package(Package {
+            name,
+            why: RUST_WHY,
+        });
+    }
+}
+
+/// By what `/etc/os-release` says.
+fn is_debian(system: &str) -> bool {
+    system.lines().any(|line| line.trim() == "ID=debian")
 }
 
 fn llvm() -> std::path::PathBuf {
@@ -69,4 +96,16 @@ fn install(root: &Path) -> Result<()> {
         .env_remove("CARGO_TARGET_DIR")
         .current_dir("/");
     exec(&mut command).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_of_debian_has_not_all_of_its_packages() {
+        assert!(is_debian("NAME=x\nID=debian\n"));
+        assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
+        assert!(!is_debian(""));
+    }
 }

@@ -67,8 +67,7 @@ impl Plan {
             bail!("nothing was installed");
         }
         if !self.packages.is_empty() {
-            let names: Vec<_> = self.packages.iter().map(|package| package.name).collect();
-            timed("Debian packages", || apt::install(&names))?;
+            timed("Debian packages", || apt::install(&self.packages))?;
         }
         for step in self.steps {
             timed(&step.what, step.run)?;

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use super::{Cache, Package, Plan, Step, find_programs, fingerprint};
 use crate::build_ebpf::workspace;
+use crate::sandbox::exec;
 
 /// The AWS CLI and boto3.
 pub const AWS: Python = Python {
@@ -53,10 +54,20 @@ impl Python {
         Cache::new(&format!("python-{}", fingerprint(&[self.requirements])))
     }
 
+    /// An environment ends with the Python that it was made by: by a new release of the system, say.
+    fn works(self) -> bool {
+        let mut command = Command::new(self.program("python"));
+        command.args(["-c", "import boto3"]);
+        exec(&mut command).is_ok()
+    }
+
     /// Adds what is missing.
     pub(super) fn plan(self, plan: &mut Plan) -> Result<()> {
         if self.is_installed() {
-            return Ok(());
+            if self.works() {
+                return Ok(());
+            }
+            self.cache().spoil()?;
         }
         if find_python().is_none() {
             let why = "Python's virtual environments";
@@ -95,7 +106,7 @@ fn find_python() -> Option<PathBuf> {
     let usable = |python: &Path| {
         let mut command = Command::new(python);
         command.args(["-c", USABLE]);
-        crate::sandbox::exec(&mut command).is_ok()
+        exec(&mut command).is_ok()
     };
     find_programs("python3")
         .into_iter()
