@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let mut report = Report::default();
     match set_up(args.consent) {
-        Ok(()) => play(&checks, &mut report)?,
+        Ok(()) => play(&checks, &mut report),
         Err(missing) => {
             eprintln!("the checks cannot run: {missing:#}\n");
             report.skip(UP);
@@ -75,7 +75,7 @@ fn set_up(consent: Consent) -> Result<()> {
     }
 }
 
-fn play(checks: &[&NamedCheck], report: &mut Report) -> Result<()> {
+fn play(checks: &[&NamedCheck], report: &mut Report) {
     let begin = Instant::now();
     let begun = Programs::build().and_then(|programs| Ok((programs, Sandbox::new()?)));
     let (programs, sandbox) = match begun {
@@ -83,19 +83,17 @@ fn play(checks: &[&NamedCheck], report: &mut Report) -> Result<()> {
         Err(error) => {
             report.add(UP, begin.elapsed(), &Err(error));
             skip(checks, report);
-            return Ok(());
+            return;
         }
     };
     let control = sandbox.control().netns().clone();
     let traces = [sandbox.cgroup().path(), sandbox.scratch(), control.path()].map(Path::to_owned);
-    let (begin, ended) = control.block_on(async || {
+    let played = control.block_on(async || {
         let world = in_world(&sandbox, &programs, checks, report).await;
         let begin = Instant::now();
-        (
-            begin,
-            world.and_then(|world| world.map_or(Ok(()), World::end)),
-        )
-    })?;
+        (begin, world.map_or(Ok(()), World::end))
+    });
+    let (begin, ended) = played.unwrap_or_else(|error| (Instant::now(), Err(error)));
     // The last clones of it: now it is removed.
     drop((control, sandbox));
     let gone = ended.and_then(|()| {
@@ -103,7 +101,6 @@ fn play(checks: &[&NamedCheck], report: &mut Report) -> Result<()> {
         left.map_or(Ok(Facts::new()), |left| bail!("{} is left", left.display()))
     });
     report.add(DOWN, begin.elapsed(), &gone);
-    Ok(())
 }
 
 /// Returns the world as the checks left it, if it came up.
@@ -113,17 +110,18 @@ async fn in_world(
     programs: &Programs,
     checks: &[&NamedCheck],
     report: &mut Report,
-) -> Result<Option<World>> {
+) -> Option<World> {
     let begin = Instant::now();
     let mut world = match World::begin(sandbox, programs).await {
         Ok(world) => world,
         Err(error) => {
             report.add(UP, begin.elapsed(), &Err(error));
             checks.iter().for_each(|(name, _)| report.skip(name));
-            return Ok(None);
+            return None;
         }
     };
-    report.add(UP, begin.elapsed(), &Ok(world.facts().await?));
+    let facts = world.facts().await;
+    report.add(UP, begin.elapsed(), &facts);
     for (name, check) in checks {
         let begin = Instant::now();
         let outcome = tokio::time::timeout(checks::LIMIT, check(&mut world)).await;
@@ -133,7 +131,7 @@ async fn in_world(
     if report.has_failed() {
         eprintln!("\n{}", world.logs());
     }
-    Ok(Some(world))
+    Some(world)
 }
 
 fn skip(checks: &[&NamedCheck], report: &mut Report) {
