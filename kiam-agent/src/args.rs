@@ -1,22 +1,82 @@
 //! The agent's flags: read, checked, and named as kiam named them where kiam had them.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
 use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use rustls::pki_types::ServerName;
+
+use crate::kernel;
 
 /// The longest name of a Kubernetes node, in bytes (a DNS subdomain).
 const MAX_NODE_NAME_BYTES: usize = 253;
 /// The longest `--pod-wait`: a request that is held longer outlives every SDK's patience.
 const MAX_POD_WAIT: Duration = Duration::from_secs(10);
 
+/// What the agent is to do.
+#[derive(Debug, Clone)]
+pub enum Cli {
+    /// To run.
+    Run(Box<Args>),
+    /// Something else, and to end.
+    Command(Command),
+}
+
+impl Cli {
+    /// The command line, as clap knows it.
+    #[must_use]
+    pub fn command() -> clap::Command {
+        let run = Args::command();
+        let about = run.get_about().cloned();
+        Command::augment_subcommands(run)
+            // Commands' own description would stand in its place.
+            .about(about.unwrap_or_default())
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+            .subcommand_required(false)
+            .arg_required_else_help(false)
+    }
+
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// When it is no command line of the agent's, or asks for help.
+    pub fn try_parse_from(
+        words: impl IntoIterator<Item: Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(words)?;
+        if matches.subcommand_name().is_some() {
+            Command::from_arg_matches(&matches).map(Self::Command)
+        } else {
+            Args::from_arg_matches(&matches).map(|args| Self::Run(Box::new(args)))
+        }
+    }
+}
+
+/// What the agent does other than to run.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+pub enum Command {
+    /// Removes from the kernel what agents leave there to refuse pods when they are gone. From then
+    /// on pods reach the node's own metadata service. Stop the agent first
+    Cleanup(CleanupArgs),
+}
+
+/// What `kiam-agent cleanup` is told.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct CleanupArgs {
+    /// The BPF file system that the agent was given
+    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
+    pub bpffs: PathBuf,
+}
+
 /// kiam's agent: answers the pods of one node in the metadata service's place, with the
-/// credentials of their own roles
+/// credentials of their own roles. Without a command it runs
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "kiam-agent", version, max_term_width = 100)]
 pub struct Args {
@@ -39,6 +99,11 @@ pub struct Args {
     /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
     #[arg(long, value_name = "FOLDER")]
     pub pods_cgroup: Option<PathBuf>,
+
+    /// The BPF file system in which the kernel programs outlive the agent: with no agent running,
+    /// pods are refused
+    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
+    pub bpffs: PathBuf,
 
     /// How long a request waits for a pod or its credentials that are still on their way
     #[arg(long, default_value = "800ms", value_name = "DURATION", value_parser = pod_wait)]
@@ -217,8 +282,6 @@ fn pod_wait(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
 
     const REQUIRED: [&str; 11] = [
@@ -236,7 +299,21 @@ mod tests {
     ];
 
     fn parse(more: &[&str]) -> Result<Args, String> {
-        Args::try_parse_from(REQUIRED.iter().chain(more)).map_err(|error| error.to_string())
+        let cli = Cli::try_parse_from(REQUIRED.iter().chain(more));
+        match cli.map_err(|error| error.to_string())? {
+            Cli::Run(args) => Ok(*args),
+            Cli::Command(command) => panic!("{command:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_needs_no_flags_of_the_agent_s() {
+        let cli = Cli::try_parse_from(["kiam-agent", "cleanup"]).unwrap();
+        let bpffs = PathBuf::from(kernel::BPFFS);
+        let expected = Command::Cleanup(CleanupArgs { bpffs });
+        assert!(matches!(cli, Cli::Command(command) if command == expected));
+        let error = Cli::try_parse_from(["kiam-agent"]).unwrap_err().to_string();
+        assert!(error.contains("--node-name"), "{error}");
     }
 
     #[test]
@@ -249,6 +326,7 @@ mod tests {
         assert_eq!(args.imds_v2, ImdsV2::Optional);
         assert_eq!(args.server.token_file, None);
         assert_eq!(args.pods_cgroup, None);
+        assert_eq!(args.bpffs, PathBuf::from("/sys/fs/bpf"));
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! object      the programs, embedded when the agent is built
 //! programs    loaded, told where the agent is, attached to the pods' cgroup
 //! links       their places there
+//! pins        where these and the maps outlive the agent
 //! attestor    which cgroup made a connection
 //! cgroup      which pod a cgroup is of
 //! netns       the agent's own network namespace
 //! metrics     what the programs count
+//! sys         the kernel's calls that aya has not
 //! ```
 //!
 //! `unsafe` is here, where the kernel's ABI asks for it, and nowhere else in the agent.
@@ -19,10 +21,14 @@ mod links;
 mod metrics;
 mod netns;
 mod object;
+mod pins;
 mod programs;
+mod sys;
 
 pub use attestor::{Attested, Attestor};
 pub use error::KernelError;
+pub use links::Attached;
 pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};
+pub use pins::{BPFFS, PinsError, Removed, cleanup};
 pub use programs::{Programs, Redirect};

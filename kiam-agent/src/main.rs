@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use kiam_agent::app::{self, StartError};
-use kiam_agent::args::Args;
+use kiam_agent::args::{Args, Cli, Command};
+use kiam_agent::kernel;
 use kiam_common::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,19 +12,50 @@ use tokio::signal::unix::{SignalKind, signal};
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
+    match Cli::try_parse_from(std::env::args_os()) {
+        Ok(Cli::Run(args)) => serve(&args),
+        Ok(Cli::Command(command)) => obey(&command),
         Err(error) => {
             drop(error.print());
             let code = if error.use_stderr() { EX_USAGE } else { 0 };
-            return ExitCode::from(code);
+            ExitCode::from(code)
         }
-    };
+    }
+}
+
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the terminal is where a command answers"
+)]
+fn obey(command: &Command) -> ExitCode {
+    match command {
+        Command::Cleanup(args) => match kernel::cleanup(&args.bpffs) {
+            Ok(removed) if removed == kernel::Removed::default() => {
+                println!("nothing of kiam's is in {}", args.bpffs.display());
+                ExitCode::SUCCESS
+            }
+            Ok(kernel::Removed { links, maps }) => {
+                println!(
+                    "removed {links} programs and {maps} maps from {}; pods reach the node's metadata service now",
+                    args.bpffs.display()
+                );
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn serve(args: &Args) -> ExitCode {
     if let Err(error) = telemetry::init(args.telemetry.json_log, &args.telemetry.level) {
         drop(clap::Error::raw(clap::error::ErrorKind::InvalidValue, format!("{error}\n")).print());
         return ExitCode::from(EX_USAGE);
     }
-    match run(&args) {
+    match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

@@ -32,6 +32,11 @@ pub mod maps {
     pub const TAKEN: &str = "TAKEN";
     /// A count for each [`Hook`](super::Hook) and [`Verdict`](super::Verdict), on each CPU.
     pub const VERDICTS: &str = "VERDICTS";
+    /// A socket's fate since it connected, kept with the socket.
+    pub const SOCKETS: &str = "SOCKETS";
+
+    /// All of them, which outlive the agent.
+    pub const ALL: [&str; 6] = [CONFIG, ATTESTATIONS, NOTED, TAKEN, VERDICTS, SOCKETS];
 }
 
 /// The IPv4 address of the metadata service, in network byte order.

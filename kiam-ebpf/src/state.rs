@@ -1,5 +1,6 @@
 //! The maps, and what all programs do with them.
 
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use kiam_ebpf::{
@@ -22,9 +23,10 @@ pub(crate) static ATTESTATIONS: HashMap<Caller, Attestation, { MAX_ATTESTATIONS 
 #[btf_map]
 pub(crate) static NOTED: Array<u64, { BUCKETS as usize }> = Array::new();
 
-/// Written by the agent only.
+/// Written by agents only, which share its memory.
 #[btf_map]
-pub(crate) static TAKEN: Array<u64, { BUCKETS as usize }> = Array::new();
+pub(crate) static TAKEN: Array<u64, { BUCKETS as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 #[btf_map]
 static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();

@@ -268,6 +268,7 @@ impl Agent {
                 "--pods-cgroup={}",
                 node.kubepods().path().display()
             ))
+            .arg(format!("--bpffs={}", node.bpffs().path().display()))
             .arg(format!(
                 "--prometheus-listen-addr=127.0.0.1:{AGENT_ADMIN_PORT}"
             ));

@@ -14,6 +14,7 @@
 //! and also when this process is killed; what a killed janitor left is swept at the next start.
 
 mod address;
+mod bpffs;
 mod cgroup;
 mod janitor;
 mod netns;
@@ -31,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 
+pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;
 pub use netns::{Guest, Netns};
 pub use node::{Node, NodeOptions};

@@ -8,7 +8,9 @@ use super::Redirected;
 use crate::args::Args;
 use crate::caller::KernelIdentity;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
-use crate::kernel::{self, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie};
+use crate::kernel::{
+    self, Attached, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie,
+};
 
 /// Why pods' connections cannot be brought here.
 #[derive(Debug, thiserror::Error)]
@@ -55,11 +57,15 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         pods: pods.clone(),
         agent,
         host_netns_cookie: own_netns_cookie()?,
+        bpffs: args.bpffs.clone(),
     })?;
+    let Attached { new, taken_over } = programs.attached();
     tracing::info!(
         cgroup = %pods.display(),
         %agent,
-        "pods' connections to the metadata service come here"
+        new,
+        taken_over,
+        "pods' connections to the metadata service come here, and go nowhere without an agent"
     );
     let programs = Arc::new(programs);
     let attestor = programs.attestor();

@@ -4,21 +4,25 @@
 //! knows how many it has left there, and lets none have more than its share.
 
 mod notes;
+mod taken;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, MapError};
-use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, BUCKETS, Caller, bucket};
+use aya::maps::MapError;
+use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, Caller, bucket};
 use nix::time::{ClockId, clock_gettime};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use notes::Notes;
+pub(super) use taken::Taken;
 
 /// How often notes of connections that never came about are swept out.
 const SWEEP: Duration = Duration::from_nanos(ATTESTATION_LIFE_NANOS);
+/// An agent that runs has taken a note by then. What is older when the next one starts was left
+/// while there was none, and must not count against its pod any longer.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
 /// The kernel's word on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,13 +34,7 @@ pub struct Attested {
 /// Reads the notes, each once.
 pub struct Attestor {
     notes: Notes,
-    taken: Mutex<Taken>,
-}
-
-/// How many notes were taken out, by bucket: as the guard reads it, and a copy to count from.
-struct Taken {
-    map: Array<MapData, u64>,
-    counts: Vec<u64>,
+    taken: Taken,
 }
 
 impl fmt::Debug for Attestor {
@@ -46,13 +44,8 @@ impl fmt::Debug for Attestor {
 }
 
 impl Attestor {
-    /// Goes on from where an earlier reader of these maps was.
-    pub(super) fn new(notes: Notes, taken: Array<MapData, u64>) -> Result<Self, MapError> {
-        let counts = (0..BUCKETS)
-            .map(|bucket| taken.get(&bucket, 0))
-            .collect::<Result<_, _>>()?;
-        let taken = Mutex::new(Taken { map: taken, counts });
-        Ok(Self { notes, taken })
+    pub(super) const fn new(notes: Notes, taken: Taken) -> Self {
+        Self { notes, taken }
     }
 
     /// Takes out the note of the connection from `peer`. A second call for it finds none.
@@ -83,26 +76,34 @@ impl Attestor {
     /// Sweeps out, until told to stop, the notes of connections that never came about: first
     /// those that were left while there was no agent.
     pub async fn keep(&self, stop: CancellationToken) {
+        let started = now();
+        let mut stale = started.map(|started| started.saturating_sub(nanos(LEFT_BEHIND)));
+        let mut pause = LEFT_BEHIND;
         loop {
-            match self.sweep() {
+            match stale.map_or(Ok(0), |stale| self.sweep(stale)) {
                 Ok(0) => {}
                 Ok(swept) => tracing::debug!(swept, "attestations of connections that never came"),
                 Err(error) => tracing::warn!(%error, "cannot sweep the attestations"),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(SWEEP) => {}
+                () = tokio::time::sleep(pause) => {}
             }
+            stale = match pause {
+                LEFT_BEHIND => started,
+                _ => now().map(|now| now.saturating_sub(ATTESTATION_LIFE_NANOS)),
+            };
+            pause = SWEEP;
         }
     }
 
-    fn sweep(&self) -> Result<usize, MapError> {
-        let Some(now) = now() else { return Ok(0) };
-        let stale = self.notes.select(|note| is_stale(note, now))?;
+    /// Takes out the notes from before `limit`.
+    fn sweep(&self, limit: u64) -> Result<usize, MapError> {
+        let stale = self.notes.select(|note| note.at < limit)?;
         let mut swept = 0;
         for caller in stale {
             match self.notes.take(&caller)? {
-                Some(note) if is_stale(note, now) => {
+                Some(note) if note.at < limit => {
                     self.count(note);
                     swept += 1;
                 }
@@ -115,17 +116,7 @@ impl Attestor {
     }
 
     fn count(&self, note: Attestation) {
-        let bucket = bucket(note.share);
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let Taken { map, counts } = &mut *taken;
-        let Some(count) = counts.get_mut(bucket as usize) else {
-            return;
-        };
-        *count = count.wrapping_add(1);
-        // Under the lock: the guard sees no count go back.
-        if let Err(error) = map.set(bucket, *count, 0) {
-            tracing::error!(%error, "cannot count an attestation as taken");
-        }
+        self.taken.count(bucket(note.share));
     }
 }
 
@@ -133,8 +124,12 @@ fn is_stale(note: Attestation, now: u64) -> bool {
     now.saturating_sub(note.at) > ATTESTATION_LIFE_NANOS
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The clock that the programs read (`bpf_ktime_get_ns`), in nanoseconds.
 fn now() -> Option<u64> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
-    u64::try_from(now.as_nanos()).ok()
+    Some(nanos(now))
 }

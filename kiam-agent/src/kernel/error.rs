@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
+use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::{BtfError, EbpfError};
+
+use super::pins::PinsError;
 
 /// Why the kernel does not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,30 @@ pub enum KernelError {
         path: PathBuf,
         /// Why.
         source: Box<ProgramError>,
+    },
+    /// The place where links and maps are kept cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// There are no links, which is all that can be pinned.
+    #[error("the kernel has no links for programs on cgroups; it must be Linux 5.7 or newer")]
+    NoLinks,
+    /// A link cannot be pinned.
+    #[error("cannot pin the link of the program {name}: {}", chain(source))]
+    Pin {
+        /// The program.
+        name: &'static str,
+        /// Why.
+        source: Box<PinError>,
+    },
+    /// A link does not take another program.
+    #[error(
+        "cannot replace the program {program} of an earlier agent: {source}; `kiam-agent cleanup` removes it"
+    )]
+    Replace {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        source: std::io::Error,
     },
 }
 

@@ -1,77 +1,171 @@
-//! The programs' places in the kernel: all are loaded, and then attached to one cgroup.
+//! The programs' places in the kernel: all are loaded, and then attached to one cgroup, each by a
+//! pinned link. A link that is there already is given the new program instead, in one step: there
+//! is no moment without one.
 
 use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::cgroup_skb::CgroupSkbLink;
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, ProgramFd,
 };
 use kiam_ebpf::programs;
 
 use super::error::{KernelError, not_attached, rejected};
+use super::pins::Pins;
+use super::sys;
 
-const SOCK_ADDR: [&str; 4] = [
-    programs::CONNECT4,
-    programs::CONNECT6,
-    programs::GETPEERNAME4,
-    programs::GETPEERNAME6,
-];
-
-/// What is attached, as long as this lives. The guard comes first and goes last.
-pub(super) struct Links {
-    _sock_addr: Vec<CgroupSockAddrLink>,
-    _guard: CgroupSkbLink,
+/// A program and its place: `enum bpf_attach_type` of include/uapi/linux/bpf.h.
+struct Place {
+    program: &'static str,
+    attach_type: u64,
 }
 
-impl Links {
-    /// Attaches all programs to the cgroup at `path`, or none.
-    pub(super) fn attach(object: &mut Ebpf, path: &Path) -> Result<Self, KernelError> {
-        let cgroup = File::open(path).map_err(|source| KernelError::Cgroup {
-            path: path.to_owned(),
-            source,
-        })?;
-        // What the kernel does not accept is known before anything is attached.
-        let guard: &mut CgroupSkb = program(object, programs::GUARD)?;
-        guard.load().map_err(rejected(programs::GUARD))?;
-        for name in SOCK_ADDR {
-            let program: &mut CgroupSockAddr = program(object, name)?;
-            program.load().map_err(rejected(name))?;
+/// The guard comes first: nothing is redirected that is not guarded.
+const PLACES: [Place; 5] = [
+    Place::new(programs::GUARD, 1),
+    Place::new(programs::CONNECT4, 10),
+    Place::new(programs::CONNECT6, 11),
+    Place::new(programs::GETPEERNAME4, 29),
+    Place::new(programs::GETPEERNAME6, 30),
+];
+
+/// How many programs were attached, and how many took another's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attached {
+    /// Attached where there was none.
+    pub new: usize,
+    /// Took the place of an earlier agent's.
+    pub taken_over: usize,
+}
+
+impl Place {
+    const fn new(program: &'static str, attach_type: u64) -> Self {
+        Self {
+            program,
+            attach_type,
         }
-        let guard = attach_guard(object, &cgroup, path)?;
-        let sock_addr = SOCK_ADDR.map(|name| attach_sock_addr(object, name, &cgroup, path));
-        Ok(Self {
-            _sock_addr: sock_addr.into_iter().collect::<Result<_, _>>()?,
-            _guard: guard,
-        })
+    }
+
+    fn is_guard(&self) -> bool {
+        self.program == programs::GUARD
     }
 }
 
-fn attach_guard(
-    object: &mut Ebpf,
-    cgroup: &File,
-    path: &Path,
-) -> Result<CgroupSkbLink, KernelError> {
-    let program: &mut CgroupSkb = program(object, programs::GUARD)?;
-    // A link takes no other mode; links stack all the same.
-    let (hook, mode) = (CgroupSkbAttachType::Egress, CgroupAttachMode::Single);
-    let id = program.attach(cgroup, hook, mode);
-    id.and_then(|id| program.take_link(id))
-        .map_err(not_attached(programs::GUARD, path))
+/// Attaches all programs to the cgroup at `path`. Where that fails, what was guarded before is
+/// guarded still, and what was not is not.
+pub(super) fn attach(object: &mut Ebpf, path: &Path, pins: &Pins) -> Result<Attached, KernelError> {
+    let failed = |source| KernelError::Cgroup {
+        path: path.to_owned(),
+        source,
+    };
+    let cgroup = File::open(path).map_err(failed)?;
+    let id = cgroup.metadata().map_err(failed)?.ino();
+    // What the kernel does not accept is known before anything is attached.
+    for place in &PLACES {
+        load(object, place)?;
+    }
+    let mut attached = Attached::default();
+    let mut made = Vec::new();
+    for place in &PLACES {
+        match put(object, place, (&cgroup, id, path), pins) {
+            Ok(true) => attached.taken_over += 1,
+            Ok(false) => {
+                attached.new += 1;
+                made.push(place);
+            }
+            Err(error) => {
+                for place in made {
+                    pins.remove_link(place.program)?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(attached)
 }
 
-fn attach_sock_addr(
+/// Whether it took the place of an earlier one.
+fn put(
     object: &mut Ebpf,
-    name: &'static str,
+    place: &Place,
+    (cgroup, id, path): (&File, u64, &Path),
+    pins: &Pins,
+) -> Result<bool, KernelError> {
+    let name = place.program;
+    let earlier = pins.opened_link(name)?;
+    if let Some((link, described)) = &earlier {
+        let attach_type = described.number("attach_type");
+        if attach_type != Some(place.attach_type) {
+            let found = attach_type.map_or("a link of another kind".to_owned(), |attach_type| {
+                format!("a link with the attach type {attach_type}")
+            });
+            return Err(pins.foreign_link(name, found).into());
+        }
+        if described.number("cgroup_id") == Some(id) {
+            let replaced = sys::replace_program(link.as_fd(), descriptor(object, name)?.as_fd());
+            match replaced {
+                Ok(()) => return Ok(true),
+                // Its cgroup has been removed, and another made in its place.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                Err(source) => {
+                    return Err(KernelError::Replace {
+                        program: name,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+    let coming = pins.coming_link(name)?;
+    let link = attach_new(object, place, cgroup, path)?;
+    link.pin(coming).map_err(|source| KernelError::Pin {
+        name,
+        source: Box::new(source),
+    })?;
+    pins.come(name)?;
+    Ok(earlier.is_some())
+}
+
+fn load(object: &mut Ebpf, place: &Place) -> Result<(), KernelError> {
+    let name = place.program;
+    let loaded = if place.is_guard() {
+        program::<CgroupSkb>(object, name)?.load()
+    } else {
+        program::<CgroupSockAddr>(object, name)?.load()
+    };
+    loaded.map_err(rejected(name))
+}
+
+fn descriptor<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a ProgramFd, KernelError> {
+    let program = object.program(name).ok_or(KernelError::Missing { name })?;
+    program.fd().map_err(rejected(name))
+}
+
+/// A link takes no other mode than `Single`; links stack all the same.
+fn attach_new(
+    object: &mut Ebpf,
+    place: &Place,
     cgroup: &File,
     path: &Path,
-) -> Result<CgroupSockAddrLink, KernelError> {
-    let program: &mut CgroupSockAddr = program(object, name)?;
-    let id = program.attach(cgroup, CgroupAttachMode::Single);
-    id.and_then(|id| program.take_link(id))
-        .map_err(not_attached(name, path))
+) -> Result<FdLink, KernelError> {
+    let (name, mode) = (place.program, CgroupAttachMode::Single);
+    let failed = not_attached(name, path);
+    let link = if place.is_guard() {
+        let program: &mut CgroupSkb = program(object, name)?;
+        let id = program.attach(cgroup, CgroupSkbAttachType::Egress, mode);
+        let link = id.and_then(|id| program.take_link(id)).map_err(failed)?;
+        link.try_into()
+    } else {
+        let program: &mut CgroupSockAddr = program(object, name)?;
+        let id = program.attach(cgroup, mode);
+        let link = id.and_then(|id| program.take_link(id)).map_err(failed)?;
+        link.try_into()
+    };
+    link.map_err(|_no_link: LinkError| KernelError::NoLinks)
 }
 
 fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>

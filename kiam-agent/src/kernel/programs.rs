@@ -10,10 +10,11 @@ use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, maps};
 
-use super::attestor::{Attestor, Notes};
+use super::attestor::{Attestor, Notes, Taken};
 use super::error::{KernelError, typed};
-use super::links::Links;
+use super::links::{self, Attached};
 use super::object;
+use super::pins::Pins;
 
 /// What the programs are told.
 #[derive(Debug, Clone)]
@@ -24,12 +25,13 @@ pub struct Redirect {
     pub agent: SocketAddrV4,
     /// The network namespace of the node: see [`own_netns_cookie`](super::own_netns_cookie).
     pub host_netns_cookie: u64,
+    /// A BPF file system, in which the programs outlive the agent.
+    pub bpffs: PathBuf,
 }
 
-/// The programs, in the kernel and attached. Dropping this detaches them.
+/// The programs, in the kernel, attached and pinned. They stay when this is dropped.
 pub struct Programs {
-    // What is attached stays so as long as these live.
-    _links: Links,
+    attached: Attached,
     verdicts: PerCpuArray<MapData, u64>,
     attestor: Arc<Attestor>,
     _object: Ebpf,
@@ -42,19 +44,19 @@ impl fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Loads the programs, tells them where the agent is, and attaches them.
+    /// Loads the programs, tells them where the agent is, and attaches them, or puts them in the
+    /// place of an earlier agent's.
     ///
     /// The guard is attached first, and the configuration written before any: there is no moment
-    /// at which a program sends a pod anywhere but to the agent.
+    /// at which a program sends a pod anywhere but to an agent.
     ///
     /// # Errors
-    /// When the kernel does not do its part; nothing is attached then.
+    /// When the kernel does not do its part. What was guarded before is guarded still.
     pub fn attach(redirect: &Redirect) -> Result<Self, KernelError> {
         let pods = std::fs::metadata(&redirect.pods).map_err(|source| KernelError::Cgroup {
             path: redirect.pods.clone(),
             source,
         })?;
-        let mut object = load()?;
         let config = Config {
             layout: LAYOUT,
             host_v4: u32::from_ne_bytes(redirect.agent.ip().octets()),
@@ -63,8 +65,7 @@ impl Programs {
             host_netns_cookie: redirect.host_netns_cookie,
             pods_cgroup: pods.ino(),
         };
-        configure(&mut object, &config)?;
-        Self::attach_configured(object, &redirect.pods)
+        Self::attach_configured(Some(&config), &redirect.pods, &redirect.bpffs)
     }
 
     /// Attaches the programs as an agent leaves them that dies before it has told them anything.
@@ -72,29 +73,49 @@ impl Programs {
     ///
     /// # Errors
     /// As [`Programs::attach`].
-    pub fn attach_unconfigured(pods: &Path) -> Result<Self, KernelError> {
-        Self::attach_configured(load()?, pods)
+    pub fn attach_unconfigured(pods: &Path, bpffs: &Path) -> Result<Self, KernelError> {
+        Self::attach_configured(None, pods, bpffs)
     }
 
-    fn attach_configured(mut object: Ebpf, pods: &Path) -> Result<Self, KernelError> {
+    fn attach_configured(
+        config: Option<&Config>,
+        pods: &Path,
+        bpffs: &Path,
+    ) -> Result<Self, KernelError> {
+        // Held until all is in place.
+        let pins = Pins::open(bpffs)?;
+        let mut object = load(&pins)?;
+        if let Some(config) = config {
+            configure(&mut object, config)?;
+        }
         let verdicts = typed(
             maps::VERDICTS,
             take(&mut object, maps::VERDICTS)?.try_into(),
         )?;
-        let taken = typed(maps::TAKEN, take(&mut object, maps::TAKEN)?.try_into())?;
+        let Map::Array(taken) = take(&mut object, maps::TAKEN)? else {
+            return Err(KernelError::Missing { name: maps::TAKEN });
+        };
+        let taken = typed(maps::TAKEN, Taken::new(&taken))?;
         let Map::HashMap(notes) = take(&mut object, maps::ATTESTATIONS)? else {
             return Err(KernelError::Missing {
                 name: maps::ATTESTATIONS,
             });
         };
         let notes = typed(maps::ATTESTATIONS, Notes::new(notes))?;
-        let attestor = Arc::new(typed(maps::TAKEN, Attestor::new(notes, taken))?);
+        let attached = links::attach(&mut object, pods, &pins)?;
+        pins.remove_other_layouts()?;
         Ok(Self {
-            _links: Links::attach(&mut object, pods)?,
+            attached,
             verdicts,
-            attestor,
+            attestor: Arc::new(Attestor::new(notes, taken)),
             _object: object,
         })
+    }
+
+    /// How the programs came to their places.
+    #[must_use]
+    pub const fn attached(&self) -> Attached {
+        self.attached
     }
 
     /// Who tells which cgroup made a connection.
@@ -131,18 +152,29 @@ impl Programs {
     }
 }
 
-fn load() -> Result<Ebpf, KernelError> {
+fn load(pins: &Pins) -> Result<Ebpf, KernelError> {
     let bytes = object::embedded().ok_or(KernelError::NoObject)?;
     let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(Box::new(error)))?;
-    let loaded = EbpfLoader::new().btf(Some(&btf)).load(bytes);
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&btf));
+    for name in maps::ALL {
+        // Used if it is there, made and pinned if not.
+        pins.has_map(name)?;
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let loaded = loader.load(bytes);
     loaded.map_err(|error| KernelError::Load(Box::new(error)))
 }
 
+/// Writes nothing that is written already: programs of an earlier agent may be reading.
 fn configure(object: &mut Ebpf, config: &Config) -> Result<(), KernelError> {
     let map = object
         .map_mut(maps::CONFIG)
         .ok_or(KernelError::Missing { name: maps::CONFIG })?;
     let mut array: Array<_, Config> = typed(maps::CONFIG, map.try_into())?;
+    if typed(maps::CONFIG, array.get(&0, 0))? == *config {
+        return Ok(());
+    }
     typed(maps::CONFIG, array.set(0, config, 0))
 }
 

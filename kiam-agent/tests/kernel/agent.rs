@@ -22,12 +22,7 @@ impl Agent {
     pub(crate) fn start(node: &Node) -> Self {
         let listener = node.listen(AGENT);
         let pods = node.pods_cgroup();
-        let programs = Programs::attach(&Redirect {
-            pods: pods.clone(),
-            agent: AGENT,
-            host_netns_cookie: node.netns_cookie(),
-        })
-        .unwrap();
+        let programs = Programs::attach(&redirect(node)).unwrap();
         let known = Pods::new(&Mount::find().unwrap(), &pods).unwrap();
         let identity = KernelIdentity::new(programs.attestor(), known);
         Self {
@@ -69,6 +64,15 @@ impl Agent {
             .into_iter()
             .filter_map(|(counted, count)| (counted == verdict).then_some(count))
             .sum()
+    }
+}
+
+pub(crate) fn redirect(node: &Node) -> Redirect {
+    Redirect {
+        pods: node.pods_cgroup(),
+        agent: AGENT,
+        host_netns_cookie: node.netns_cookie(),
+        bpffs: node.bpffs().to_owned(),
     }
 }
 

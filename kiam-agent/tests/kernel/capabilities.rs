@@ -1,9 +1,12 @@
 //! What the programs need to be loaded, attached and asked: these capabilities, and no others.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
 use kiam_agent::kernel::cgroup::{Found, Mount, Pods};
 use kiam_agent::kernel::{Programs, Redirect, own_netns_cookie};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::Test;
 use crate::sandbox::{AGENT, Node};
@@ -16,6 +19,9 @@ pub(crate) const TESTS: &[Test] = &[
 /// Names the cgroup to attach to, for this program as its own child.
 const CHILD: &str = "KIAM_TEST_ATTACH";
 
+/// Names the BPF file system to pin in.
+const BPFFS: &str = "KIAM_TEST_BPFFS";
+
 /// Where this program is its own child: loads, attaches and asks, and says what came of it.
 #[expect(clippy::print_stdout, reason = "the parent reads it")]
 pub(crate) fn child() -> bool {
@@ -27,6 +33,7 @@ pub(crate) fn child() -> bool {
         pods: pods.clone(),
         agent: AGENT,
         host_netns_cookie: own_netns_cookie().unwrap(),
+        bpffs: std::env::var_os(BPFFS).unwrap().into(),
     });
     match attached {
         Ok(_programs) => {
@@ -47,6 +54,9 @@ pub(crate) fn child() -> bool {
 /// Runs the child with no capabilities but these.
 fn with(capabilities: &[&str]) -> String {
     let node = Node::new();
+    // A process of fewer capabilities may not look into this one's files, but has what it inherits.
+    let bpffs = File::open(node.bpffs()).unwrap();
+    fcntl(&bpffs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let kept: String = capabilities
         .iter()
         .map(|name| format!(",+{name}"))
@@ -59,6 +69,7 @@ fn with(capabilities: &[&str]) -> String {
         ])
         .arg(std::env::current_exe().unwrap())
         .env(CHILD, node.pods_cgroup())
+        .env(BPFFS, format!("/proc/self/fd/{}", bpffs.as_raw_fd()))
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();

@@ -2,6 +2,7 @@
 
 The first argument names the attempt, the others are its own.
 """
+import errno
 import json
 import os
 import socket
@@ -48,6 +49,20 @@ def tcp(address, port, *options):
     else:
         sock.connect((address, int(port)))
     hear(sock)
+
+
+def tcp_until(address, port, seconds, pause):
+    """Connects again and again, and reports how often, and what came of it other than before."""
+    end, count, errors = time.monotonic() + float(seconds), 0, set()
+    while time.monotonic() < end:
+        sock = socket.socket(family(address), socket.SOCK_STREAM)
+        sock.settimeout(0.2)
+        code = sock.connect_ex((address, int(port)))
+        errors.add(errno.errorcode.get(code, "none"))
+        sock.close()
+        count += 1
+        time.sleep(float(pause))
+    report(count=count, error=" ".join(sorted(errors)))
 
 
 def leave(address, port):

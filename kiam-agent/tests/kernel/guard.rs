@@ -49,7 +49,7 @@ fn no_packet() {
 fn no_packet_unconfigured() {
     let mut node = Node::new();
     let pod = node.pod(UID);
-    let programs = Programs::attach_unconfigured(&node.pods_cgroup()).unwrap();
+    let programs = Programs::attach_unconfigured(&node.pods_cgroup(), node.bpffs()).unwrap();
     refused(&node, &pod);
     drop(programs);
 }

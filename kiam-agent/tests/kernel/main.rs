@@ -8,6 +8,7 @@ mod agent;
 mod attest;
 mod capabilities;
 mod guard;
+mod pins;
 mod redirect;
 mod sandbox;
 
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         redirect::TESTS,
         guard::TESTS,
         attest::TESTS,
+        pins::TESTS,
         capabilities::TESTS,
     ]
     .concat()

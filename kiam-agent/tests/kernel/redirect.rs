@@ -8,7 +8,7 @@ use kiam_ebpf::Verdict;
 
 use crate::Test;
 use crate::agent::{Agent, pod};
-use crate::sandbox::{AGENT, METADATA, METADATA_V6, NODE, Node};
+use crate::sandbox::{METADATA, METADATA_V6, NODE, Node};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";
@@ -20,7 +20,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("refuses_without_a_configuration", unconfigured),
     ("leaves_the_host_network_alone", host_network),
     ("leaves_foreign_connections_alone", foreign),
-    ("detaches_when_dropped", detaches),
 ];
 
 fn every_family() {
@@ -78,7 +77,7 @@ fn unconfigured() {
     let mut node = Node::new();
     let a = node.pod(A);
     let real = node.listen(format!("{METADATA}:80").parse::<SocketAddr>().unwrap());
-    let programs = Programs::attach_unconfigured(&node.pods_cgroup()).unwrap();
+    let programs = Programs::attach_unconfigured(&node.pods_cgroup(), node.bpffs()).unwrap();
     for asked in [METADATA, "::ffff:169.254.169.254", METADATA_V6] {
         let report = a.run(&["tcp", asked, "80"]);
         assert_eq!(report.error.as_deref(), Some("EPERM"), "{asked}");
@@ -121,20 +120,4 @@ fn foreign() {
     for (verdict, count) in agent.programs.verdicts().unwrap() {
         assert_eq!(count, 0, "{verdict:?}");
     }
-}
-
-fn detaches() {
-    let mut node = Node::new();
-    let a = node.pod(A);
-    let real = node.listen(format!("{METADATA}:80").parse::<SocketAddr>().unwrap());
-    let agent = Agent::start(&node);
-    let client = a.start(&["tcp", METADATA, "80"]);
-    assert_eq!(agent.answer(), pod(A));
-    client.end();
-    drop(agent);
-    let client = a.start(&["tcp", METADATA, "80"]);
-    real.accept().0.write_all(b"the real one").unwrap();
-    assert_eq!(client.end().heard.as_deref(), Some("the real one"));
-    // The address is free again.
-    drop(node.listen(AGENT));
 }

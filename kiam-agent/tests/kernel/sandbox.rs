@@ -19,6 +19,7 @@ use kiam_agent::kernel::cgroup::Mount;
 use kiam_agent::kernel::own_netns_cookie;
 use nix::sched::{CloneFlags, setns};
 use serde::Deserialize;
+use xtask::sandbox::Bpffs;
 
 const CLIENT: &str = include_str!("client.py");
 const MARKER: u16 = 9;
@@ -62,6 +63,7 @@ pub(crate) struct Pod {
 pub(crate) struct Node {
     name: String,
     cgroup: PathBuf,
+    bpffs: Bpffs,
     pods: u8,
 }
 
@@ -89,6 +91,7 @@ impl Node {
         let node = Self {
             name,
             cgroup,
+            bpffs: Bpffs::new().unwrap(),
             pods: 0,
         };
         fs::create_dir_all(node.pods_cgroup()).unwrap();
@@ -103,6 +106,10 @@ impl Node {
             node.ip(&format!("addr add {address} dev lo"));
         }
         node
+    }
+
+    pub(crate) fn bpffs(&self) -> &Path {
+        self.bpffs.path()
     }
 
     pub(crate) fn netns(&self) -> String {

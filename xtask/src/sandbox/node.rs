@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Result, ensure};
 
 use super::pod::{CgroupDriver, Pod, PodOptions, Qos, Runtime};
-use super::{Cgroup, Netns, Place, Sandbox, address, tools};
+use super::{Bpffs, Cgroup, Netns, Place, Sandbox, address, tools};
 
 /// The metadata service's addresses.
 const METADATA: [IpAddr; 2] = [
@@ -39,6 +39,7 @@ struct Inner {
     qos: [Cgroup; 2],
     kubepods: Cgroup,
     system: Cgroup,
+    bpffs: Bpffs,
     place: Place,
     sandbox: Sandbox,
 }
@@ -105,6 +106,7 @@ impl Node {
             kubepods,
             place: Place::new(netns, system.child("node.service")?),
             system,
+            bpffs: Bpffs::new()?,
             sandbox,
         })))
     }
@@ -131,6 +133,12 @@ impl Node {
     #[must_use]
     pub fn kubepods(&self) -> &Cgroup {
         &self.0.kubepods
+    }
+
+    /// Where its programs in the kernel are pinned.
+    #[must_use]
+    pub fn bpffs(&self) -> &Bpffs {
+        &self.0.bpffs
     }
 
     /// Where its own programs run, in no pod.

@@ -1,0 +1,206 @@
+//! What outlives the agent: with none, pods are refused; the next one takes over; cleanup removes
+//! it.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use kiam_agent::kernel::{KernelError, PinsError, Programs, Removed, cleanup};
+
+use crate::Test;
+use crate::agent::{Agent, pod, redirect};
+use crate::sandbox::{AGENT, METADATA, METADATA_V6, Node};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("refuses_with_no_agent", no_agent),
+    ("is_taken_over_by_the_next_agent", taken_over),
+    ("is_never_unguarded_while_taken_over", never_unguarded),
+    ("forgets_at_once_what_was_tried_with_no_agent", forgets),
+    ("puts_programs_back_that_are_missing", incomplete),
+    ("follows_the_pods_to_a_new_cgroup", new_cgroup),
+    ("removes_maps_of_other_layouts", other_layouts),
+    ("leaves_what_is_not_its_own", foreign),
+    ("asks_for_a_bpf_file_system", no_bpffs),
+    ("is_removed_by_cleanup", cleaned_up),
+];
+
+const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
+
+fn metadata() -> SocketAddr {
+    format!("{METADATA}:80").parse().unwrap()
+}
+
+fn no_agent() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    let real = node.listen(metadata());
+    drop(Agent::start(&node));
+    for asked in [METADATA, "::ffff:169.254.169.254", METADATA_V6] {
+        let report = a.run(&["tcp", asked, "80"]);
+        assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"), "{asked}");
+        let count = node.count(&a, || {
+            let report = a.run(&["udp", asked, "80"]);
+            assert_eq!(report.error.as_deref(), Some("EPERM"), "{asked}");
+        });
+        assert_eq!(count, 0);
+    }
+    assert!(real.is_lonely());
+}
+
+fn taken_over() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    let first = Agent::start(&node);
+    assert_eq!(first.programs.attached().new, 5);
+    // The one's connection is still open when the other has come, and asks for its own peer.
+    let client = a.start(&["tcp", METADATA, "80"]);
+    let (stream, peer) = first.listener.accept();
+    let second = Programs::attach(&redirect(&node)).unwrap();
+    assert_eq!(second.attached().taken_over, 5);
+    assert_eq!(second.attached().new, 0);
+    assert_eq!(first.answer_to(stream, peer), pod(UID));
+    let report = client.end();
+    assert_eq!(report.peer, Some((METADATA.to_owned(), 80)));
+    // Both read the same notes, and none twice.
+    let client = a.start(&["tcp", METADATA, "80"]);
+    let (mut stream, peer) = first.listener.accept();
+    assert!(second.attestor().take(peer).is_some());
+    assert_eq!(first.programs.attestor().take(peer), None);
+    stream.write_all(b"x").unwrap();
+    client.end();
+}
+
+fn never_unguarded() {
+    const TIMES: usize = 20;
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    let real = node.listen(metadata());
+    let first = Agent::start(&node);
+    drop(first.listener);
+    let client = a.start(&["tcp_until", METADATA, "80", "2", "0.01"]);
+    for _ in 0..TIMES {
+        let next = Programs::attach(&redirect(&node)).unwrap();
+        assert_eq!(next.attached().taken_over, 5);
+    }
+    let report = client.end();
+    assert!(report.count.unwrap() > 100, "{report:?}");
+    assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
+    assert!(real.is_lonely());
+}
+
+fn forgets() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    drop(Agent::start(&node));
+    // More than a pod may have under way: the rest is not even refused.
+    let report = a.run(&["tcp_until", METADATA, "80", "1", "0"]);
+    let errors = report.error.unwrap();
+    assert_eq!(errors, "EAGAIN ECONNREFUSED", "{:?}", report.count);
+    let agent = Agent::start(&node);
+    let attestor = agent.programs.attestor();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let soon = std::time::Duration::from_millis(1500);
+    let keeping = attestor.keep(CancellationToken::new());
+    let kept = runtime.block_on(async { tokio::time::timeout(soon, keeping).await });
+    assert!(kept.is_err());
+    let client = a.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(UID));
+    client.end();
+}
+
+fn incomplete() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    drop(Agent::start(&node));
+    fs::remove_file(node.bpffs().join("kiam/links/connect4")).unwrap();
+    let agent = Agent::start(&node);
+    assert_eq!(agent.programs.attached().new, 1);
+    assert_eq!(agent.programs.attached().taken_over, 4);
+    let client = a.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(UID));
+    client.end();
+}
+
+fn new_cgroup() {
+    let mut node = Node::new();
+    drop(Agent::start(&node));
+    // As when everything of the kubelet's is removed and made again, with the node running.
+    let pods = node.pods_cgroup();
+    let before = fs::metadata(&pods).unwrap().ino();
+    fs::remove_dir(&pods).unwrap();
+    let a = node.pod(UID);
+    assert_ne!(fs::metadata(&pods).unwrap().ino(), before);
+    let agent = Agent::start(&node);
+    let client = a.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(UID));
+    client.end();
+}
+
+fn other_layouts() {
+    let node = Node::new();
+    drop(Agent::start(&node));
+    let folder = node.bpffs().join("kiam");
+    let (own, other) = (folder.join("maps-1"), folder.join("maps-4000000000"));
+    fs::rename(&own, &other).unwrap();
+    drop(Agent::start(&node));
+    assert!(own.join("CONFIG").exists());
+    assert!(!other.exists());
+}
+
+fn foreign() {
+    let node = Node::new();
+    drop(Agent::start(&node));
+    let links = node.bpffs().join("kiam/links");
+    fs::rename(links.join("connect6"), links.join("connect4")).unwrap();
+    let error = Programs::attach(&redirect(&node)).unwrap_err();
+    assert!(
+        matches!(&error, KernelError::Pins(PinsError::Foreign { path, .. }) if path.ends_with("links/connect4")),
+        "{error}"
+    );
+    assert!(error.to_string().contains("attach type 11"), "{error}");
+    // What was there is there still.
+    assert!(links.join("guard").exists() && links.join("connect4").exists());
+
+    let map = node.bpffs().join("kiam/maps-1/CONFIG");
+    fs::rename(links.join("connect4"), &map).unwrap();
+    let error = Programs::attach(&redirect(&node)).unwrap_err();
+    assert!(
+        matches!(&error, KernelError::Pins(PinsError::Foreign { path, .. }) if *path == map),
+        "{error}"
+    );
+}
+
+fn no_bpffs() {
+    let node = Node::new();
+    for (bpffs, named) in [("/tmp", "no BPF file system"), ("/nowhere", "cannot open")] {
+        let mut redirect = redirect(&node);
+        redirect.bpffs = Path::new(bpffs).to_owned();
+        let error = Programs::attach(&redirect).unwrap_err().to_string();
+        assert!(error.contains(bpffs) && error.contains(named), "{error}");
+    }
+}
+
+fn cleaned_up() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    let real = node.listen(metadata());
+    assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
+    drop(Agent::start(&node));
+    assert_eq!(
+        cleanup(node.bpffs()).unwrap(),
+        Removed { links: 5, maps: 6 }
+    );
+    assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
+    let client = a.start(&["tcp", METADATA, "80"]);
+    real.accept().0.write_all(b"the real one").unwrap();
+    assert_eq!(client.end().heard.as_deref(), Some("the real one"));
+    // The address is free again.
+    drop(node.listen(AGENT));
+}
