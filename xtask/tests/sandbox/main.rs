@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_peer;
 mod credentials;
 mod play;
+mod restarts;
 mod rooms;
 mod sdk;
 
@@ -32,6 +33,7 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         bad_peer::TESTS,
         sdk::TESTS,
+        restarts::TESTS,
     ]
     .concat();
     libtest_mimic::run(&args, tests.into_iter().map(trial).collect()).exit_code()
