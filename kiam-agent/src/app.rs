@@ -125,8 +125,9 @@ impl fmt::Debug for Bound {
 /// When something that it cannot be without is not there. A server that cannot be reached is not
 /// among these.
 pub async fn build(args: &Args) -> Result<Bound, StartError> {
-    build_with(args, |address| match args.redirect {
+    build_with(args, async |address| match args.redirect {
         Redirect::Ebpf => Ok(redirect::ebpf(args, address)?),
+        Redirect::Iptables => Ok(redirect::iptables(args, address).await?),
     })
     .await
 }
@@ -138,7 +139,7 @@ pub async fn build(args: &Args) -> Result<Bound, StartError> {
 /// As [`build`].
 pub async fn build_with(
     args: &Args,
-    redirect: impl FnOnce(SocketAddr) -> Result<Redirected, StartError>,
+    redirect: impl AsyncFnOnce(SocketAddr) -> Result<Redirected, StartError>,
 ) -> Result<Bound, StartError> {
     let registry = kiam_common::telemetry::registry()?;
     let readiness = Readiness::new();
@@ -153,12 +154,13 @@ pub async fn build_with(
     // Pods that are redirected find somebody listening.
     let address = args.listen();
     let failed = |source| StartError::Listen { address, source };
-    let listening = Listening::bind(address).map_err(failed)?;
+    let listening = Listening::bind(address).await.map_err(failed)?;
     let address = listening.address().map_err(failed)?;
     let admin = match args.telemetry.prometheus_listen_addr {
         Some(address) => {
             let failed = |source| StartError::Admin { address, source };
             let admin = Admin::bind(address, registry.clone(), readiness.clone(), Vec::new())
+                .await
                 .map_err(failed)?;
             Some((admin.address().map_err(failed)?, admin))
         }
@@ -171,7 +173,7 @@ pub async fn build_with(
         upkeep,
         metrics,
         keep,
-    } = redirect(address)?;
+    } = redirect(address).await?;
     if let Some(metrics) = metrics {
         registry.register(metrics)?;
     }
@@ -186,11 +188,7 @@ pub async fn build_with(
     };
     let metrics = MetadataMetrics::new(&registry)?;
     let service = listening.service(settings, view, identify, metrics);
-    let ready = readiness.clone();
-    tasks.spawn(
-        "metadata service",
-        service.run(async move { ready.ready().await }, stop.clone()),
-    );
+    tasks.spawn("metadata service", service.run(stop.clone()));
 
     let admin = admin.map(|(address, admin)| {
         tasks.spawn("operator's port", admin.run(stop.clone()));

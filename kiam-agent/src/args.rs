@@ -1,5 +1,7 @@
 //! The agent's flags: read, checked, and named as kiam named them where kiam had them.
 
+mod iptables;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +13,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
 use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use rustls::pki_types::ServerName;
+
+pub use iptables::IptablesFlags;
 
 use crate::kernel;
 
@@ -118,6 +122,13 @@ pub struct Args {
         missing_docs,
         reason = "a doc comment here would replace the group's heading"
     )]
+    pub iptables: IptablesFlags,
+
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
     pub server: ServerFlags,
 
     #[command(flatten)]
@@ -155,6 +166,9 @@ pub struct ServerFlags {
 pub enum Redirect {
     /// By programs on the pods' cgroup, which also tell which pod is calling
     Ebpf,
+    /// By rules of the node's firewall, as kiam did: for kernels that cannot do the other. Which
+    /// pod is calling is told by its address
+    Iptables,
 }
 
 /// Whether requests without a token of IMDSv2 are answered.
@@ -341,7 +355,9 @@ mod tests {
             (["--pod-wait", "800"], "is no duration"),
             (["--pod-wait", "1m"], "longer than 10s"),
             (["--port", "70000"], "70000"),
-            (["--redirect", "magic"], "possible values: ebpf"),
+            (["--redirect", "magic"], "possible values: ebpf, iptables"),
+            (["--redirect", "iptables"], "--host-interface <INTERFACE>"),
+            (["--host-interface", "eth0 -j DROP"], "names no network"),
         ] {
             let error = parse(&flags).unwrap_err();
             assert!(error.contains(expected), "{flags:?}: {error}");
@@ -349,6 +365,21 @@ mod tests {
         for name in ["", "Node", "node_1", &"n".repeat(254)] {
             assert!(node_name(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn kiam_s_firewall_flags_mean_what_they_meant() {
+        let iptables = |more: &[&str]| {
+            let flags = [&["--redirect=iptables", "--host-interface=!eth0"], more].concat();
+            parse(&flags).unwrap().iptables
+        };
+        let flags = iptables(&[]);
+        assert_eq!(flags.host_interface, Some("!eth0".parse().unwrap()));
+        // Unlike kiam, which removed them and left the pods to the node's own service.
+        assert!(!flags.iptables_remove);
+        assert!(iptables(&["--iptables-remove"]).iptables_remove);
+        assert!(!iptables(&["--no-iptables-remove"]).iptables_remove);
+        assert!(!iptables(&["--iptables-remove", "--no-iptables-remove"]).iptables_remove);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Who is at the other end of a connection: which pod.
 
+mod address;
 mod kernel;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+pub use address::AddressIdentity;
 pub use kernel::KernelIdentity;
 
 /// A pod's `metadata.uid`, or what stands for it in a static pod's cgroup.
@@ -32,6 +34,8 @@ pub enum PodRef {
     Uid(PodUid),
     /// A static pod, by the hash of its file: its mirror has it as an annotation.
     StaticHash(PodUid),
+    /// By the address that it calls from, where the kernel tells no more.
+    Address(IpAddr),
 }
 
 impl fmt::Display for PodRef {
@@ -39,6 +43,7 @@ impl fmt::Display for PodRef {
         match self {
             Self::Uid(uid) => f.write_str(uid.as_str()),
             Self::StaticHash(hash) => write!(f, "static pod {}", hash.as_str()),
+            Self::Address(address) => write!(f, "with the address {address}"),
         }
     }
 }

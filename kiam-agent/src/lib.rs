@@ -9,6 +9,7 @@
 pub mod app;
 pub mod args;
 pub mod caller;
+pub mod iptables;
 pub mod kernel;
 pub mod metadata;
 pub mod stream;

@@ -1,9 +1,11 @@
 //! The agent's process: flags, logs, start, wait, drain.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use kiam_agent::app::{self, StartError};
 use kiam_agent::args::{Args, Cli, Command};
+use kiam_agent::iptables::{self, IptablesError};
 use kiam_agent::kernel;
 use kiam_common::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,31 +25,48 @@ fn main() -> ExitCode {
     }
 }
 
+fn obey(command: &Command) -> ExitCode {
+    match command {
+        Command::Cleanup(args) => cleanup(&args.bpffs),
+    }
+}
+
+/// Does all of it that can be done, and says what that was.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "the terminal is where a command answers"
 )]
-fn obey(command: &Command) -> ExitCode {
-    match command {
-        Command::Cleanup(args) => match kernel::cleanup(&args.bpffs) {
-            Ok(removed) if removed == kernel::Removed::default() => {
-                println!("nothing of kiam's is in {}", args.bpffs.display());
-                ExitCode::SUCCESS
-            }
-            Ok(kernel::Removed { links, maps }) => {
-                println!(
-                    "removed {links} programs and {maps} maps from {}; pods reach the node's metadata service now",
-                    args.bpffs.display()
-                );
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("{error}");
-                ExitCode::FAILURE
-            }
-        },
-    }
+#[tokio::main(flavor = "current_thread")]
+async fn cleanup(bpffs: &Path) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    let mut report = |outcome: Result<String, String>| match outcome {
+        Ok(done) => println!("{done}"),
+        Err(error) => {
+            eprintln!("{error}");
+            code = ExitCode::FAILURE;
+        }
+    };
+    let folder = bpffs.display();
+    report(match kernel::cleanup(bpffs) {
+        Ok(removed) if removed == kernel::Removed::default() => {
+            Ok(format!("nothing of kiam's is in {folder}"))
+        }
+        Ok(kernel::Removed { links, maps }) => Ok(format!(
+            "removed {links} programs and {maps} maps from {folder}; pods reach the node's metadata service now"
+        )),
+        Err(error) => Err(error.to_string()),
+    });
+    report(match iptables::cleanup().await {
+        Ok(0) | Err(IptablesError::NoProgram) => {
+            Ok("nothing of kiam's is in the firewall".to_owned())
+        }
+        Ok(tables) => Ok(format!(
+            "removed kiam's rules from {tables} tables of the firewall"
+        )),
+        Err(error) => Err(error.to_string()),
+    });
+    code
 }
 
 fn serve(args: &Args) -> ExitCode {

@@ -21,6 +21,7 @@ mod update;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
@@ -36,6 +37,7 @@ pub use update::{Decision, Failure, PodFacts, Uid, Update};
 pub struct Snapshot {
     pods: HashMap<Uid, Arc<Pod>>,
     static_pods: HashMap<Box<str>, Uid>,
+    addresses: HashMap<IpAddr, Claim>,
     complete: bool,
 }
 
@@ -55,6 +57,19 @@ impl Snapshot {
             .and_then(|uid| self.pods.get(uid))
     }
 
+    /// The pod that has an address. Of two that claim it none has it: which one calls cannot be
+    /// told, and the wrong one's role must not be given out.
+    ///
+    /// # Errors
+    /// When more than one pod claims it.
+    pub fn by_address(&self, address: IpAddr) -> Result<Option<&Arc<Pod>>, Claimed> {
+        match self.addresses.get(&address) {
+            Some(Claim::One(uid)) => Ok(self.pods.get(uid)),
+            Some(Claim::Many) => Err(Claimed { address }),
+            None => Ok(None),
+        }
+    }
+
     /// All pods, in no order.
     #[must_use]
     pub fn pods(&self) -> impl ExactSizeIterator<Item = &Arc<Pod>> {
@@ -67,6 +82,29 @@ impl Snapshot {
     pub const fn complete(&self) -> bool {
         self.complete
     }
+}
+
+/// Who says that an address is theirs.
+#[derive(Debug)]
+enum Claim {
+    One(Uid),
+    Many,
+}
+
+impl Claim {
+    /// One more claims it; a pod may say so twice.
+    fn add(&mut self, other: &Uid) {
+        if !matches!(self, Self::One(uid) if uid == other) {
+            *self = Self::Many;
+        }
+    }
+}
+
+/// An address that is more than one pod's, as long as one is not quite gone yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than one pod of this node claims the address {address}")]
+pub struct Claimed {
+    address: IpAddr,
 }
 
 /// Reads the newest snapshot.

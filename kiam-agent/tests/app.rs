@@ -25,7 +25,7 @@ impl Identify for OnePod {
     }
 }
 
-fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
+async fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
     Ok(Redirected {
         identify: Arc::new(OnePod),
         guarded: true,
@@ -154,7 +154,7 @@ async fn nobody_is_redirected_to_an_agent_that_cannot_start() {
     let folder = tempfile::tempdir().unwrap();
     let flags = flags(folder.path(), &["--host=192.0.2.1"]);
     let args = Args::try_parse_from(flags).unwrap();
-    let unreached = |_| -> Result<Redirected, StartError> { panic!("redirected") };
+    let unreached = async |_| -> Result<Redirected, StartError> { panic!("redirected") };
     app::build_with(&args, unreached).await.unwrap_err();
 }
 

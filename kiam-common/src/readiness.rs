@@ -1,13 +1,11 @@
 //! Whether a program is ready to serve: when nothing that it awaits is left.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-
-use tokio::sync::watch;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a program still awaits before it is ready.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
+pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>);
 
 /// Keeps a program unready; dropping it, or [`Awaited::done`], ends that.
 #[derive(Debug)]
@@ -26,9 +24,7 @@ impl Readiness {
     /// Not ready until the returned value is dropped.
     #[must_use]
     pub fn awaits(&self, what: &'static str) -> Awaited {
-        self.0.send_modify(|pending| {
-            pending.insert(what);
-        });
+        self.lock().insert(what);
         Awaited {
             what,
             readiness: self.clone(),
@@ -38,14 +34,11 @@ impl Readiness {
     /// What is still awaited; empty when ready.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
-        self.0.borrow().iter().copied().collect()
+        self.lock().iter().copied().collect()
     }
 
-    /// Waits until nothing is awaited.
-    pub async fn ready(&self) {
-        let mut pending = self.0.subscribe();
-        // It ends with the last of the senders only, and one of them is here.
-        drop(pending.wait_for(BTreeSet::is_empty).await);
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -56,10 +49,8 @@ impl Awaited {
 
 impl Drop for Awaited {
     fn drop(&mut self) {
-        self.readiness.0.send_modify(|pending| {
-            pending.remove(self.what);
-        });
-        let pending = self.readiness.pending();
+        let mut pending = self.readiness.lock();
+        pending.remove(self.what);
         if pending.is_empty() {
             tracing::info!("ready");
         } else {
@@ -72,22 +63,14 @@ impl Drop for Awaited {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn ready_when_all_have_come() {
+    #[test]
+    fn ready_when_all_have_come() {
         let readiness = Readiness::new();
         let pods = readiness.awaits("pods");
         let namespaces = readiness.awaits("namespaces");
         pods.done();
         assert_eq!(readiness.pending(), ["namespaces"]);
-        let waiting = tokio::spawn({
-            let readiness = readiness.clone();
-            async move { readiness.ready().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
         drop(namespaces);
-        waiting.await.unwrap();
         assert!(readiness.pending().is_empty());
-        readiness.ready().await;
     }
 }

@@ -256,6 +256,11 @@ impl Agent {
         } = options;
         let mut command = place.command(&programs.agent);
         clean(&mut command)
+            // As images have it.
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("NODE_NAME", node.name())
             .env("HOST_IP", node.ip().to_string())
             .arg(format!("--port={METADATA_PORT}"))

@@ -72,12 +72,18 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
 }
 
 fn sandbox(plan: &mut Plan) {
-    for (program, package) in [("ip", "iproute2"), ("nsenter", "util-linux")] {
+    let makes = "makes and enters the sandbox's network namespaces";
+    for (program, name, why) in [
+        ("ip", "iproute2", makes),
+        ("nsenter", "util-linux", makes),
+        (
+            "iptables",
+            "iptables",
+            "redirects pods without kernel programs",
+        ),
+    ] {
         if find_program(program).is_none() {
-            plan.package(Package {
-                name: package,
-                why: "makes and enters the sandbox's network namespaces",
-            });
+            plan.package(Package { name, why });
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -33,7 +32,6 @@ pub struct Stage {
 /// A node with its own metadata service, which no pod must reach.
 #[derive(Debug)]
 pub struct StageNode {
-    agents: AtomicU32,
     imds: Imds,
     tls: PemFiles,
     node: Node,
@@ -128,7 +126,6 @@ impl Stage {
     pub fn node(&self, name: &str, options: NodeOptions) -> Result<StageNode> {
         let node = self.sandbox.node(name, options)?;
         Ok(StageNode {
-            agents: AtomicU32::new(0),
             imds: Imds::start(node.listen_at_metadata_service()?)?,
             tls: self
                 .authority
@@ -152,9 +149,7 @@ impl Stage {
     /// # Errors
     /// When there is no such program.
     pub fn launch_agent(&self, node: &StageNode, tls: &PemFiles, flags: &[&str]) -> Result<Agent> {
-        // One may be started while another still ends.
-        let number = node.agents.fetch_add(1, Ordering::Relaxed) + 1;
-        let place = node.node.service(&format!("kiam-agent-{number}"))?;
+        let place = node.node.service("kiam-agent")?;
         let options = AgentOptions {
             tls,
             token_file: None,

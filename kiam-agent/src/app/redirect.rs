@@ -1,12 +1,17 @@
 //! Brings pods' connections to the agent, and learns from the kernel whose they are.
 
+mod iptables;
+
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(super) use iptables::iptables;
+
 use super::Redirected;
 use crate::args::Args;
 use crate::caller::KernelIdentity;
+use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
     self, Attached, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie,
@@ -18,7 +23,7 @@ use crate::kernel::{
 pub enum RedirectError {
     /// The agent is nowhere that a pod can be sent to.
     #[error(
-        "--host {host} is no address that pods reach; with --redirect=ebpf it must be an IPv4 address of the node, and not its loopback"
+        "--host {host} is no address that pods reach; it must be an address of the node, and not its loopback; with --redirect=ebpf an IPv4 address"
     )]
     Host {
         /// `--host`, and the port.
@@ -36,15 +41,29 @@ pub enum RedirectError {
     /// The kernel does not do its part.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// It is not said which packets are pods'.
+    #[error(
+        "--redirect=iptables needs --host-interface, the interfaces that pods' packets come in by"
+    )]
+    NoInterface,
+    /// The node's firewall does not do its part.
+    #[error(transparent)]
+    Iptables(#[from] IptablesError),
     /// What it counts is no metric.
-    #[error("cannot count what the kernel programs do: {0}")]
+    #[error("cannot count what the redirection does: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
 impl RedirectError {
     /// Whether other flags would help.
     pub(super) const fn is_usage(&self) -> bool {
-        matches!(self, Self::Host { .. } | Self::Cgroup(_))
+        matches!(
+            self,
+            Self::Host { .. }
+                | Self::Cgroup(_)
+                | Self::NoInterface
+                | Self::Iptables(IptablesError::NoProgram)
+        )
     }
 }
 
@@ -79,15 +98,19 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
 }
 
 fn reachable(address: SocketAddr) -> Result<SocketAddrV4, RedirectError> {
-    match address {
-        // A pod's loopback is its own.
-        SocketAddr::V4(address)
-            if !address.ip().is_loopback() && !address.ip().is_unspecified() =>
-        {
-            Ok(address)
-        }
-        host => Err(RedirectError::Host { host }),
+    match reached(address)? {
+        SocketAddr::V4(address) => Ok(address),
+        host @ SocketAddr::V6(_) => Err(RedirectError::Host { host }),
     }
+}
+
+/// An address that a pod can be sent to.
+fn reached(host: SocketAddr) -> Result<SocketAddr, RedirectError> {
+    // A pod's loopback is its own.
+    if host.ip().is_loopback() || host.ip().is_unspecified() {
+        return Err(RedirectError::Host { host });
+    }
+    Ok(host)
 }
 
 fn cgroups(given: Option<PathBuf>) -> Result<(Mount, PathBuf), RedirectError> {
@@ -120,5 +143,8 @@ mod tests {
             );
         }
         assert!(reachable("10.0.0.1:8181".parse().unwrap()).is_ok());
+        // The firewall of either family can.
+        assert!(reached("[fd00::1]:8181".parse().unwrap()).is_ok());
+        assert!(reached("[::1]:8181".parse().unwrap()).is_err());
     }
 }

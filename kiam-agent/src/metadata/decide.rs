@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::refusal::Refusal;
 use crate::caller::PodRef;
-use crate::view::{Grant, Outcome, Pod, Snapshot};
+use crate::view::{Claimed, Grant, Outcome, Pod, Snapshot};
 
 /// What a pod asks for.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,12 @@ pub(super) fn decide(
     ask: Ask<'_>,
     now: SystemTime,
 ) -> Verdict {
-    let Some(pod) = find(snapshot, who) else {
+    let pod = match find(snapshot, who) {
+        Ok(pod) => pod,
+        // Another pod's address, as long as that one is not quite gone.
+        Err(claimed) => return Verdict::Wait(claimed.into()),
+    };
+    let Some(pod) = pod else {
         return Verdict::Wait(if snapshot.complete() {
             Refusal::UnknownPod {
                 pod: who.to_string(),
@@ -86,11 +91,15 @@ pub(super) fn decide(
     }
 }
 
-/// The pod that the kernel spoke of.
-pub(super) fn find<'a>(snapshot: &'a Snapshot, who: &PodRef) -> Option<&'a Arc<Pod>> {
+/// The pod that is calling, if it is known.
+pub(super) fn find<'a>(
+    snapshot: &'a Snapshot,
+    who: &PodRef,
+) -> Result<Option<&'a Arc<Pod>>, Claimed> {
     match who {
-        PodRef::Uid(uid) => snapshot.by_uid(uid.as_str()),
-        PodRef::StaticHash(hash) => snapshot.by_static_hash(hash.as_str()),
+        PodRef::Uid(uid) => Ok(snapshot.by_uid(uid.as_str())),
+        PodRef::StaticHash(hash) => Ok(snapshot.by_static_hash(hash.as_str())),
+        PodRef::Address(address) => snapshot.by_address(*address),
     }
 }
 

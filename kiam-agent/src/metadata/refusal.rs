@@ -11,6 +11,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 use crate::caller;
+use crate::view::Claimed;
 
 /// What is repeated of a text that the client made up, in characters.
 const MAX_ECHO_CHARS: usize = 128;
@@ -28,6 +29,8 @@ pub(super) enum Refusal {
         "the node's pods are not known yet: the agent has not heard from a kiam-server since it started; try again"
     )]
     NoView,
+    #[error("{0}, so that the agent cannot tell which one calls; try again when the other is gone")]
+    Claimed(#[from] Claimed),
     #[error("this connection comes from {source_ip}, which is none of the addresses of pod {pod}")]
     Address { pod: String, source_ip: IpAddr },
     #[error(
@@ -136,6 +139,7 @@ impl Refusal {
             Self::Caller(caller::Refusal::Unknown)
             | Self::UnknownPod { .. }
             | Self::NoView
+            | Self::Claimed(_)
             | Self::Undecided { .. }
             | Self::OnTheirWay { .. }
             | Self::Expired { .. }
@@ -160,6 +164,7 @@ impl Refusal {
             Self::Caller(refusal) => refusal.as_label(),
             Self::UnknownPod { .. } => "unknown_pod",
             Self::NoView => "no_view",
+            Self::Claimed(_) => "address_claimed",
             Self::Address { .. } => "address_mismatch",
             Self::NoRole { .. } => "no_role",
             Self::Forbidden { .. } => "forbidden",

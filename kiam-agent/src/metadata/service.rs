@@ -188,7 +188,7 @@ impl Shared {
         let who = caller.who.as_ref().ok();
         let snapshot = self.view.load();
         let facts = who
-            .and_then(|who| find(&snapshot, who))
+            .and_then(|who| find(&snapshot, who).ok().flatten())
             .map(|pod| &pod.facts);
         let namespace = facts.map(|facts| &*facts.namespace);
         let name = facts.map(|facts| &*facts.name);

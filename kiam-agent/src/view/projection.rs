@@ -5,6 +5,7 @@
 //! since a server that has just begun, or cannot reach STS, has none to send yet.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use super::credentials::{CredentialsError, Issued};
 use super::pod::{Grant, Outcome, Pod};
 use super::update::{Decision, Failure, PodFacts, Uid, Update};
-use super::{Snapshot, View};
+use super::{Claim, Snapshot, View};
 
 /// More pods than any node has: what a broken server may make the agent hold.
 const MAX_PODS: usize = 10_000;
@@ -166,10 +167,20 @@ impl Projection {
                     .or_insert_with(|| Some(uid.clone()));
             }
         }
+        let mut addresses: HashMap<IpAddr, Claim> = HashMap::new();
+        for (uid, pod) in self.pods.iter().filter(|(_, pod)| !pod.facts.host_network) {
+            for address in &pod.facts.addresses {
+                addresses
+                    .entry(address.to_canonical())
+                    .and_modify(|claim| claim.add(uid))
+                    .or_insert_with(|| Claim::One(uid.clone()));
+            }
+        }
         let unique = |(hash, uid): (Box<str>, Option<Uid>)| Some((hash, uid?));
         self.current.store(Arc::new(Snapshot {
             pods: self.pods.clone(),
             static_pods: static_pods.into_iter().filter_map(unique).collect(),
+            addresses,
             complete: self.complete,
         }));
         self.changes.send_replace(());

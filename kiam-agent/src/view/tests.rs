@@ -230,6 +230,51 @@ fn there_is_an_end_to_the_pods_of_a_node() {
 }
 
 #[test]
+fn an_address_names_one_pod_or_none() {
+    let (mut projection, view) = Projection::new();
+    let with = |pod, addresses: &[&str], host_network| {
+        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let facts = PodFacts {
+            addresses,
+            host_network,
+            ..facts(pod)
+        };
+        Update::Applied(facts, Decision::NoRole)
+    };
+    let found = |address: &str| {
+        let snapshot = view.load();
+        let pod = snapshot.by_address(address.parse().unwrap());
+        pod.map(|pod| pod.map(|pod| pod.facts.uid.to_string()))
+    };
+    let whose = |pod| Ok(Some(uid(pod).to_string()));
+    projection.begin();
+    feed(
+        &mut projection,
+        [
+            with(1, &["10.0.0.1", "fd00::1", "10.0.0.1"], false),
+            with(2, &[], false),
+            with(3, &["10.9.9.9"], true),
+        ],
+    );
+    for (address, expected) in [
+        ("10.0.0.1", whose(1)),
+        ("fd00::1", whose(1)),
+        ("10.0.0.2", Ok(None)),
+        // The node's own address is no pod's, whichever pods are in its network.
+        ("10.9.9.9", Ok(None)),
+    ] {
+        assert_eq!(found(address), expected, "{address}");
+    }
+    // Another pod has the address already, and this one is not gone yet.
+    feed(&mut projection, [with(2, &["10.0.0.1"], false)]);
+    let claimed = found("10.0.0.1").unwrap_err().to_string();
+    assert!(claimed.contains("10.0.0.1"), "{claimed}");
+    assert_eq!(found("fd00::1"), whose(1));
+    feed(&mut projection, [Update::Removed(uid(1))]);
+    assert_eq!(found("10.0.0.1"), whose(2));
+}
+
+#[test]
 fn a_static_hash_names_one_pod_or_none() {
     let (mut projection, view) = Projection::new();
     projection.begin();

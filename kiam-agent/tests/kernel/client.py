@@ -96,6 +96,15 @@ def udp_connect(address, port):
     report()
 
 
+def udp_refused(address, port):
+    """Sends, and waits for the refusal to come back."""
+    sock = socket.socket(family(address), socket.SOCK_DGRAM)
+    sock.settimeout(2)
+    sock.connect((address, int(port)))
+    sock.send(b"x")
+    sock.recv(1)
+
+
 def ping(address, _):
     """An ICMP echo request by a raw socket, of the address's own family."""
     if ":" in address:

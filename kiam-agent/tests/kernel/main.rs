@@ -8,6 +8,7 @@ mod agent;
 mod attest;
 mod capabilities;
 mod guard;
+mod iptables;
 mod pins;
 mod redirect;
 mod sandbox;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
         guard::TESTS,
         attest::TESTS,
         pins::TESTS,
+        iptables::TESTS,
         capabilities::TESTS,
     ]
     .concat()

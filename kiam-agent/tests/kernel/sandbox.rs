@@ -39,7 +39,14 @@ pub(crate) fn missing() -> Option<String> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Some("the kernel has no BTF".to_owned());
     }
-    for tool in ["ip -V", "nsenter -V", "setpriv -V", "python3 -V"] {
+    for tool in [
+        "ip -V",
+        "nsenter -V",
+        "setpriv -V",
+        "python3 -V",
+        "iptables-nft -V",
+        "iptables-legacy -V",
+    ] {
         let mut words = tool.split(' ');
         let found = Command::new(words.next()?).args(words).output();
         if !found.is_ok_and(|output| output.status.success()) {

@@ -27,7 +27,11 @@ pub(super) fn missing() -> Option<String> {
             return Some(format!("{name} (a container without it?)"));
         }
     }
-    for (program, package) in [("ip", "iproute2"), ("nsenter", "util-linux")] {
+    for (program, package) in [
+        ("ip", "iproute2"),
+        ("nsenter", "util-linux"),
+        ("iptables", "iptables"),
+    ] {
         if crate::setup::find_program(program).is_none() {
             return Some(format!(
                 "the program {program} (Debian's package {package})"

@@ -7,8 +7,8 @@
 mod bad_input;
 mod bad_peer;
 mod credentials;
+mod iptables;
 mod play;
-mod restarts;
 mod rooms;
 mod sdk;
 
@@ -30,10 +30,10 @@ fn main() -> std::process::ExitCode {
     let tests = [
         rooms::TESTS,
         credentials::TESTS,
+        iptables::TESTS,
         bad_input::TESTS,
         bad_peer::TESTS,
         sdk::TESTS,
-        restarts::TESTS,
     ]
     .concat();
     libtest_mimic::run(&args, tests.into_iter().map(trial).collect()).exit_code()

@@ -49,11 +49,16 @@ pub(crate) fn cast(stage: &Stage, node: &StageNode) -> Result<(Pod, Pod)> {
 
 impl Play {
     pub(crate) fn begin() -> Result<Self> {
+        Self::begin_with(&[])
+    }
+
+    /// With flags of the agent's.
+    pub(crate) fn begin_with(agent_flags: &[&str]) -> Result<Self> {
         let stage = Stage::new(&programs()?)?;
         let node = stage.node("node-1", NodeOptions::default())?;
         let (alice, bob) = cast(&stage, &node)?;
         let server = stage.start_server(&[])?;
-        let agent = stage.start_agent(&node, &[])?;
+        let agent = stage.start_agent(&node, agent_flags)?;
         Ok(Self {
             alice,
             bob,
