@@ -69,6 +69,49 @@ pub enum Command {
     /// Removes from the kernel what agents leave there to refuse pods when they are gone. From then
     /// on pods reach the node's own metadata service. Stop the agent first
     Cleanup(CleanupArgs),
+
+    /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing
+    Doctor(DoctorArgs),
+}
+
+/// What `kiam-agent doctor` is told: what the agent is.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct DoctorArgs {
+    /// The address of the node that pods' connections are brought to
+    #[arg(long, env = "HOST_IP", value_name = "IP")]
+    pub host: Option<IpAddr>,
+
+    /// The port that pods' connections are brought to
+    #[arg(long, default_value_t = 8181)]
+    pub port: u16,
+
+    /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
+    #[arg(long, value_name = "FOLDER")]
+    pub pods_cgroup: Option<PathBuf>,
+
+    /// The BPF file system in which the kernel programs outlive the agent
+    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
+    pub bpffs: PathBuf,
+
+    /// The server; not checked if not given
+    #[arg(long, value_name = "HOST:PORT")]
+    pub server_address: Option<ServerAddress>,
+
+    /// The agent's certificate chain, PEM
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+
+    /// The certificate's private key, PEM
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+
+    /// The certificate authorities of the server's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `kiam-agent cleanup` is told.

@@ -28,8 +28,8 @@ mod sys;
 
 pub use attestor::{Attested, Attestor};
 pub use error::KernelError;
-pub use links::Attached;
+pub use links::{Attached, Others, others};
 pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};
-pub use pins::{BPFFS, PinsError, Removed, cleanup};
-pub use programs::{Programs, Redirect};
+pub use pins::{BPFFS, PinsError, Removed, cleanup, pinned};
+pub use programs::{Programs, Redirect, verify};

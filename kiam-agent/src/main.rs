@@ -1,12 +1,20 @@
 //! The agent's process: flags, logs, start, wait, drain.
 
+<<<<<<< HEAD
 use std::path::Path;
+=======
+use std::io::Write as _;
+>>>>>>> 7362ee4 (agent: a doctor that tells whether a node can be guarded, and what to do)
 use std::process::ExitCode;
 
 use kiam_agent::app::{self, StartError};
 use kiam_agent::args::{Args, Cli, Command};
+<<<<<<< HEAD
 use kiam_agent::iptables::{self, IptablesError};
 use kiam_agent::kernel;
+=======
+use kiam_agent::commands;
+>>>>>>> 7362ee4 (agent: a doctor that tells whether a node can be guarded, and what to do)
 use kiam_common::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,6 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn obey(command: &Command) -> ExitCode {
+<<<<<<< HEAD
     match command {
         Command::Cleanup(args) => cleanup(&args.bpffs),
     }
@@ -67,6 +76,16 @@ async fn cleanup(bpffs: &Path) -> ExitCode {
         Err(error) => Err(error.to_string()),
     });
     code
+=======
+    let done = match command {
+        Command::Cleanup(args) => commands::cleanup(args),
+        Command::Doctor(args) => commands::doctor(args),
+    };
+    done.unwrap_or_else(|error| {
+        drop(writeln!(std::io::stderr(), "{error:#}"));
+        ExitCode::FAILURE
+    })
+>>>>>>> 7362ee4 (agent: a doctor that tells whether a node can be guarded, and what to do)
 }
 
 fn serve(args: &Args) -> ExitCode {

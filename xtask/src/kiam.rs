@@ -86,6 +86,12 @@ impl Programs {
         })
     }
 
+    /// The agent.
+    #[must_use]
+    pub fn agent(&self) -> &Path {
+        &self.agent
+    }
+
     /// The folder that they are in.
     #[must_use]
     pub fn folder(&self) -> &Path {

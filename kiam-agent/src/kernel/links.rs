@@ -15,7 +15,7 @@ use aya::programs::{
 use kiam_ebpf::programs;
 
 use super::error::{KernelError, not_attached, rejected};
-use super::pins::Pins;
+use super::pins::{self, Pins};
 use super::sys;
 
 /// A program and its place: `enum bpf_attach_type` of include/uapi/linux/bpf.h.
@@ -55,6 +55,39 @@ impl Place {
     }
 }
 
+/// The programs of others that run for the pods at one of the hooks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Others {
+    /// Which of kiam's programs has the same hook.
+    pub hook: &'static str,
+    /// Their ids.
+    pub programs: Vec<u32>,
+}
+
+/// Who else runs for the pods below `path`, at each hook.
+///
+/// # Errors
+/// When the kernel does not tell: that takes the capability `NET_ADMIN`.
+pub fn others(path: &Path, bpffs: &Path) -> std::io::Result<Vec<Others>> {
+    let cgroup = File::open(path)?;
+    let at = |place: &Place| {
+        let own = pins::program_of(bpffs, place.program);
+        let attach_type = u32::try_from(place.attach_type).unwrap_or(u32::MAX);
+        let mut programs = sys::effective_programs(cgroup.as_fd(), attach_type)?;
+        programs.retain(|id| Some(*id) != own);
+        Ok(Others {
+            hook: place.program,
+            programs,
+        })
+    };
+    PLACES.iter().map(at).collect()
+}
+
+/// Asks the kernel whether it accepts all programs.
+pub(super) fn load_all(object: &mut Ebpf) -> Result<(), KernelError> {
+    PLACES.iter().try_for_each(|place| load(object, place))
+}
+
 /// Attaches all programs to the cgroup at `path`. Where that fails, what was guarded before is
 /// guarded still, and what was not is not.
 pub(super) fn attach(object: &mut Ebpf, path: &Path, pins: &Pins) -> Result<Attached, KernelError> {
@@ -65,9 +98,7 @@ pub(super) fn attach(object: &mut Ebpf, path: &Path, pins: &Pins) -> Result<Atta
     let cgroup = File::open(path).map_err(failed)?;
     let id = cgroup.metadata().map_err(failed)?.ino();
     // What the kernel does not accept is known before anything is attached.
-    for place in &PLACES {
-        load(object, place)?;
-    }
+    load_all(object)?;
     let mut attached = Attached::default();
     let mut made = Vec::new();
     for place in &PLACES {

@@ -232,6 +232,27 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, PinsError> {
     Ok(removed)
 }
 
+/// How many programs are kept at work here.
+///
+/// # Errors
+/// When there is no BPF file system.
+pub fn pinned(bpffs: &Path) -> Result<usize, PinsError> {
+    check(bpffs)?;
+    let links = bpffs.join(FOLDER).join(LINKS);
+    if !links.exists() {
+        return Ok(0);
+    }
+    entries(&links).map(|links| links.len())
+}
+
+/// The id of the program that a pinned link runs.
+pub(super) fn program_of(bpffs: &Path, program: &str) -> Option<u32> {
+    let link = bpffs.join(FOLDER).join(LINKS).join(program);
+    let link = sys::open_pinned(&link).ok()?;
+    let described = Description::of(link.as_fd()).ok()?;
+    described.number("prog_id")?.try_into().ok()
+}
+
 fn check(bpffs: &Path) -> Result<(), PinsError> {
     let opened = File::open(bpffs).map_err(failed("open", bpffs))?;
     let kind = fstatfs(&opened).map_err(|error| failed("read about", bpffs)(error.into()))?;

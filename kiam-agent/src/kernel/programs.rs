@@ -84,7 +84,7 @@ impl Programs {
     ) -> Result<Self, KernelError> {
         // Held until all is in place.
         let pins = Pins::open(bpffs)?;
-        let mut object = load(&pins)?;
+        let mut object = load(Some(&pins))?;
         if let Some(config) = config {
             configure(&mut object, config)?;
         }
@@ -152,15 +152,25 @@ impl Programs {
     }
 }
 
-fn load(pins: &Pins) -> Result<Ebpf, KernelError> {
+/// Asks the kernel whether it accepts all programs, and attaches none.
+///
+/// # Errors
+/// When it does not.
+pub fn verify() -> Result<(), KernelError> {
+    links::load_all(&mut load(None)?)
+}
+
+fn load(pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
     let bytes = object::embedded().ok_or(KernelError::NoObject)?;
     let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(Box::new(error)))?;
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&btf));
-    for name in maps::ALL {
-        // Used if it is there, made and pinned if not.
-        pins.has_map(name)?;
-        loader.map_pin_path(name, pins.map(name));
+    if let Some(pins) = pins {
+        for name in maps::ALL {
+            // Used if it is there, made and pinned if not.
+            pins.has_map(name)?;
+            loader.map_pin_path(name, pins.map(name));
+        }
     }
     let loaded = loader.load(bytes);
     loaded.map_err(|error| KernelError::Load(Box::new(error)))

@@ -16,6 +16,7 @@ use kiam_ebpf::{Attestation, Caller};
 enum Command {
     MapUpdateElem = 2,
     ObjGet = 7,
+    ProgQuery = 16,
     /// For hash maps since Linux 5.14.
     MapLookupAndDeleteElem = 21,
     LinkUpdate = 29,
@@ -115,6 +116,42 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
     // SAFETY: numbers only, of descriptors that are open.
     unsafe { bpf(Command::LinkUpdate, &mut update) }?;
     Ok(())
+}
+
+/// `union bpf_attr`, as `BPF_PROG_QUERY` uses it.
+#[repr(C, align(8))]
+struct Query {
+    cgroup: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    reserved: u32,
+}
+
+/// The ids of the programs that run for a cgroup at a hook: its own, and those of the cgroups that
+/// it is in.
+pub(super) fn effective_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    /// `BPF_F_QUERY_EFFECTIVE`.
+    const EFFECTIVE: u32 = 1;
+    /// A kernel that has more answers `ENOSPC`.
+    const MOST: u32 = 256;
+    let mut programs = vec![0_u32; MOST as usize];
+    let mut query = Query {
+        cgroup: cgroup.as_raw_fd().cast_unsigned(),
+        attach_type,
+        query_flags: EFFECTIVE,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr() as u64,
+        count: MOST,
+        reserved: 0,
+    };
+    // SAFETY: the kernel writes no more ids than `count` says there is room for, and how many it
+    // has written.
+    unsafe { bpf(Command::ProgQuery, &mut query) }?;
+    programs.truncate(query.count as usize);
+    Ok(programs)
 }
 
 /// # Safety

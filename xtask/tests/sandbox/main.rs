@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod bad_peer;
+mod commands;
 mod credentials;
 mod iptables;
 mod play;
@@ -34,6 +35,11 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         bad_peer::TESTS,
         sdk::TESTS,
+<<<<<<< HEAD
+=======
+        commands::TESTS,
+        restarts::TESTS,
+>>>>>>> 7362ee4 (agent: a doctor that tells whether a node can be guarded, and what to do)
     ]
     .concat();
     libtest_mimic::run(&args, tests.into_iter().map(trial).collect()).exit_code()

@@ -1,0 +1,106 @@
+//! What the kernel programs stand on: cgroups, the BPF file system, the verifier, and who else is
+//! there.
+
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::args::DoctorArgs;
+use crate::kernel::cgroup::Mount;
+use crate::kernel::{self, Others};
+
+pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
+    let (cgroups, pods) = cgroups(args.pods_cgroup.as_deref());
+    let mut findings = cgroups;
+    findings.push(bpffs(&args.bpffs));
+    findings.push(verifier());
+    if let Some(pods) = pods {
+        findings.push(hooks(&pods, &args.bpffs));
+    }
+    findings
+}
+
+fn cgroups(given: Option<&Path>) -> (Vec<Finding>, Option<PathBuf>) {
+    const CHECK: &str = "cgroup2";
+    const PODS: &str = "pods' cgroup";
+    let mount = match given.map_or_else(Mount::find, Mount::of) {
+        Ok(mount) => mount,
+        Err(error) => return (vec![Finding::error(CHECK, &error)], None),
+    };
+    let hybrid = mount.path().ends_with("unified");
+    let kind = if hybrid {
+        "beside version 1"
+    } else {
+        "unified"
+    };
+    let found = Finding::ok(CHECK, format!("{} ({kind})", mount.path().display()));
+    let pods = given.map_or_else(|| mount.pods(), |given| Ok(given.to_owned()));
+    match pods {
+        Ok(pods) if pods.is_dir() => {
+            let finding = Finding::ok(PODS, pods.display().to_string());
+            (vec![found, finding], Some(pods))
+        }
+        Ok(pods) => {
+            let finding = Finding::fail(
+                PODS,
+                format!("there is no {}", pods.display()),
+                "give --pods-cgroup as the kubelet's --cgroup-root has it",
+            );
+            (vec![found, finding], None)
+        }
+        Err(error) => (vec![found, Finding::error(PODS, &error)], None),
+    }
+}
+
+fn bpffs(path: &Path) -> Finding {
+    const CHECK: &str = "BPF file system";
+    match kernel::pinned(path) {
+        Ok(0) => Finding::ok(
+            CHECK,
+            format!("{}, with nothing of kiam's in it yet", path.display()),
+        ),
+        Ok(links) => Finding::ok(
+            CHECK,
+            format!(
+                "{}, with {links} programs of kiam's at work",
+                path.display()
+            ),
+        ),
+        Err(error) => Finding::error(CHECK, &error),
+    }
+}
+
+fn verifier() -> Finding {
+    const CHECK: &str = "kernel programs";
+    match kernel::verify() {
+        Ok(()) => Finding::ok(CHECK, "the kernel's verifier accepts all of them"),
+        Err(error) => Finding::error(CHECK, &error),
+    }
+}
+
+fn hooks(pods: &Path, bpffs: &Path) -> Finding {
+    const CHECK: &str = "others on the hooks";
+    let others = match kernel::others(pods, bpffs) {
+        Ok(others) => others,
+        Err(error) => {
+            return Finding::warn(
+                CHECK,
+                format!("cannot ask: {error}"),
+                "run this with the capability NET_ADMIN",
+            );
+        }
+    };
+    let named = |Others { hook, programs }: &Others| {
+        let ids: Vec<_> = programs.iter().map(ToString::to_string).collect();
+        (!ids.is_empty()).then(|| format!("{hook}: {}", ids.join(", ")))
+    };
+    let named: Vec<_> = others.iter().filter_map(named).collect();
+    if named.is_empty() {
+        return Finding::ok(CHECK, "none");
+    }
+    Finding::warn(
+        CHECK,
+        format!("programs by id, {}", named.join("; ")),
+        "kiam's run first, on the pods' own cgroup; `bpftool prog show id ID` names them, and a CNI's see connections to \
+         the agent's address instead of the metadata service's",
+    )
+}
