@@ -9,12 +9,9 @@
 pub mod app;
 pub mod args;
 pub mod caller;
-<<<<<<< HEAD
-pub mod iptables;
-=======
 pub mod commands;
 pub mod doctor;
->>>>>>> 7362ee4 (agent: a doctor that tells whether a node can be guarded, and what to do)
+pub mod iptables;
 pub mod kernel;
 pub mod metadata;
 pub mod stream;

@@ -10,6 +10,7 @@ mod commands;
 mod credentials;
 mod iptables;
 mod play;
+mod restarts;
 mod rooms;
 mod sdk;
 
@@ -35,11 +36,8 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         bad_peer::TESTS,
         sdk::TESTS,
-<<<<<<< HEAD
-=======
         commands::TESTS,
         restarts::TESTS,
->>>>>>> 7362ee4 (agent: a doctor that tells whether a node can be guarded, and what to do)
     ]
     .concat();
     libtest_mimic::run(&args, tests.into_iter().map(trial).collect()).exit_code()
