@@ -154,13 +154,12 @@ pub async fn build_with(
     // Pods that are redirected find somebody listening.
     let address = args.listen();
     let failed = |source| StartError::Listen { address, source };
-    let listening = Listening::bind(address).await.map_err(failed)?;
+    let listening = Listening::bind(address).map_err(failed)?;
     let address = listening.address().map_err(failed)?;
     let admin = match args.telemetry.prometheus_listen_addr {
         Some(address) => {
             let failed = |source| StartError::Admin { address, source };
             let admin = Admin::bind(address, registry.clone(), readiness.clone(), Vec::new())
-                .await
                 .map_err(failed)?;
             Some((admin.address().map_err(failed)?, admin))
         }
@@ -188,7 +187,11 @@ pub async fn build_with(
     };
     let metrics = MetadataMetrics::new(&registry)?;
     let service = listening.service(settings, view, identify, metrics);
-    tasks.spawn("metadata service", service.run(stop.clone()));
+    let ready = readiness.clone();
+    tasks.spawn(
+        "metadata service",
+        service.run(async move { ready.ready().await }, stop.clone()),
+    );
 
     let admin = admin.map(|(address, admin)| {
         tasks.spawn("operator's port", admin.run(stop.clone()));

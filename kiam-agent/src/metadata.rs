@@ -26,9 +26,12 @@ mod tests;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use kiam_common::listen;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +47,8 @@ use tokens::Tokens;
 
 /// Connections that are told that they are too many, at once; more are just closed.
 const MAX_TURNED_AWAY: usize = 64;
+/// How long the agent accepts connections when it is told to stop.
+const LAST_COME: Duration = Duration::from_millis(100);
 /// A wait for file descriptors to be closed by somebody.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -123,13 +128,27 @@ impl Metadata {
         self.listener.local_addr()
     }
 
-    /// Serves until told to stop, then answers what is in flight.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Serves until told to stop, then answers what is in flight. Once it is `ready` all pods come
+    /// here; before, those that an earlier agent does not serve.
+    pub async fn run(self, ready: impl Future<Output = ()>, stop: CancellationToken) {
         let Self { listener, shared } = self;
         let open = TaskTracker::new();
+        let mut ready = pin!(ready.fuse());
+        // Connections may be on their way when the stop comes: nobody else would accept these. An
+        // agent that has taken over gets all that begin now.
+        let mut last = pin!(async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_COME).await;
+        });
         loop {
             let accepted = tokio::select! {
-                () = stop.cancelled() => break,
+                () = &mut last => break,
+                () = &mut ready => {
+                    if let Err(error) = listen::take_over(&listener) {
+                        tracing::error!(%error, "cannot take over from an earlier agent");
+                    }
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -156,13 +175,13 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Takes the port. Connections wait in the kernel's queue until [`Metadata::run`].
+    /// Takes the port, beside an earlier agent that is about to end. Connections wait in the kernel's queue until [`Metadata::run`].
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
         Ok(Self {
-            listener: TcpListener::bind(address).await?,
+            listener: listen::share(address)?,
         })
     }
 

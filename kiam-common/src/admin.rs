@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::listen;
 use crate::readiness::Readiness;
 
 /// Connections served at once; more wait in the kernel's queue.
@@ -50,17 +51,19 @@ impl fmt::Debug for Admin {
 }
 
 impl Admin {
-    /// Takes the port.
+    /// Takes the port, from an earlier process as well that is about to end: probes are answered
+    /// for the latest.
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(
+    pub fn bind(
         address: SocketAddr,
         registry: Registry,
         readiness: Readiness,
         pages: Vec<Page>,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let listener = listen::share(address)?;
+        listen::take_over(&listener)?;
         Ok(Self {
             listener,
             state: Arc::new(State {
@@ -195,9 +198,7 @@ mod tests {
         let awaited = readiness.awaits("snapshot");
         let page: Page = Arc::new(|path| (path == "/x").then(|| text(StatusCode::OK, "mine")));
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Admin::bind(local, registry, readiness, vec![page])
-            .await
-            .unwrap();
+        let admin = Admin::bind(local, registry, readiness, vec![page]).unwrap();
         let address = admin.address().unwrap();
         let stop = CancellationToken::new();
         let running = tokio::spawn(admin.run(stop.clone()));

@@ -5,6 +5,7 @@
 //! - [`credentials`]: session credentials, which never print or outlive their use
 //! - [`tls`]: mutual TLS whose certificates are replaced while it runs
 //! - [`telemetry`], [`admin`], [`readiness`]: logs, metrics, health
+//! - [`listen`]: a port that is handed from one process to the next
 //! - [`flags`], [`duration`]: command-line flags that both programs have
 //! - [`tasks`], [`backoff`], [`watch`]: supervised background work, waiting between tries, and
 //!   for files to change
@@ -17,6 +18,7 @@ pub mod backoff;
 pub mod credentials;
 pub mod duration;
 pub mod flags;
+pub mod listen;
 pub mod readiness;
 pub mod role;
 pub mod tasks;

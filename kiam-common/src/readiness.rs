@@ -1,11 +1,13 @@
 //! Whether a program is ready to serve: when nothing that it awaits is left.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 /// What a program still awaits before it is ready.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>);
+pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 
 /// Keeps a program unready; dropping it, or [`Awaited::done`], ends that.
 #[derive(Debug)]
@@ -24,7 +26,9 @@ impl Readiness {
     /// Not ready until the returned value is dropped.
     #[must_use]
     pub fn awaits(&self, what: &'static str) -> Awaited {
-        self.lock().insert(what);
+        self.0.send_modify(|pending| {
+            pending.insert(what);
+        });
         Awaited {
             what,
             readiness: self.clone(),
@@ -34,11 +38,14 @@ impl Readiness {
     /// What is still awaited; empty when ready.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
-        self.lock().iter().copied().collect()
+        self.0.borrow().iter().copied().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until nothing is awaited.
+    pub async fn ready(&self) {
+        let mut pending = self.0.subscribe();
+        // It ends with the last of the senders only, and one of them is here.
+        drop(pending.wait_for(BTreeSet::is_empty).await);
     }
 }
 
@@ -49,8 +56,10 @@ impl Awaited {
 
 impl Drop for Awaited {
     fn drop(&mut self) {
-        let mut pending = self.readiness.lock();
-        pending.remove(self.what);
+        self.readiness.0.send_modify(|pending| {
+            pending.remove(self.what);
+        });
+        let pending = self.readiness.pending();
         if pending.is_empty() {
             tracing::info!("ready");
         } else {
@@ -63,14 +72,22 @@ impl Drop for Awaited {
 mod tests {
     use super::*;
 
-    #[test]
-    fn ready_when_all_have_come() {
+    #[tokio::test]
+    async fn ready_when_all_have_come() {
         let readiness = Readiness::new();
         let pods = readiness.awaits("pods");
         let namespaces = readiness.awaits("namespaces");
         pods.done();
         assert_eq!(readiness.pending(), ["namespaces"]);
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
         drop(namespaces);
+        waiting.await.unwrap();
         assert!(readiness.pending().is_empty());
+        readiness.ready().await;
     }
 }

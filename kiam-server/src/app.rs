@@ -257,13 +257,13 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
 
     let mut admin_address = None;
     if let Some(address) = telemetry.prometheus_listen_addr {
-        let admin = Admin::bind(address, registry, readiness, Vec::new())
-            .await
-            .map_err(|source| StartError::Listen {
+        let admin = Admin::bind(address, registry, readiness, Vec::new()).map_err(|source| {
+            StartError::Listen {
                 flag: "--prometheus-listen-addr",
                 address,
                 source,
-            })?;
+            }
+        })?;
         admin_address = Some(admin.address().map_err(StartError::Socket)?);
         tasks.spawn("admin", admin.run(tasks.stop()));
     }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, e2e, lint, probe, room, test};
+use xtask::{build_ebpf, demo, e2e, lint, probe, restarts, room, steady, test};
 
 /// kiam's development commands
 #[derive(Debug, Parser)]
@@ -27,6 +27,11 @@ enum Command {
     Lint(lint::Args),
     /// Make nodes and pods to try something in by hand
     Sandbox(room::Args),
+    /// Upgrade and kill an agent again and again while its pod asks all the time
+    Restarts(restarts::Args),
+    /// Send requests at a steady rate; run by the others in pods
+    #[command(hide = true)]
+    Steady(steady::Args),
     /// Send one HTTP request and print what came of it; run by the others in pods
     #[command(hide = true)]
     Probe(probe::Args),
@@ -51,6 +56,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::E2e(args) => e2e::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
+        Command::Restarts(args) => restarts::run(&args),
+        Command::Steady(args) => steady::run(&args),
         Command::Probe(args) => probe::run(&args),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ pub struct Stage {
 /// A node with its own metadata service, which no pod must reach.
 #[derive(Debug)]
 pub struct StageNode {
+    agents: AtomicU32,
     imds: Imds,
     tls: PemFiles,
     node: Node,
@@ -126,6 +128,7 @@ impl Stage {
     pub fn node(&self, name: &str, options: NodeOptions) -> Result<StageNode> {
         let node = self.sandbox.node(name, options)?;
         Ok(StageNode {
+            agents: AtomicU32::new(0),
             imds: Imds::start(node.listen_at_metadata_service()?)?,
             tls: self
                 .authority
@@ -149,7 +152,9 @@ impl Stage {
     /// # Errors
     /// When there is no such program.
     pub fn launch_agent(&self, node: &StageNode, tls: &PemFiles, flags: &[&str]) -> Result<Agent> {
-        let place = node.node.service("kiam-agent")?;
+        // One may be started while another still ends.
+        let number = node.agents.fetch_add(1, Ordering::Relaxed) + 1;
+        let place = node.node.service(&format!("kiam-agent-{number}"))?;
         let options = AgentOptions {
             tls,
             token_file: None,

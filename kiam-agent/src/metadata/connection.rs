@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::IntGauge;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -21,8 +22,17 @@ use super::service::Caller;
 
 /// A request's head, all headers together. More is answered 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long a connection's first request is waited for when the agent stops.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// A connection that is turned away has this long to read why.
 const TURN_AWAY: Duration = Duration::from_millis(500);
+
+/// Told to stop, a connection that has asked nothing yet gets its answer first: who has just
+/// connected is about to ask.
+async fn stopped(stop: &CancellationToken, asked: &Notify) {
+    stop.cancelled().await;
+    drop(tokio::time::timeout(FIRST_REQUEST, asked.notified()).await);
+}
 
 /// Counts a connection while it is open.
 struct Open(IntGauge);
@@ -77,7 +87,10 @@ impl Shared {
         stop: CancellationToken,
     ) {
         let shared = Arc::clone(self);
+        let asked = Arc::new(Notify::new());
+        let asks = Arc::clone(&asked);
         let service = service_fn(move |request: Request<Incoming>| {
+            asks.notify_one();
             let (shared, caller) = (Arc::clone(&shared), Arc::clone(&caller));
             async move {
                 let (parts, _body) = request.into_parts();
@@ -95,7 +108,7 @@ impl Shared {
         tokio::select! {
             // A client that hangs up early, or sends what is no HTTP, is answered by hyper.
             _ = connection.as_mut() => return,
-            () = stop.cancelled() => {}
+            () = stopped(&stop, &asked) => {}
             () = tokio::time::sleep(self.settings.lifetime) => {}
         }
         connection.as_mut().graceful_shutdown();

@@ -170,12 +170,12 @@ pub(crate) async fn serve(settings: Settings) -> Service {
     let (mut projection, view) = Projection::new();
     projection.begin();
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listening = Listening::bind(local).await.unwrap();
+    let listening = Listening::bind(local).unwrap();
     let address = listening.address().unwrap();
     let metrics = MetadataMetrics::new(&registry).unwrap();
     let service = listening.service(settings, view, Arc::new(ByAddress), metrics);
     let stop = CancellationToken::new();
-    let running = tokio::spawn(service.run(stop.clone()));
+    let running = tokio::spawn(service.run(std::future::ready(()), stop.clone()));
     Service {
         address,
         projection,
