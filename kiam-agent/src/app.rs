@@ -24,7 +24,7 @@ use crate::args::{Args, Redirect};
 use crate::caller::Identify;
 use crate::metadata::{self, Listening, MetadataMetrics};
 use crate::stream::{self, Client, Pace, StreamMetrics};
-use crate::view::Projection;
+use crate::view::{Projection, View};
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ pub struct Redirected {
 }
 
 /// Work that goes on until the token is cancelled.
-pub type Upkeep = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>;
+pub type Upkeep = Box<dyn FnOnce(View, CancellationToken) -> BoxFuture<'static, ()> + Send>;
 
 impl fmt::Debug for Redirected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -176,10 +176,10 @@ pub async fn build_with(
     if let Some(metrics) = metrics {
         registry.register(metrics)?;
     }
-    tasks.spawn("redirection", upkeep(stop.clone()));
+    let (projection, view) = Projection::new();
+    tasks.spawn("redirection", upkeep(view.clone(), stop.clone()));
     let snapshot = readiness.awaits("the first word of a server on the node's pods");
 
-    let (projection, view) = Projection::new();
     let settings = metadata::Settings {
         pod_wait: args.pod_wait,
         imds_v2: args.imds_v2,

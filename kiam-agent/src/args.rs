@@ -16,7 +16,7 @@ use rustls::pki_types::ServerName;
 
 pub use iptables::IptablesFlags;
 
-use crate::kernel;
+use crate::kernel::{self, Exemption, HostNetwork};
 
 /// The longest name of a Kubernetes node, in bytes (a DNS subdomain).
 const MAX_NODE_NAME_BYTES: usize = 253;
@@ -152,6 +152,13 @@ pub struct Args {
     #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
     pub bpffs: PathBuf,
 
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub host_network: HostNetworkFlags,
+
     /// How long a request waits for a pod or its credentials that are still on their way
     #[arg(long, default_value = "800ms", value_name = "DURATION", value_parser = pod_wait)]
     pub pod_wait: Duration,
@@ -187,6 +194,24 @@ pub struct Args {
         reason = "a doc comment here would replace the group's heading"
     )]
     pub telemetry: TelemetryFlags,
+}
+
+/// What becomes of pods in the node's own network namespace, with `--redirect=ebpf`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "hostNetwork pods")]
+pub struct HostNetworkFlags {
+    /// What becomes of connections of hostNetwork pods to the metadata service
+    #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "WHAT")]
+    pub host_network_pods: HostNetwork,
+
+    /// hostNetwork pods that keep the node's own metadata service whatever else is said; a * at the
+    /// end stands for any end of the name
+    #[arg(long, value_name = "NAMESPACE/POD", value_delimiter = ',')]
+    pub host_network_exempt: Vec<Exemption>,
+
+    /// The agent's own pod, which keeps the node's own metadata service
+    #[arg(long, env = "POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
 }
 
 /// Where the server is, and what the agent shows it.

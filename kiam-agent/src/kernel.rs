@@ -6,6 +6,7 @@
 //! links       their places there
 //! pins        where these and the maps outlive the agent
 //! attestor    which cgroup made a connection
+//! host_pods   which hostNetwork pods get their own role, and which keep the node's
 //! cgroup      which pod a cgroup is of
 //! netns       the agent's own network namespace
 //! metrics     what the programs count
@@ -18,6 +19,7 @@
 mod attestor;
 pub mod cgroup;
 mod error;
+mod host_pods;
 mod links;
 mod metrics;
 mod netns;
@@ -28,6 +30,7 @@ mod sys;
 
 pub use attestor::{Attested, Attestor};
 pub use error::KernelError;
+pub use host_pods::{Choices, Exemption, HostNetwork, HostPods};
 pub use links::{Attached, Others, others};
 pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};

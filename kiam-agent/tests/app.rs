@@ -29,7 +29,7 @@ async fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
     Ok(Redirected {
         identify: Arc::new(OnePod),
         guarded: true,
-        upkeep: Box::new(|stop| Box::pin(stop.cancelled_owned())),
+        upkeep: Box::new(|_view, stop| Box::pin(stop.cancelled_owned())),
         metrics: None,
         keep: Box::new(()),
     })

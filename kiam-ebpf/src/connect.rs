@@ -5,13 +5,17 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use kiam_ebpf::{Hook, MAPPED_PREFIX, METADATA_PORT, METADATA_V4, METADATA_V6, Verdict};
+use kiam_ebpf::{
+    Config, Hook, MAPPED_PREFIX, MAX_PODS_LEVEL, METADATA_PORT, METADATA_V4, METADATA_V6, Verdict,
+    host_network, host_pod,
+};
 
 use crate::state::{
-    HOST_NETWORK, PROCEED, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, Socket, config, count, refuse,
+    HOST_NETWORK, HOST_PODS, PROCEED, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, Socket, config, count,
+    refuse,
 };
 
 const SOCK_STREAM: u32 = 1;
@@ -92,9 +96,17 @@ fn decide(
     // SAFETY: the helper takes the context of this program type (since Linux 5.7).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if netns == config.host_netns_cookie {
-        note(ctx, HOST_NETWORK);
-        count(hook, Verdict::HostNetwork);
-        return Ok(None);
+        match host_pod(config) {
+            Some(host_pod::AGENT) => {}
+            None if config.host_network == host_network::REFUSED => {
+                return Err(Verdict::ConnectRefused);
+            }
+            _ => {
+                note(ctx, HOST_NETWORK);
+                count(hook, Verdict::HostNetwork);
+                return Ok(None);
+            }
+        }
     }
     let (kind, protocol, port) = (address.type_, address.protocol, address.user_port);
     let tcp = kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
@@ -104,6 +116,22 @@ fn decide(
     note(ctx, asked);
     count(hook, Verdict::Redirected);
     Ok(Some((config.host_v4, config.port as u32)))
+}
+
+/// What the agent has said of the `hostNetwork` pod that connects.
+#[inline(never)]
+fn host_pod(config: &Config) -> Option<u32> {
+    // SAFETY: a helper that takes a level only (since Linux 5.7).
+    let ancestor = |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+    let level = (0..MAX_PODS_LEVEL).find(|level| ancestor(*level) == config.pods_cgroup)?;
+    // The pod's cgroup is in that of its class of service, if that has one.
+    for level in [level + 1, level + 2] {
+        // SAFETY: read at once.
+        if let Some(fate) = unsafe { HOST_PODS.get(&ancestor(level)) } {
+            return Some(*fate);
+        }
+    }
+    None
 }
 
 /// Remembers a socket's fate as long as it lives.

@@ -35,8 +35,19 @@ pub mod maps {
     /// A socket's fate since it connected, kept with the socket.
     pub const SOCKETS: &str = "SOCKETS";
 
+    /// The id of a `hostNetwork` pod's cgroup → one of [`host_pod`](super::host_pod).
+    pub const HOST_PODS: &str = "HOST_PODS";
+
     /// All of them, which outlive the agent.
-    pub const ALL: [&str; 6] = [CONFIG, ATTESTATIONS, NOTED, TAKEN, VERDICTS, SOCKETS];
+    pub const ALL: [&str; 7] = [
+        CONFIG,
+        ATTESTATIONS,
+        NOTED,
+        TAKEN,
+        VERDICTS,
+        SOCKETS,
+        HOST_PODS,
+    ];
 }
 
 /// The IPv4 address of the metadata service, in network byte order.
@@ -90,14 +101,36 @@ pub struct Config {
     pub host_v4: u32,
     /// The agent's port there, in network byte order.
     pub port: u16,
+    /// One of [`host_network`]: what becomes of `hostNetwork` pods that are not in
+    /// [`maps::HOST_PODS`].
+    pub host_network: u16,
     /// Zero.
-    pub reserved: [u16; 3],
-    /// The cookie of the node's own network namespace. Sockets in it are the node's or of
-    /// `hostNetwork` pods, and keep the real metadata service.
+    pub reserved: [u16; 2],
+    /// The cookie of the node's own network namespace, by which sockets of `hostNetwork` pods are
+    /// known.
     pub host_netns_cookie: u64,
     /// The id of the cgroup that all pods are in, which the programs are attached to.
     pub pods_cgroup: u64,
 }
+
+/// What becomes of a connect to the metadata service from the node's own network namespace.
+pub mod host_network {
+    /// It goes there.
+    pub const REAL: u16 = 0;
+    /// It is refused.
+    pub const REFUSED: u16 = 1;
+}
+
+/// What becomes of one `hostNetwork` pod's connects to the metadata service.
+pub mod host_pod {
+    /// They go there.
+    pub const REAL: u32 = 1;
+    /// They go to the agent, as other pods' do.
+    pub const AGENT: u32 = 2;
+}
+
+/// `hostNetwork` pods of a node that something else becomes of than of the rest.
+pub const MAX_HOST_PODS: u32 = 1024;
 
 /// What identifies a connection to the agent on the agent's side: its other end.
 #[repr(C)]
@@ -161,7 +194,7 @@ pub enum Verdict {
     ConnectRefused = 1,
     /// A connect was refused because there is no configuration.
     Unconfigured = 2,
-    /// A socket of the node's own namespace was left alone.
+    /// A socket of a `hostNetwork` pod was let through to the metadata service.
     HostNetwork = 3,
     /// A packet to the metadata service was dropped.
     PacketDropped = 4,

@@ -4,7 +4,8 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use kiam_ebpf::{
-    Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, Verdict, count_index,
+    Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, MAX_HOST_PODS, Verdict,
+    count_index,
 };
 
 /// What a hook answers: let it be, as it may have been rewritten.
@@ -30,6 +31,10 @@ pub(crate) static TAKEN: Array<u64, { BUCKETS as usize }, { BPF_F_MMAPABLE as us
 
 #[btf_map]
 static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();
+
+/// Written by the agent only.
+#[btf_map]
+pub(crate) static HOST_PODS: HashMap<u64, u32, { MAX_HOST_PODS as usize }> = HashMap::new();
 
 /// What was decided about a socket when it connected; gone with the socket.
 #[btf_map]

@@ -255,7 +255,7 @@ impl Objects {
                 "uid": pod.uid(),
                 "annotations": annotations("iam.amazonaws.com/role", role),
             },
-            "spec": { "nodeName": pod.node().name(), "serviceAccountName": "default" },
+            "spec": { "nodeName": pod.node().name(), "serviceAccountName": "default", "hostNetwork": pod.is_host_network() },
             "status": { "phase": "Running", "podIPs": ips },
         });
         self.put(&pod_file((namespace, name)), &object)

@@ -9,12 +9,12 @@ use std::sync::Arc;
 pub(super) use iptables::iptables;
 
 use super::Redirected;
-use crate::args::Args;
-use crate::caller::KernelIdentity;
+use crate::args::{Args, HostNetworkFlags};
+use crate::caller::{KernelIdentity, PodUid};
 use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
-    self, Attached, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie,
+    self, Attached, Choices, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie,
 };
 
 /// Why pods' connections cannot be brought here.
@@ -76,6 +76,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         pods: pods.clone(),
         agent,
         host_netns_cookie: own_netns_cookie()?,
+        host_network: args.host_network.host_network_pods,
         bpffs: args.bpffs.clone(),
     })?;
     let Attached { new, taken_over } = programs.attached();
@@ -87,11 +88,26 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         "pods' connections to the metadata service come here, and go nowhere without an agent"
     );
     let programs = Arc::new(programs);
-    let attestor = programs.attestor();
+    let (attestor, host_pods) = (programs.attestor(), programs.host_pods());
+    let HostNetworkFlags {
+        host_network_pods,
+        host_network_exempt,
+        pod_uid,
+    } = &args.host_network;
+    let choices = Choices {
+        mode: *host_network_pods,
+        exempt: host_network_exempt.clone(),
+        own: pod_uid.as_deref().map(PodUid::new),
+    };
     Ok(Redirected {
         identify: Arc::new(KernelIdentity::new(Arc::clone(&attestor), known)),
         guarded: true,
-        upkeep: Box::new(|stop| Box::pin(async move { attestor.keep(stop).await })),
+        upkeep: Box::new(|view, stop| {
+            Box::pin(async move {
+                let told = host_pods.keep(choices, view, stop.clone());
+                tokio::join!(attestor.keep(stop), told);
+            })
+        }),
         metrics: Some(Box::new(KernelMetrics::new(Arc::clone(&programs))?)),
         keep: Box::new(programs),
     })

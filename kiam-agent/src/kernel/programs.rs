@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{Btf, Ebpf, EbpfLoader};
-use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, maps};
+use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, host_network, maps};
 
 use super::attestor::{Attestor, Notes, Taken};
 use super::error::{KernelError, typed};
+use super::host_pods::{HostNetwork, HostPods};
 use super::links::{self, Attached};
 use super::object;
 use super::pins::Pins;
@@ -25,6 +26,8 @@ pub struct Redirect {
     pub agent: SocketAddrV4,
     /// The network namespace of the node: see [`own_netns_cookie`](super::own_netns_cookie).
     pub host_netns_cookie: u64,
+    /// What becomes of `hostNetwork` pods that [`HostPods`] says nothing of.
+    pub host_network: HostNetwork,
     /// A BPF file system, in which the programs outlive the agent.
     pub bpffs: PathBuf,
 }
@@ -34,6 +37,7 @@ pub struct Programs {
     attached: Attached,
     verdicts: PerCpuArray<MapData, u64>,
     attestor: Arc<Attestor>,
+    host_pods: HostPods,
     _object: Ebpf,
 }
 
@@ -61,7 +65,11 @@ impl Programs {
             layout: LAYOUT,
             host_v4: u32::from_ne_bytes(redirect.agent.ip().octets()),
             port: redirect.agent.port().to_be(),
-            reserved: [0; 3],
+            host_network: match redirect.host_network {
+                HostNetwork::Passthrough | HostNetwork::Annotated => host_network::REAL,
+                HostNetwork::Deny => host_network::REFUSED,
+            },
+            reserved: [0; 2],
             host_netns_cookie: redirect.host_netns_cookie,
             pods_cgroup: pods.ino(),
         };
@@ -102,12 +110,15 @@ impl Programs {
             });
         };
         let notes = typed(maps::ATTESTATIONS, Notes::new(notes))?;
+        let host_pods = take(&mut object, maps::HOST_PODS)?;
+        let host_pods = typed(maps::HOST_PODS, HostPods::new(host_pods, pods))?;
         let attached = links::attach(&mut object, pods, &pins)?;
         pins.remove_other_layouts()?;
         Ok(Self {
             attached,
             verdicts,
             attestor: Arc::new(Attestor::new(notes, taken)),
+            host_pods,
             _object: object,
         })
     }
@@ -122,6 +133,12 @@ impl Programs {
     #[must_use]
     pub fn attestor(&self) -> Arc<Attestor> {
         Arc::clone(&self.attestor)
+    }
+
+    /// Who tells the programs of `hostNetwork` pods.
+    #[must_use]
+    pub fn host_pods(&self) -> HostPods {
+        self.host_pods.clone()
     }
 
     /// What the programs have done since they were attached, over all CPUs and hooks.

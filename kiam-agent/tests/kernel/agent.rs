@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use kiam_agent::caller::{Identify as _, KernelIdentity, PodRef, PodUid, Refusal};
 use kiam_agent::kernel::cgroup::{Mount, Pods};
-use kiam_agent::kernel::{Programs, Redirect};
+use kiam_agent::kernel::{HostNetwork, Programs, Redirect};
 use kiam_ebpf::Verdict;
 
 use crate::sandbox::{AGENT, Listener, Node, PATIENCE};
@@ -72,6 +72,7 @@ pub(crate) fn redirect(node: &Node) -> Redirect {
         pods: node.pods_cgroup(),
         agent: AGENT,
         host_netns_cookie: node.netns_cookie(),
+        host_network: HostNetwork::Passthrough,
         bpffs: node.bpffs().to_owned(),
     }
 }

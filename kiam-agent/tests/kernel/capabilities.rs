@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
 use kiam_agent::kernel::cgroup::{Found, Mount, Pods};
-use kiam_agent::kernel::{Programs, Redirect, own_netns_cookie};
+use kiam_agent::kernel::{HostNetwork, Programs, Redirect, own_netns_cookie};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::Test;
@@ -33,6 +33,7 @@ pub(crate) fn child() -> bool {
         pods: pods.clone(),
         agent: AGENT,
         host_netns_cookie: own_netns_cookie().unwrap(),
+        host_network: HostNetwork::Passthrough,
         bpffs: std::env::var_os(BPFFS).unwrap().into(),
     });
     match attached {

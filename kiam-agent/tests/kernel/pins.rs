@@ -195,7 +195,7 @@ fn cleaned_up() {
     drop(Agent::start(&node));
     assert_eq!(
         cleanup(node.bpffs()).unwrap(),
-        Removed { links: 5, maps: 6 }
+        Removed { links: 5, maps: 7 }
     );
     assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
     let client = a.start(&["tcp", METADATA, "80"]);

@@ -171,6 +171,12 @@ impl Pod {
         })
     }
 
+    /// Whether it is in its node's network namespace.
+    #[must_use]
+    pub const fn is_host_network(&self) -> bool {
+        self.ips.is_none()
+    }
+
     /// Its UID.
     #[must_use]
     pub fn uid(&self) -> &str {

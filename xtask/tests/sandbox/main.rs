@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_peer;
 mod commands;
 mod credentials;
+mod host_network;
 mod iptables;
 mod play;
 mod restarts;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         bad_peer::TESTS,
         sdk::TESTS,
         commands::TESTS,
+        host_network::TESTS,
         restarts::TESTS,
     ]
     .concat();

@@ -34,7 +34,7 @@ pub(crate) async fn iptables(
     Ok(Redirected {
         identify: Arc::new(AddressIdentity),
         guarded: true,
-        upkeep: Box::new(move |stop| Box::pin(firewall.keep(stop, remove))),
+        upkeep: Box::new(move |_view, stop| Box::pin(firewall.keep(stop, remove))),
         metrics: Some(Box::new(counted)),
         keep: Box::new(()),
     })
