@@ -6,7 +6,7 @@
 
 mod binaries;
 mod control_plane;
-mod go;
+pub(crate) mod go;
 mod kubelet;
 mod objects;
 

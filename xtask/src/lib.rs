@@ -5,6 +5,7 @@
 //! demo         a node with pods that get their credentials, to look at
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
+//! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! lint         format, clippy, documentation, dependencies
 //!
 //! probe        one request from inside of a pod
@@ -21,6 +22,7 @@
 pub mod build_ebpf;
 pub mod cluster;
 pub mod demo;
+pub mod deploy;
 pub mod doubles;
 pub mod e2e;
 pub mod kiam;

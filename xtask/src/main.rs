@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, e2e, lint, probe, restarts, room, steady, test};
+use xtask::{build_ebpf, demo, deploy, e2e, lint, probe, restarts, room, steady, test};
 
 /// kiam's development commands
 #[derive(Debug, Parser)]
@@ -23,6 +23,10 @@ enum Command {
     Test(test::Args),
     /// Run the whole path against a real etcd and kube-apiserver
     E2e(e2e::Args),
+    /// Check the Helm chart with helm and a real kube-apiserver
+    Chart(deploy::ChartArgs),
+    /// Make deploy/manifests from the chart
+    Manifests(deploy::ManifestsArgs),
     /// Check format, clippy, documentation and dependencies
     Lint(lint::Args),
     /// Make nodes and pods to try something in by hand
@@ -54,6 +58,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        Command::Chart(args) => deploy::chart(&args),
+        Command::Manifests(args) => deploy::manifests(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
         Command::Restarts(args) => restarts::run(&args),

@@ -42,6 +42,10 @@ pub enum Need {
     Moto,
     /// etcd and kube-apiserver.
     Cluster,
+    /// helm.
+    Helm,
+    /// promtool.
+    Promtool,
 }
 
 /// Installs what is missing of these.
@@ -65,6 +69,8 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Aws => AWS.plan(&mut plan)?,
             Need::Moto => MOTO.plan(&mut plan)?,
             Need::Cluster => crate::cluster::plan(&mut plan)?,
+            Need::Helm => crate::deploy::helm::plan(&mut plan),
+            Need::Promtool => promtool(&mut plan),
         }
     }
     let ask = !consent.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
@@ -85,6 +91,15 @@ fn sandbox(plan: &mut Plan) {
         if find_program(program).is_none() {
             plan.package(Package { name, why });
         }
+    }
+}
+
+fn promtool(plan: &mut Plan) {
+    if find_program("promtool").is_none() {
+        plan.package(Package {
+            name: "prometheus",
+            why: "promtool, which checks alerts and the dashboards' queries",
+        });
     }
 }
 

@@ -18,10 +18,10 @@ const TOOLCHAIN: &str = "1.26.8";
 
 /// A Go that can build the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Go(PathBuf);
+pub(crate) struct Go(PathBuf);
 
 impl Go {
-    pub(super) fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.0);
         command
             .env("GOTOOLCHAIN", "local")
@@ -32,11 +32,11 @@ impl Go {
 }
 
 /// Adds what is missing.
-pub(super) fn plan(plan: &mut Plan) {
+pub(crate) fn plan(plan: &mut Plan) {
     if find().is_some() {
         return;
     }
-    let why = "builds etcd and kube-apiserver";
+    let why = "builds etcd, kube-apiserver and helm";
     if find_program("go").is_none() {
         plan.package(Package {
             name: "golang-go",
@@ -63,7 +63,7 @@ pub(super) fn plan(plan: &mut Plan) {
 }
 
 /// The Go in `PATH`, else the fetched one.
-pub(super) fn find() -> Option<Go> {
+pub(crate) fn find() -> Option<Go> {
     let fetched = cache();
     let fetched = fetched.is_complete().then(|| fetched.path().join("bin/go"));
     [find_program("go"), fetched]

@@ -1,6 +1,6 @@
 //! Objects in the API, made as users, controllers and the scheduler make them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::{Context as _, Result};
@@ -9,7 +9,9 @@ use k8s_openapi::api::core::v1::{
     Binding, Container, Namespace, ObjectReference, Pod, PodSpec, ServiceAccount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective,
+};
 use kube::core::{ApiResource, GroupVersionKind, TypeMeta};
 use serde_json::json;
 
@@ -33,6 +35,38 @@ pub struct PodTemplate<'a> {
     pub annotations: &'a [(&'a str, &'a str)],
     /// Whether it is in its node's network namespace.
     pub host_network: bool,
+}
+
+/// One document of a file of manifests.
+struct Manifest {
+    name: String,
+    kind: GroupVersionKind,
+    object: DynamicObject,
+}
+
+impl Manifest {
+    fn all(manifests: &str) -> Result<Vec<Self>> {
+        let documents: Vec<DynamicObject> =
+            serde_saphyr::from_multiple(manifests).context("cannot read the manifests")?;
+        documents.into_iter().map(Self::new).collect()
+    }
+
+    fn new(object: DynamicObject) -> Result<Self> {
+        let types = object.types.clone().context("a manifest has no kind")?;
+        let name = object.metadata.name.clone();
+        let TypeMeta { api_version, kind } = types;
+        let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+        Ok(Self {
+            name: name.context("a manifest has no name")?,
+            kind: GroupVersionKind::gvk(group, version, &kind),
+            object,
+        })
+    }
+
+    /// Whether it is of no kind of Kubernetes' own, whose groups are short names or end in k8s.io.
+    fn is_custom(&self) -> bool {
+        self.kind.group.contains('.') && !self.kind.group.ends_with("k8s.io")
+    }
 }
 
 impl fmt::Debug for Objects {
@@ -197,27 +231,43 @@ impl Objects {
     /// # Errors
     /// When they are malformed or the API refuses.
     pub async fn apply(&self, manifests: &str) -> Result<()> {
-        let documents: Vec<DynamicObject> =
-            serde_saphyr::from_multiple(manifests).context("cannot read the manifests")?;
-        for object in documents {
-            let TypeMeta { api_version, kind } =
-                object.types.clone().context("a manifest has no kind")?;
-            let name = object
-                .metadata
-                .name
-                .clone()
-                .context("a manifest has no name")?;
-            let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-            let kind = GroupVersionKind::gvk(group, version, &kind);
-            let resource = ApiResource::from_gvk(&kind);
-            let api: Api<DynamicObject> = match &object.metadata.namespace {
-                Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &resource),
-                None => Api::all_with(self.0.clone(), &resource),
-            };
-            api.patch(&name, &PatchParams::apply(MANAGER), &Patch::Apply(&object))
-                .await
-                .with_context(|| format!("cannot apply {} {name}", kind.kind))?;
+        for manifest in Manifest::all(manifests)? {
+            self.patch(&manifest, &PatchParams::apply(MANAGER)).await?;
         }
+        Ok(())
+    }
+
+    /// Lets the API check manifests as if they were applied, unknown fields too, and nothing be
+    /// stored. Returns how many were checked, and the kinds that this API does not know.
+    ///
+    /// # Errors
+    /// When they are malformed or the API refuses.
+    pub async fn try_apply(&self, manifests: &str) -> Result<(usize, BTreeSet<String>)> {
+        let mut params = PatchParams::apply(MANAGER).dry_run();
+        params.field_validation = Some(ValidationDirective::Strict);
+        let (mut checked, mut unknown) = (0, BTreeSet::new());
+        for manifest in Manifest::all(manifests)? {
+            match self.patch(&manifest, &params).await {
+                Ok(()) => checked += 1,
+                Err(_) if manifest.is_custom() => {
+                    unknown.insert(manifest.kind.kind);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((checked, unknown))
+    }
+
+    async fn patch(&self, manifest: &Manifest, params: &PatchParams) -> Result<()> {
+        let Manifest { name, kind, object } = manifest;
+        let resource = ApiResource::from_gvk(kind);
+        let api: Api<DynamicObject> = match &object.metadata.namespace {
+            Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &resource),
+            None => Api::all_with(self.0.clone(), &resource),
+        };
+        api.patch(name, params, &Patch::Apply(object))
+            .await
+            .with_context(|| format!("cannot apply {} {name}", kind.kind))?;
         Ok(())
     }
 

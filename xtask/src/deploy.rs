@@ -1,0 +1,70 @@
+//! What is deployed: the chart and what is made from it, checked with the real tools.
+
+mod chart;
+pub(crate) mod helm;
+mod manifests;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::setup::{self, Consent, Need};
+
+/// Flags of `cargo xtask chart`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ChartArgs {
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Flags of `cargo xtask manifests`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ManifestsArgs {
+    #[command(flatten)]
+    consent: Consent,
+
+    /// Only tell whether they are as the chart makes them
+    #[arg(long)]
+    check: bool,
+}
+
+/// Checks the chart: `helm lint`, all value sets rendered and taken by a real kube-apiserver, bad
+/// values refused with what to do, the plain manifests equal to it.
+///
+/// # Errors
+/// When something is wrong with it, or it cannot be checked.
+pub fn chart(args: &ChartArgs) -> Result<()> {
+    let needs = [Need::Sandbox, Need::Cluster, Need::Helm];
+    setup::prepare(&needs, args.consent)?;
+    if let Some(missing) = crate::sandbox::missing() {
+        bail!("the chart is checked by a real kube-apiserver, which needs {missing}");
+    }
+    let rendered = chart::render_all()?;
+    chart::refusals()?;
+    manifests::check()?;
+    chart::dry_run(&rendered)
+}
+
+/// Makes the plain manifests from the chart, or tells whether they are so.
+///
+/// # Errors
+/// When they are not, or cannot be made.
+pub fn manifests(args: &ManifestsArgs) -> Result<()> {
+    setup::prepare(&[Need::Helm], args.consent)?;
+    if args.check {
+        manifests::check()
+    } else {
+        manifests::write()
+    }
+}
+
+/// Compares a file that is made with what would be made now.
+fn is_current(path: &std::path::Path, made: &str, command: &str) -> Result<()> {
+    let there = std::fs::read_to_string(path).unwrap_or_default();
+    let differs = there.lines().zip(made.lines()).position(|(a, b)| a != b);
+    ensure!(
+        there == made,
+        "{} is not as it would be made now (line {}); run {command}",
+        path.display(),
+        differs.unwrap_or_else(|| there.lines().count().min(made.lines().count())) + 1
+    );
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The plain manifests in `deploy/manifests`: the chart's objects with its defaults, for those
+//! who use no helm.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use super::{helm, is_current};
+use crate::build_ebpf::workspace;
+
+/// Certificates are nothing to keep in files: these Secrets are made by whoever applies them.
+const VALUES: &str =
+    "tls.mode=secret,agent.tlsSecret=kiam-agent-tls,server.tlsSecret=kiam-server-tls";
+const COMMAND: &str = "cargo xtask manifests";
+const HEAD: &str = "# Made from deploy/helm/kiam by `cargo xtask manifests`; change it there.\n";
+
+/// The files, and the chart's templates that each is made of.
+const FILES: &[(&str, &[&str])] = &[
+    ("rbac.yaml", &["serviceaccounts", "rbac"]),
+    ("server.yaml", &["server-deployment", "server-service"]),
+    ("agent.yaml", &["agent-daemonset"]),
+];
+
+const KUSTOMIZATION: &str = "kustomization.yaml";
+
+/// Writes them.
+pub(super) fn write() -> Result<()> {
+    for (path, text) in make()? {
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Tells whether they are as the chart makes them.
+pub(super) fn check() -> Result<()> {
+    let made = make()?;
+    made.iter()
+        .try_for_each(|(path, text)| is_current(path, text, COMMAND))
+}
+
+fn make() -> Result<Vec<(PathBuf, String)>> {
+    let rendered = helm::template(&["--set", VALUES])?;
+    let folder = workspace().join("deploy/manifests");
+    let mut files: Vec<_> = FILES
+        .iter()
+        .map(|(name, templates)| (folder.join(name), collect(&rendered, templates)))
+        .collect();
+    files.push((folder.join(KUSTOMIZATION), kustomization()));
+    Ok(files)
+}
+
+/// The documents that come from these templates.
+fn collect(rendered: &str, templates: &[&str]) -> String {
+    let mut text = HEAD.to_owned();
+    for document in rendered.split("---\n").filter(|text| !text.is_empty()) {
+        let Some((source, document)) = document.split_once('\n') else {
+            continue;
+        };
+        let from = |name: &&str| source.ends_with(&format!("/templates/{name}.yaml"));
+        if templates.iter().any(from) {
+            // It is not helm that manages these.
+            let lines = document
+                .lines()
+                .filter(|line| !line.contains("app.kubernetes.io/managed-by"));
+            text.push_str("---\n");
+            lines.for_each(|line| {
+                text.push_str(line.trim_end());
+                text.push('\n');
+            });
+        }
+    }
+    text
+}
+
+fn kustomization() -> String {
+    let mut text = format!(
+        "{HEAD}apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: kube-system\nresources:\n"
+    );
+    for (name, _) in FILES {
+        text.push_str(&format!("  - {name}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_go_to_the_file_of_their_template() {
+        let rendered = "---\n# Source: kiam/templates/rbac.yaml\nkind: A\n\
+            ---\n# Source: kiam/templates/server-service.yaml\nkind: B\n  app.kubernetes.io/managed-by: Helm\n\
+            ---\n# Source: kiam/templates/rbac.yaml\nkind: C\n";
+        assert_eq!(
+            collect(rendered, &["rbac"]),
+            format!("{HEAD}---\nkind: A\n---\nkind: C\n")
+        );
+        assert_eq!(
+            collect(rendered, &["server-service"]),
+            format!("{HEAD}---\nkind: B\n")
+        );
+    }
+}
