@@ -82,8 +82,8 @@ pub struct Redirected {
     pub guarded: bool,
     /// What is to be done for that while the agent runs, until it is told to stop.
     pub upkeep: Upkeep,
-    /// What that counts, if it does.
-    pub metrics: Option<Box<dyn Collector>>,
+    /// What that counts.
+    pub metrics: Vec<Box<dyn Collector>>,
     /// What must live as long as the agent does.
     pub keep: Box<dyn Any + Send>,
 }
@@ -125,9 +125,13 @@ impl fmt::Debug for Bound {
 /// When something that it cannot be without is not there. A server that cannot be reached is not
 /// among these.
 pub async fn build(args: &Args) -> Result<Bound, StartError> {
-    build_with(args, async |address| match args.redirect {
-        Redirect::Ebpf => Ok(redirect::ebpf(args, address)?),
-        Redirect::Iptables => Ok(redirect::iptables(args, address).await?),
+    build_with(args, async |address| {
+        redirect::fits(args)?;
+        let redirected = match args.redirect {
+            Redirect::Ebpf => redirect::ebpf(args, address)?,
+            Redirect::Iptables => redirect::iptables(args, address).await?,
+        };
+        Ok(redirect::with_route_guard(args, redirected)?)
     })
     .await
 }
@@ -173,7 +177,7 @@ pub async fn build_with(
         metrics,
         keep,
     } = redirect(address).await?;
-    if let Some(metrics) = metrics {
+    for metrics in metrics {
         registry.register(metrics)?;
     }
     let (projection, view) = Projection::new();

@@ -1,5 +1,6 @@
 //! The agent's flags: read, checked, and named as kiam named them where kiam had them.
 
+mod guard;
 mod iptables;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use rustls::pki_types::ServerName;
 
+pub use guard::{Guard, GuardError};
 pub use iptables::IptablesFlags;
 
 use crate::kernel::{self, Exemption, HostNetwork};
@@ -142,6 +144,12 @@ pub struct Args {
     /// How pods' connections to the metadata service are brought here
     #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "HOW")]
     pub redirect: Redirect,
+
+    /// What keeps pods from the metadata service by other ways than the redirected one: egress, a
+    /// kernel program on what their sockets send; route, rules on what the node forwards; both, as
+    /// in egress,route; or off. All that --redirect can, if not given
+    #[arg(long, value_name = "GUARDS")]
+    pub guard: Option<Guard>,
 
     /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
     #[arg(long, value_name = "FOLDER")]
@@ -283,6 +291,12 @@ impl Args {
     pub const fn listen(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.port)
     }
+
+    /// What guards the node.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        self.guard.unwrap_or(Guard::all(self.redirect))
+    }
 }
 
 impl ServerAddress {
@@ -404,6 +418,7 @@ mod tests {
         assert_eq!(args.listen(), "10.0.0.1:8181".parse().unwrap());
         assert_eq!(args.pod_wait, Duration::from_millis(800));
         assert_eq!(args.redirect, Redirect::Ebpf);
+        assert_eq!(args.guard().to_string(), "egress,route");
         assert_eq!(args.server.server_address.to_string(), "localhost:9610");
         assert_eq!(args.imds_v2, ImdsV2::Optional);
         assert_eq!(args.server.token_file, None);
@@ -424,6 +439,7 @@ mod tests {
             (["--pod-wait", "1m"], "longer than 10s"),
             (["--port", "70000"], "70000"),
             (["--redirect", "magic"], "possible values: ebpf, iptables"),
+            (["--guard", "on"], "is no guard; expected off"),
             (["--redirect", "iptables"], "--host-interface <INTERFACE>"),
             (["--host-interface", "eth0 -j DROP"], "names no network"),
         ] {

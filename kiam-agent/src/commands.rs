@@ -13,6 +13,7 @@ use crate::args::{CleanupArgs, DoctorArgs};
 use crate::doctor::{self, State};
 use crate::iptables::{self, IptablesError};
 use crate::kernel::{self, Removed};
+use crate::route_guard;
 
 /// Removes what agents leave in the kernel: all of it that can be removed. The exit code is 1 if
 /// something could not.
@@ -39,8 +40,15 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         )),
         Err(error) => Err(error.to_string()),
     };
+    let routing = match route_guard::cleanup() {
+        Ok(0) => Ok("nothing of kiam's is in the routing".to_owned()),
+        Ok(removed) => Ok(format!(
+            "removed {removed} of kiam's routing rules and routes"
+        )),
+        Err(error) => Err(error.to_string()),
+    };
     let mut code = ExitCode::SUCCESS;
-    for outcome in [pins, rules] {
+    for outcome in [pins, rules, routing] {
         match outcome {
             Ok(done) => println!("{done}"),
             Err(error) => {

@@ -6,11 +6,9 @@
 //! plan        the rules, and what brings a table to them
 //! variant     legacy or nftables: the one that the node's own programs use
 //! tool        runs iptables, without a shell
-//! changes     the kernel's word that rules have changed
 //! firewall    the rules put there, looked after, removed
 //! ```
 
-mod changes;
 mod error;
 mod firewall;
 mod interface;

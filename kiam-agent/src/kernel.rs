@@ -13,8 +13,7 @@
 //! sys         the kernel's calls that aya has not
 //! ```
 //!
-//! `unsafe` is here, where the kernel's ABI asks for it, and but once elsewhere in the agent: where
-//! it hears of changed firewall rules.
+//! `unsafe` is here, where the kernel's ABI asks for it, and nowhere else in the agent.
 
 mod attestor;
 pub mod cgroup;

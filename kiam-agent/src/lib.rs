@@ -14,5 +14,7 @@ pub mod doctor;
 pub mod iptables;
 pub mod kernel;
 pub mod metadata;
+mod netlink;
+pub mod route_guard;
 pub mod stream;
 pub mod view;

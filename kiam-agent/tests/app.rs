@@ -30,7 +30,7 @@ async fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
         identify: Arc::new(OnePod),
         guarded: true,
         upkeep: Box::new(|_view, stop| Box::pin(stop.cancelled_owned())),
-        metrics: None,
+        metrics: Vec::new(),
         keep: Box::new(()),
     })
 }

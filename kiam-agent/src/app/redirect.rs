@@ -1,21 +1,24 @@
 //! Brings pods' connections to the agent, and learns from the kernel whose they are.
 
+mod guard;
 mod iptables;
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(super) use guard::{fits, with_route_guard};
 pub(super) use iptables::iptables;
 
 use super::Redirected;
-use crate::args::{Args, HostNetworkFlags};
+use crate::args::{Args, Guard, HostNetworkFlags};
 use crate::caller::{KernelIdentity, PodUid};
 use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
     self, Attached, Choices, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie,
 };
+use crate::route_guard::RouteGuardError;
 
 /// Why pods' connections cannot be brought here.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,19 @@ pub enum RedirectError {
     /// The node's firewall does not do its part.
     #[error(transparent)]
     Iptables(#[from] IptablesError),
+    /// The node's routing does not do its part.
+    #[error(transparent)]
+    RouteGuard(#[from] RouteGuardError),
+    /// A guard and a way of redirecting that do not go together.
+    #[error("--guard={guard} does not go with --redirect={redirect}: {why}")]
+    Guard {
+        /// `--guard`
+        guard: Guard,
+        /// `--redirect`
+        redirect: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
     /// What it counts is no metric.
     #[error("cannot count what the redirection does: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -62,6 +78,7 @@ impl RedirectError {
             Self::Host { .. }
                 | Self::Cgroup(_)
                 | Self::NoInterface
+                | Self::Guard { .. }
                 | Self::Iptables(IptablesError::NoProgram)
         )
     }
@@ -108,7 +125,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
                 tokio::join!(attestor.keep(stop), told);
             })
         }),
-        metrics: Some(Box::new(KernelMetrics::new(Arc::clone(&programs))?)),
+        metrics: vec![Box::new(KernelMetrics::new(Arc::clone(&programs))?)],
         keep: Box::new(programs),
     })
 }

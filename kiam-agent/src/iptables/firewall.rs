@@ -1,16 +1,15 @@
 //! The node's firewall: our rules put there, looked after, and removed.
 
-use std::path::Path;
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, Opts};
 use tokio_util::sync::CancellationToken;
 
-use super::changes::Changes;
 use super::error::IptablesError;
 use super::plan::{self, Family, Rules, Table};
 use super::tool::{Tool, Variant};
 use super::variant::{Variants, table_of};
+use crate::netlink::{Changes, News, has_ipv6};
 
 /// Rules are looked at this often where nothing tells of changes: the older variant does not.
 const LOOK: Duration = Duration::from_secs(10);
@@ -85,7 +84,7 @@ impl Firewall {
             sweep(other).await?;
         }
         // Before the first look: nothing that changes after it is missed.
-        let changes = Changes::watch();
+        let changes = Changes::watch(News::Firewall);
         let mut firewall = Self {
             rules,
             variant: variants.own,
@@ -266,8 +265,7 @@ async fn sweep(variant: Variant) -> Result<usize, IptablesError> {
 
 /// IPv6, unless the kernel does without.
 fn families() -> impl Iterator<Item = Family> {
-    let v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
-    [Some(Family::V4), v6.then_some(Family::V6)]
+    [Some(Family::V4), has_ipv6().then_some(Family::V6)]
         .into_iter()
         .flatten()
 }

@@ -11,6 +11,7 @@ mod guard;
 mod iptables;
 mod pins;
 mod redirect;
+mod route_guard;
 mod sandbox;
 
 use libtest_mimic::{Arguments, Trial};
@@ -35,6 +36,7 @@ fn main() -> std::process::ExitCode {
         attest::TESTS,
         pins::TESTS,
         iptables::TESTS,
+        route_guard::TESTS,
         capabilities::TESTS,
     ]
     .concat()

@@ -123,7 +123,7 @@ impl Node {
         format!("{}-node", self.name)
     }
 
-    fn ip(&self, command: &str) {
+    pub(crate) fn ip(&self, command: &str) {
         ip(&format!("-n {} {command}", self.netns()));
     }
 
@@ -188,14 +188,28 @@ impl Node {
 
     /// Does something in the node's network namespace.
     pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
-        let netns = fs::File::open(format!("/run/netns/{}", self.netns())).unwrap();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
-                what()
-            });
-            thread.join().unwrap()
-        })
+        run_in(&self.netns(), what)
+    }
+
+    /// Moves the metadata service out of the node, to where the node sends packets for it as it
+    /// does to any other: a network namespace, whose name this is.
+    pub(crate) fn move_metadata_away(&mut self) -> String {
+        let service = self.pod("the-metadata-service");
+        self.run(|| {
+            for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                fs::write(format!("/proc/sys/net/{setting}"), "1").unwrap();
+            }
+        });
+        let last = service.address.octets()[3];
+        for (family, address, via) in [
+            ("-4", "169.254.169.254/32", service.address.to_string()),
+            ("-6", "fd00:ec2::254/128", format!("fd99::{last:x}")),
+        ] {
+            self.ip(&format!("addr del {address} dev lo"));
+            self.ip(&format!("{family} route add {address} via {via}"));
+            service.ip(&format!("addr add {address} dev lo"));
+        }
+        service.netns
     }
 
     pub(crate) fn netns_cookie(&self) -> u64 {
@@ -247,6 +261,18 @@ impl Drop for Node {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Does something in a network namespace.
+pub(crate) fn run_in<T: Send>(netns: &str, what: impl FnOnce() -> T + Send) -> T {
+    let netns = fs::File::open(format!("/run/netns/{netns}")).unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            what()
+        });
+        thread.join().unwrap()
+    })
 }
 
 /// Removes what test processes have left that were killed.

@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_peer;
 mod commands;
 mod credentials;
+mod guards;
 mod host_network;
 mod iptables;
 mod play;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
     let tests = [
         rooms::TESTS,
         credentials::TESTS,
+        guards::TESTS,
         iptables::TESTS,
         bad_input::TESTS,
         bad_peer::TESTS,

@@ -35,7 +35,7 @@ pub(crate) async fn iptables(
         identify: Arc::new(AddressIdentity),
         guarded: true,
         upkeep: Box::new(move |_view, stop| Box::pin(firewall.keep(stop, remove))),
-        metrics: Some(Box::new(counted)),
+        metrics: vec![Box::new(counted)],
         keep: Box::new(()),
     })
 }

@@ -1,0 +1,63 @@
+//! Adds the guards that are not the redirection's own.
+
+use super::{RedirectError, Redirected};
+use crate::args::{Args, Redirect};
+use crate::route_guard::{self, RouteGuard, RouteGuardMetrics};
+
+/// That the guards that are asked for go with the redirection.
+pub(crate) fn fits(args: &Args) -> Result<(), RedirectError> {
+    let guard = args.guard();
+    let (redirect, why) = match (args.redirect, guard.egress) {
+        (Redirect::Ebpf, true) | (Redirect::Iptables, false) => return Ok(()),
+        (Redirect::Ebpf, false) => (
+            "ebpf",
+            "the kernel program that guards egress also tells who is calling; add egress",
+        ),
+        (Redirect::Iptables, true) => (
+            "iptables",
+            "egress is guarded by a kernel program, which this does without; take route, or off",
+        ),
+    };
+    Err(RedirectError::Guard {
+        guard,
+        redirect,
+        why,
+    })
+}
+
+/// Puts the route guard there if it is wanted, and away what an earlier agent left if it is not.
+pub(crate) fn with_route_guard(
+    args: &Args,
+    redirected: Redirected,
+) -> Result<Redirected, RedirectError> {
+    let guard = args.guard();
+    if !guard.route {
+        let removed = route_guard::cleanup()?;
+        if removed > 0 {
+            tracing::warn!(%guard, "the route guard of an earlier agent is removed");
+        }
+        return Ok(redirected);
+    }
+    let metrics = RouteGuardMetrics::new()?;
+    let counted = metrics.collector();
+    let route_guard = RouteGuard::install(metrics)?;
+    tracing::info!("nothing that the node forwards goes to the metadata service");
+    // Whoever has the firewall's rules removed wants the pods at the node's own service.
+    let remove = args.redirect == Redirect::Iptables && args.iptables.iptables_remove;
+    let Redirected {
+        upkeep,
+        mut metrics,
+        ..
+    } = redirected;
+    metrics.push(Box::new(counted));
+    Ok(Redirected {
+        upkeep: Box::new(move |view, stop| {
+            let guarding = route_guard.keep(stop.clone(), remove);
+            Box::pin(async move {
+                tokio::join!(upkeep(view, stop), guarding);
+            })
+        }),
+        metrics,
+        ..redirected
+    })
+}
