@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use kiam_agent::app::{self, StartError};
 use kiam_agent::args::{Args, Cli, Command};
 use kiam_agent::commands;
-use kiam_common::telemetry;
+use kiam_common::{limits, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Bad configuration, as sysexits.h calls it.
@@ -56,6 +56,7 @@ fn serve(args: &Args) -> ExitCode {
 async fn run(args: &Args) -> anyhow::Result<()> {
     // One provider for all of the process; it fails only if there is one already.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    tracing::debug!(files = limits::raise_open_files(), "may be open at once");
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,

@@ -6,6 +6,7 @@
 //! - [`tls`]: mutual TLS whose certificates are replaced while it runs
 //! - [`telemetry`], [`admin`], [`readiness`]: logs, metrics, health
 //! - [`listen`]: a port that is handed from one process to the next
+//! - [`limits`]: what the kernel lets a process have
 //! - [`flags`], [`duration`]: command-line flags that both programs have
 //! - [`tasks`], [`backoff`], [`watch`]: supervised background work, waiting between tries, and
 //!   for files to change
@@ -18,6 +19,7 @@ pub mod backoff;
 pub mod credentials;
 pub mod duration;
 pub mod flags;
+pub mod limits;
 pub mod listen;
 pub mod readiness;
 pub mod role;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use kiam_common::telemetry;
+use kiam_common::{limits, telemetry};
 use kiam_server::app;
 use kiam_server::args::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     }
     // One provider is compiled in; a second call would be the only error.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tracing::debug!(files = limits::raise_open_files(), "may be open at once");
     match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -40,17 +40,23 @@ impl Programs {
     /// # Errors
     /// When something does not compile.
     pub fn build() -> Result<Self> {
+        Self::built(&[])
+    }
+
+    /// As [`Self::build`], optimised.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_release() -> Result<Self> {
+        Self::built(&["--release"])
+    }
+
+    fn built(flags: &[&str]) -> Result<Self> {
         build_ebpf::run(&build_ebpf::Args::default())?;
         let mut command = cargo();
-        command.args([
-            "build",
-            "--quiet",
-            "--locked",
-            "-p",
-            "kiam-agent",
-            "-p",
-            "kiam-server",
-        ]);
+        command.args(["build", "--quiet", "--locked"]);
+        command.args(["-p", "kiam-agent", "-p", "kiam-server"]);
+        command.args(flags);
         // Where the executables are, cargo says itself.
         command.arg("--message-format=json-render-diagnostics");
         let messages = exec(&mut command)?;
@@ -90,6 +96,12 @@ impl Programs {
     #[must_use]
     pub fn agent(&self) -> &Path {
         &self.agent
+    }
+
+    /// The server.
+    #[must_use]
+    pub fn server(&self) -> &Path {
+        &self.server
     }
 
     /// The folder that they are in.

@@ -27,6 +27,7 @@ pub mod doubles;
 pub mod e2e;
 pub mod kiam;
 pub mod lint;
+pub mod load;
 pub mod pki;
 pub mod probe;
 pub mod restarts;

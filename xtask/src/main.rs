@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, deploy, e2e, lint, probe, restarts, room, steady, test};
+use xtask::{build_ebpf, demo, deploy, e2e, lint, load, probe, restarts, room, steady, test};
 
 /// kiam's development commands
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Lint(lint::Args),
     /// Make nodes and pods to try something in by hand
     Sandbox(room::Args),
+    /// Load a server with a large cluster's pods and agents, and measure it
+    Load(load::Args),
     /// Upgrade and kill an agent again and again while its pod asks all the time
     Restarts(restarts::Args),
     /// Send requests at a steady rate; run by the others in pods
@@ -62,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Manifests(args) => deploy::manifests(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Restarts(args) => restarts::run(&args),
         Command::Steady(args) => steady::run(&args),
         Command::Probe(args) => probe::run(&args),

@@ -11,6 +11,7 @@ mod credentials;
 mod guards;
 mod host_network;
 mod iptables;
+mod load;
 mod play;
 mod restarts;
 mod rooms;
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
         bad_peer::TESTS,
         sdk::TESTS,
         commands::TESTS,
+        load::TESTS,
         host_network::TESTS,
         restarts::TESTS,
     ]
