@@ -90,6 +90,22 @@ impl RoleArn {
         &self.0
     }
 
+    /// Whether a client's spelling of a role means this one: its name, its path and name or the end
+    /// of that, or its full ARN.
+    #[must_use]
+    pub fn is_spelled(&self, spelling: &str) -> bool {
+        if spelling == &*self.0 {
+            return true;
+        }
+        let Some((_, path)) = self.0.split_once(":role/") else {
+            return false;
+        };
+        match path.strip_suffix(spelling) {
+            Some(before) => !spelling.is_empty() && (before.is_empty() || before.ends_with('/')),
+            None => false,
+        }
+    }
+
     /// The role's name without its path: what the metadata service lists.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kiam_common::admin::Admin;
 use kiam_common::api;
+use kiam_common::api::legacy::kiam_service_server::KiamServiceServer;
 use kiam_common::api::node::v1::node_service_server::NodeServiceServer;
 use kiam_common::duration;
 use kiam_common::readiness::Readiness;
@@ -25,6 +26,7 @@ use crate::clock::SystemClock;
 use crate::cluster::Cluster;
 use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics};
 use crate::instance::InstanceError;
+use crate::legacy::{Holds, LegacyService};
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::report::AuditError;
@@ -217,6 +219,16 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         LIMITS,
         StoreMetrics::new(&registry)?,
     ));
+    let legacy = nodes.legacy_agents.then(|| {
+        tracing::warn!(
+            "--legacy-agents: agents of kiam v4 prove no node, and get the credentials of any pod \
+             whose address they name; take the flag away when the last of them is gone"
+        );
+        let holds = Holds::new(Arc::clone(&store), roles.session_duration);
+        let clock = Arc::new(SystemClock);
+        let service = LegacyService::new(Arc::clone(&cluster), Arc::clone(&settings), holds, clock);
+        KiamServiceServer::new(service)
+    });
     let service = Service::new(
         Arc::clone(&cluster),
         store,
@@ -245,6 +257,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .add_service(NodeServiceServer::new(service))
+            .add_optional_service(legacy)
             .add_service(health_service)
             .add_service(reflection)
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());

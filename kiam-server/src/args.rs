@@ -85,6 +85,11 @@ pub struct NodeFlags {
     #[arg(long, value_enum, default_value_t = NodeAuthorization::Token)]
     pub node_authorization: NodeAuthorization,
 
+    /// Serve agents of kiam v3 and v4 too, while a cluster is migrated. They prove no node: any
+    /// certificate of --ca is good for any pod's credentials
+    #[arg(long)]
+    pub legacy_agents: bool,
+
     /// The audience that agents' tokens must be meant for
     #[arg(long, default_value = "kiam-server", value_name = "NAME")]
     pub token_audience: String,

@@ -4,12 +4,14 @@
 //! A source (the Kubernetes API, or files) writes; the node streams read their node's part and
 //! are woken when it may look different. The module knows neither kube nor tonic.
 
+mod addresses;
 mod index;
 pub mod object;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::{Notify, watch};
@@ -84,6 +86,18 @@ impl Cluster {
     #[must_use]
     pub fn node(&self, node: &str) -> Vec<Member> {
         self.read().node(node)
+    }
+
+    /// Has pods found by their address from now on, at the cost of memory.
+    pub fn keep_addresses(&self) {
+        self.write().keep_addresses();
+    }
+
+    /// The pod that has an address, and what decides about it. Of several that claim it, the newest;
+    /// never one that is in its node's network.
+    #[must_use]
+    pub fn at(&self, address: IpAddr) -> Option<Member> {
+        self.read().at(address)
     }
 
     /// A pod by its UID.

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod credentials;
 pub mod identity;
 pub mod instance;
+pub mod legacy;
 pub mod node;
 pub mod policy;
 pub mod report;

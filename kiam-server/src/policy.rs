@@ -66,26 +66,30 @@ pub enum Outcome {
     },
 }
 
+/// The role that is named for a pod, as it is spelled, and whether the pod itself names it, and
+/// not its service account.
+#[must_use]
+pub fn annotated(member: &Member) -> Option<(&str, bool)> {
+    let of_pod = member.pod.annotations.as_deref();
+    let of_pod = of_pod.and_then(|annotations| annotations.role.as_deref());
+    let of_account = || member.service_account.as_ref()?.role.as_deref();
+    match of_pod {
+        Some(role) => Some((role, true)),
+        None => of_account().map(|role| (role, false)),
+    }
+}
+
 /// Decides about one pod.
 #[must_use]
 pub fn decide(member: &Member, settings: &Settings) -> Outcome {
-    let Member {
-        pod,
-        namespace,
-        service_account,
-    } = member;
-    let annotations = pod.annotations.as_deref();
-    let of_pod = annotations.and_then(|annotations| annotations.role.as_deref());
-    let of_account = service_account
-        .as_ref()
-        .and_then(|account| account.role.as_deref());
-    let (spelling, holder) = match (of_pod, of_account) {
-        (Some(role), _) => (role, format!("pod {}/{}", pod.namespace, pod.name)),
-        (None, Some(role)) => (
-            role,
-            format!("service account {}/{}", pod.namespace, pod.service_account),
-        ),
-        (None, None) => return Outcome::NoRole,
+    let Member { pod, namespace, .. } = member;
+    let Some((spelling, of_pod)) = annotated(member) else {
+        return Outcome::NoRole;
+    };
+    let holder = if of_pod {
+        format!("pod {}/{}", pod.namespace, pod.name)
+    } else {
+        format!("service account {}/{}", pod.namespace, pod.service_account)
     };
     let forbidden = |reason| Outcome::Forbidden {
         role: quotable(spelling),

@@ -28,6 +28,7 @@ pub(crate) fn pod(uid: &str, namespace: &str, name: &str, node: &str) -> Pod {
         addresses: Box::default(),
         host_network: false,
         static_hash: None,
+        created: 0,
         annotations: None,
     }
 }

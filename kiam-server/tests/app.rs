@@ -370,3 +370,44 @@ async fn the_audit_log_tells_what_was_granted_to_the_last_line() {
     assert_eq!(lines[1]["action"], "refusal");
     assert_eq!(lines[1]["role"], "writer");
 }
+
+/// kiam v4's messages, written down from its own description and not from this repository's.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodRoleRequest {
+    #[prost(string, tag = "1")]
+    ip: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodRole {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+async fn legacy_role(channel: Channel, ip: &str) -> Result<String, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/kiam.KiamService/GetPodRole");
+    let codec = tonic_prost::ProstCodec::<PodRoleRequest, PodRole>::default();
+    let request = PodRoleRequest { ip: ip.to_owned() };
+    let answer = grpc.unary(tonic::Request::new(request), path, codec).await;
+    answer.map(|role| role.into_inner().name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_of_kiam_v4_are_served_only_where_that_is_asked_for() {
+    let with_address = pod(1, "reader").replace("\n---", "\nstatus: {podIP: 10.0.0.1}\n---");
+    let objects = namespace(".*") + &with_address;
+    let stage = Stage::new(&objects).await;
+    let refused = legacy_role(stage.channel("node-1").await, "10.0.0.1").await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
+    let stage = Stage::with(&objects, &["--legacy-agents"]).await;
+    let role = legacy_role(stage.channel("node-1").await, "10.0.0.1").await;
+    assert_eq!(role.unwrap(), "reader");
+    let unknown = legacy_role(stage.channel("node-1").await, "10.0.0.2").await;
+    let unknown = unknown.unwrap_err();
+    assert_eq!(
+        (unknown.code(), unknown.message()),
+        (Code::Unknown, "pod not found")
+    );
+}

@@ -87,17 +87,7 @@ impl Grant {
     /// end of that, or its full ARN.
     #[must_use]
     pub fn is(&self, spelling: &str) -> bool {
-        let arn = self.role.as_str();
-        if spelling == arn {
-            return true;
-        }
-        let Some((_, path)) = arn.split_once(":role/") else {
-            return false;
-        };
-        match path.strip_suffix(spelling) {
-            Some(before) => !spelling.is_empty() && (before.is_empty() || before.ends_with('/')),
-            None => false,
-        }
+        self.role.is_spelled(spelling)
     }
 }
 

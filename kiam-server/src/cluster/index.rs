@@ -1,9 +1,11 @@
 //! The maps behind [`Cluster`](super::Cluster), and who is woken when they change.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Signal;
+use super::addresses::Addresses;
 use super::object::{Kind, Namespace, ObjectKey, Pod, ServiceAccount};
 
 /// A pod of a node, and what decides about it.
@@ -24,6 +26,8 @@ pub(super) struct Index {
     /// By namespace, then name.
     service_accounts: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceAccount>>>,
     nodes: HashMap<Arc<str>, Node>,
+    /// Kept only where somebody asks by address.
+    addresses: Option<Addresses>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +61,12 @@ impl Index {
             }
         }
         let pod = Arc::new(pod);
+        if let Some(addresses) = &mut self.addresses {
+            if let Some(known) = self.pods.get(&pod.uid) {
+                addresses.remove(known);
+            }
+            addresses.insert(&pod);
+        }
         if let Some(name) = &pod.node {
             let node = self.nodes.entry(Arc::clone(name)).or_default();
             node.pods.insert(pod.uid.clone(), Arc::clone(&pod));
@@ -148,7 +158,11 @@ impl Index {
         let Some(node) = self.nodes.get(node) else {
             return Vec::new();
         };
-        let member = |pod: &Arc<Pod>| Member {
+        node.pods.values().map(|pod| self.member(pod)).collect()
+    }
+
+    fn member(&self, pod: &Arc<Pod>) -> Member {
+        Member {
             pod: Arc::clone(pod),
             namespace: self.namespaces.get(&pod.namespace).cloned(),
             service_account: self
@@ -156,8 +170,21 @@ impl Index {
                 .get(&pod.namespace)
                 .and_then(|accounts| accounts.get(&pod.service_account))
                 .cloned(),
-        };
-        node.pods.values().map(member).collect()
+        }
+    }
+
+    /// From now on [`Self::at`] finds pods.
+    pub(super) fn keep_addresses(&mut self) {
+        let mut addresses = Addresses::default();
+        for pod in self.pods.values() {
+            addresses.insert(pod);
+        }
+        self.addresses = Some(addresses);
+    }
+
+    pub(super) fn at(&self, address: IpAddr) -> Option<Member> {
+        let pod = self.addresses.as_ref()?.get(address)?;
+        Some(self.member(pod))
     }
 
     pub(super) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -192,6 +219,9 @@ impl Index {
         let Some(pod) = self.pods.remove(uid) else {
             return;
         };
+        if let Some(addresses) = &mut self.addresses {
+            addresses.remove(&pod);
+        }
         let Some(name) = &pod.node else { return };
         if let Some(node) = self.nodes.get_mut(name) {
             node.pods.remove(uid);

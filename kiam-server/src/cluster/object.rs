@@ -77,6 +77,8 @@ pub struct Pod {
     pub namespace: Arc<str>,
     /// `metadata.name`.
     pub name: Box<str>,
+    /// `metadata.creationTimestamp`, in seconds since 1970; zero where there is none.
+    pub created: i64,
     /// `spec.nodeName`; none until the pod is bound.
     pub node: Option<Arc<str>>,
     /// `spec.serviceAccountName`.

@@ -106,3 +106,37 @@ fn a_listing_leaves_what_it_names_and_makes_its_kind_known() {
         ]
     );
 }
+
+#[test]
+fn an_address_is_the_newest_pod_s_that_is_not_the_node_s() {
+    let at = |cluster: &Cluster, address: &str| {
+        let member = cluster.at(address.parse().unwrap());
+        member.map(|member| member.pod.uid.to_string())
+    };
+    let having = |uid: &str, created, addresses: &[&str]| {
+        let mut pod = pod(uid, "web", uid, "node-1");
+        pod.created = created;
+        pod.addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        pod
+    };
+    let cluster = Cluster::new();
+    cluster.apply(having("old", 1, &["10.0.0.1", "fd00::1"]).into());
+    assert_eq!(at(&cluster, "10.0.0.1"), None, "nobody has asked yet");
+    cluster.keep_addresses();
+    assert_eq!(at(&cluster, "10.0.0.1").as_deref(), Some("old"));
+    assert_eq!(at(&cluster, "::ffff:10.0.0.1").as_deref(), Some("old"));
+    // Whichever is told last, the newest has it.
+    cluster.apply(having("new", 2, &["10.0.0.1"]).into());
+    cluster.apply(having("old", 1, &["10.0.0.1", "fd00::2"]).into());
+    assert_eq!(at(&cluster, "10.0.0.1").as_deref(), Some("new"));
+    assert_eq!(at(&cluster, "fd00::1"), None);
+    assert_eq!(at(&cluster, "fd00::2").as_deref(), Some("old"));
+    let mut host = having("host", 3, &["10.0.0.1"]);
+    host.host_network = true;
+    cluster.apply(host.into());
+    assert_eq!(at(&cluster, "10.0.0.1").as_deref(), Some("new"));
+    cluster.delete(&ObjectKey::Pod("new".into()));
+    assert_eq!(at(&cluster, "10.0.0.1").as_deref(), Some("old"));
+    cluster.delete(&ObjectKey::Pod("old".into()));
+    assert_eq!(at(&cluster, "10.0.0.1"), None);
+}

@@ -104,6 +104,10 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
         uid,
         namespace: required(metadata.namespace.as_deref(), "metadata.namespace")?.into(),
         name: required(metadata.name.as_deref(), "metadata.name")?.into(),
+        created: metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |created| created.0.as_second()),
         node: spec
             .node_name
             .as_deref()
