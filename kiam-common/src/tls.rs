@@ -7,6 +7,7 @@
 //! reload     the configuration made of them, swapped when they change; a bad new one never is
 //! accept     the server's end: connections whose handshake is done
 //! connect    the agent's end: a gRPC channel to one server
+//! keepalive  how both find that the other is gone
 //! peer       the other end of a connection, and the names in its certificate
 //! explain    what a failed handshake means, for people
 //! ```
@@ -14,6 +15,7 @@
 mod accept;
 mod connect;
 mod explain;
+mod keepalive;
 mod material;
 mod peer;
 mod reload;

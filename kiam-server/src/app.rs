@@ -254,8 +254,6 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     tasks.spawn("accept", acceptor.run(tasks.stop()));
     tasks.spawn("grpc", async move {
         let server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .add_service(NodeServiceServer::new(service))
             .add_optional_service(legacy)
             .add_service(health_service)

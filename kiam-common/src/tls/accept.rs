@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::explain::explain;
+use super::keepalive;
 use super::peer::Connection;
 use super::reload::ServerTls;
 
@@ -85,8 +86,10 @@ async fn handshake(
     stream: TcpStream,
     peer: SocketAddr,
 ) -> Option<Connection> {
-    // Small messages, pushed at once.
-    drop(stream.set_nodelay(true));
+    if let Err(error) = keepalive::prepare(&stream) {
+        tracing::debug!(%peer, %error, "the connection is gone already");
+        return None;
+    }
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => Some(Connection::new(stream, peer)),
         Ok(Err(error)) => {

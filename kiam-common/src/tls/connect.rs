@@ -14,16 +14,16 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use super::explain::explain;
+use super::keepalive;
 use super::reload::ClientTls;
 
 /// TCP connect and TLS handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server may take to begin, before this side does.
 const FIRST_WORD: Duration = Duration::from_secs(1);
-/// A connection on which nothing comes back for an interval and a timeout is dead: the agent
-/// moves to another server. kiam's default interval.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// That the other end's kernel answers does not mean that the server does: it is asked itself, seldom.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no connection to a server.
 #[derive(Debug, thiserror::Error)]
@@ -54,15 +54,15 @@ pub async fn connect(
         let (connector, name) = (connector.clone(), server_name.clone());
         async move {
             let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            keepalive::prepare(&stream)?;
             let mut stream = connector.connect(name, stream).await?;
             first_word(&mut stream).await?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
     let endpoint = Endpoint::from_static("http://kiam-server")
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true);
     let channel = endpoint.connect_with_connector(dial);
     let failed = |reason| ConnectError {

@@ -31,7 +31,7 @@ pub struct CompatFlags {
 }
 
 const WATCHES: &str = "watches tell of every change, and there is no queue to size";
-const KEEPALIVE: &str = "both sides find a dead connection within 15 s";
+const KEEPALIVE: &str = "both sides find a dead connection within 20 s";
 const METRICS: &str = "metrics are at --prometheus-listen-addr, read when they are asked for";
 
 impl CompatFlags {
