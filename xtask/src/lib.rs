@@ -19,6 +19,7 @@
 //! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
 
+pub mod attack;
 pub mod build_ebpf;
 pub mod cluster;
 pub mod demo;

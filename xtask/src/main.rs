@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, deploy, e2e, lint, load, probe, restarts, room, steady, test};
+use xtask::{
+    attack, build_ebpf, demo, deploy, e2e, lint, load, probe, restarts, room, steady, test,
+};
 
 /// kiam's development commands
 #[derive(Debug, Parser)]
@@ -31,6 +33,8 @@ enum Command {
     Lint(lint::Args),
     /// Make nodes and pods to try something in by hand
     Sandbox(room::Args),
+    /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
+    Attack(attack::Args),
     /// Load a server with a large cluster's pods and agents, and measure it
     Load(load::Args),
     /// Upgrade and kill an agent again and again while its pod asks all the time
@@ -64,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Manifests(args) => deploy::manifests(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
+        Command::Attack(args) => attack::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Restarts(args) => restarts::run(&args),
         Command::Steady(args) => steady::run(&args),

@@ -4,6 +4,7 @@
 //! or installed for them, they are skipped and say why; `cargo xtask test`, which builds and
 //! installs, counts that.
 
+mod attack;
 mod bad_input;
 mod bad_peer;
 mod commands;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
         sdk::TESTS,
         commands::TESTS,
         load::TESTS,
+        attack::TESTS,
         host_network::TESTS,
         restarts::TESTS,
     ]

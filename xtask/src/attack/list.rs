@@ -1,0 +1,57 @@
+//! The attempts, and what tells that one has succeeded.
+
+/// An attempt to reach the node's metadata service.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reach {
+    pub(super) name: &'static str,
+    /// As attacks.py takes it.
+    pub(super) words: &'static [&'static str],
+    /// Whether it reaches the service where nothing guards it. A trick that gets nowhere by itself
+    /// is tried all the same: with the guard it may.
+    pub(super) works: bool,
+}
+
+const fn works(name: &'static str, words: &'static [&'static str]) -> Reach {
+    Reach {
+        name,
+        words,
+        works: true,
+    }
+}
+
+/// All of them.
+pub(super) const REACH: &[Reach] = &[
+    works("TCP, IPv4", &["tcp", "v4"]),
+    works("TCP, v4-mapped", &["tcp", "mapped"]),
+    works("TCP, IPv6", &["tcp", "v6"]),
+    works("TCP, another port", &["tcp", "v4", "443"]),
+    works("TCP, another port, IPv6", &["tcp", "v6", "443"]),
+    works("MPTCP", &["mptcp", "v4"]),
+    works("MPTCP, IPv6", &["mptcp", "v6"]),
+    works("TCP Fast Open", &["fast_open", "v4"]),
+    works("TCP Fast Open, mapped", &["fast_open", "mapped"]),
+    works("bind before connect", &["bind_first", "v4"]),
+    works("connect again and again", &["again", "v4"]),
+    works("SO_MARK, SO_BINDTODEVICE", &["marked", "v4"]),
+    works("UDP", &["udp", "v4"]),
+    works("UDP, v4-mapped", &["udp", "mapped"]),
+    works("UDP, IPv6", &["udp", "v6"]),
+    works("UDP, port 53", &["udp", "v4", "53"]),
+    works("UDP, connected", &["udp_connected", "v4"]),
+    works("ICMP", &["ping", "v4"]),
+    works("ICMPv6", &["ping", "v6"]),
+    works("raw IP, own header", &["raw", "v4"]),
+    works("raw IPv6, own header", &["raw", "v6"]),
+    works("AF_PACKET", &["frame", "v4"]),
+    works("AF_PACKET, IPv6", &["frame", "v6"]),
+    Reach {
+        name: "user and network namespace",
+        words: &["new_namespaces", "v4"],
+        works: false,
+    },
+    Reach {
+        name: "its address on own loopback",
+        words: &["own_nat", "v4"],
+        works: false,
+    },
+];
