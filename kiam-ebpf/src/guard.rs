@@ -9,11 +9,11 @@ use core::mem::offset_of;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use kiam_ebpf::{Hook, METADATA_V4, METADATA_V6, Verdict};
+use kiam_ebpf::{Hook, METADATA_V4, METADATA_V6, Verdict, egress};
 
 use crate::attest::attest;
 use crate::packet::{IPPROTO_TCP, Ipv4, Tcp, read, socket};
-use crate::state::{HOST_NETWORK, PROCEED, SOCKETS, Socket, refuse};
+use crate::state::{HOST_NETWORK, PROCEED, SOCKETS, Socket, config, refuse};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -97,9 +97,13 @@ fn routes_to_metadata(ctx: &SkBuffContext, length: usize) -> bool {
     false
 }
 
-/// Only a socket of the node's own namespace, which connect let through, may.
+/// Only a socket of the node's own namespace, which connect let through, may; or all, if the agent
+/// says so.
 #[inline(never)]
 fn to_metadata(ctx: &SkBuffContext) -> i32 {
+    if config().is_some_and(|config| config.egress == egress::OPEN) {
+        return PROCEED;
+    }
     let sk = socket(ctx);
     if sk.is_null() {
         return refuse(Hook::Egress, Verdict::PacketDropped);

@@ -104,13 +104,23 @@ pub struct Config {
     /// One of [`host_network`]: what becomes of `hostNetwork` pods that are not in
     /// [`maps::HOST_PODS`].
     pub host_network: u16,
+    /// One of [`egress`]: what becomes of packets to the metadata service.
+    pub egress: u16,
     /// Zero.
-    pub reserved: [u16; 2],
+    pub reserved: u16,
     /// The cookie of the node's own network namespace, by which sockets of `hostNetwork` pods are
     /// known.
     pub host_netns_cookie: u64,
     /// The id of the cgroup that all pods are in, which the programs are attached to.
     pub pods_cgroup: u64,
+}
+
+/// What becomes of a packet that a pod sends to the metadata service.
+pub mod egress {
+    /// It is dropped.
+    pub const GUARDED: u16 = 0;
+    /// It goes there.
+    pub const OPEN: u16 = 1;
 }
 
 /// What becomes of a connect to the metadata service from the node's own network namespace.

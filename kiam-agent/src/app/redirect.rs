@@ -55,15 +55,13 @@ pub enum RedirectError {
     /// The node's routing does not do its part.
     #[error(transparent)]
     RouteGuard(#[from] RouteGuardError),
-    /// A guard and a way of redirecting that do not go together.
-    #[error("--guard={guard} does not go with --redirect={redirect}: {why}")]
+    /// The guard on what pods send is a kernel program.
+    #[error(
+        "--guard={guard} does not go with --redirect=iptables: egress is guarded by a kernel program, which that does without; take route, or off"
+    )]
     Guard {
         /// `--guard`
         guard: Guard,
-        /// `--redirect`
-        redirect: &'static str,
-        /// Why not.
-        why: &'static str,
     },
     /// What it counts is no metric.
     #[error("cannot count what the redirection does: {0}")]
@@ -94,6 +92,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         agent,
         host_netns_cookie: own_netns_cookie()?,
         host_network: args.host_network.host_network_pods,
+        guard_egress: args.guard().egress,
         bpffs: args.bpffs.clone(),
     })?;
     let Attached { new, taken_over } = programs.attached();

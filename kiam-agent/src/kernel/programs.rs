@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{Btf, Ebpf, EbpfLoader};
-use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, host_network, maps};
+use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, egress, host_network, maps};
 
 use super::attestor::{Attestor, Notes, Taken};
 use super::error::{KernelError, typed};
@@ -28,6 +28,8 @@ pub struct Redirect {
     pub host_netns_cookie: u64,
     /// What becomes of `hostNetwork` pods that [`HostPods`] says nothing of.
     pub host_network: HostNetwork,
+    /// Whether packets of pods to the metadata service are dropped.
+    pub guard_egress: bool,
     /// A BPF file system, in which the programs outlive the agent.
     pub bpffs: PathBuf,
 }
@@ -69,7 +71,12 @@ impl Programs {
                 HostNetwork::Passthrough | HostNetwork::Annotated => host_network::REAL,
                 HostNetwork::Deny => host_network::REFUSED,
             },
-            reserved: [0; 2],
+            egress: if redirect.guard_egress {
+                egress::GUARDED
+            } else {
+                egress::OPEN
+            },
+            reserved: 0,
             host_netns_cookie: redirect.host_netns_cookie,
             pods_cgroup: pods.ino(),
         };

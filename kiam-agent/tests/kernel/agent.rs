@@ -73,6 +73,7 @@ pub(crate) fn redirect(node: &Node) -> Redirect {
         agent: AGENT,
         host_netns_cookie: node.netns_cookie(),
         host_network: HostNetwork::Passthrough,
+        guard_egress: true,
         bpffs: node.bpffs().to_owned(),
     }
 }

@@ -34,6 +34,7 @@ pub(crate) fn child() -> bool {
         agent: AGENT,
         host_netns_cookie: own_netns_cookie().unwrap(),
         host_network: HostNetwork::Passthrough,
+        guard_egress: true,
         bpffs: std::env::var_os(BPFFS).unwrap().into(),
     });
     match attached {

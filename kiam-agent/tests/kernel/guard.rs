@@ -1,10 +1,10 @@
 //! No packet of a pod reaches the metadata service. Counted there, and each attack is first seen
 //! to get through where there is no guard.
 
-use kiam_agent::kernel::Programs;
+use kiam_agent::kernel::{Programs, Redirect};
 
 use crate::Test;
-use crate::agent::Agent;
+use crate::agent::{Agent, redirect};
 use crate::sandbox::{METADATA, METADATA_V6, Node, Pod};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
         "lets_no_packet_out_without_a_configuration",
         no_packet_unconfigured,
     ),
+    ("lets_packets_out_when_told_to", open),
 ];
 
 const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
@@ -52,6 +53,31 @@ fn no_packet_unconfigured() {
     let programs = Programs::attach_unconfigured(&node.pods_cgroup(), node.bpffs()).unwrap();
     refused(&node, &pod);
     drop(programs);
+}
+
+fn open() {
+    let mut node = Node::new();
+    let pod = node.pod(UID);
+    let guard_egress = false;
+    let programs = Programs::attach(&Redirect {
+        guard_egress,
+        ..redirect(&node)
+    });
+    for to in [METADATA, METADATA_V6] {
+        let count = node.count(&pod, || drop(pod.run(&["ping", to, "0"])));
+        assert_ne!(count, 0, "{to}");
+        // What connects is redirected or refused all the same.
+        let count = node.count(&pod, || {
+            let report = pod.run(&["tcp", to, "443", "timeout=0.2"]);
+            assert_eq!(report.error.as_deref(), Some("EPERM"), "{to}");
+        });
+        assert_eq!(count, 0, "{to}");
+    }
+    drop(programs.unwrap());
+    // The next agent guards again.
+    let agent = Agent::start(&node);
+    refused(&node, &pod);
+    drop(agent);
 }
 
 fn refused(node: &Node, pod: &Pod) {

@@ -7,22 +7,17 @@ use crate::route_guard::{self, RouteGuard, RouteGuardMetrics};
 /// That the guards that are asked for go with the redirection.
 pub(crate) fn fits(args: &Args) -> Result<(), RedirectError> {
     let guard = args.guard();
-    let (redirect, why) = match (args.redirect, guard.egress) {
-        (Redirect::Ebpf, true) | (Redirect::Iptables, false) => return Ok(()),
-        (Redirect::Ebpf, false) => (
-            "ebpf",
-            "the kernel program that guards egress also tells who is calling; add egress",
-        ),
-        (Redirect::Iptables, true) => (
-            "iptables",
-            "egress is guarded by a kernel program, which this does without; take route, or off",
-        ),
-    };
-    Err(RedirectError::Guard {
-        guard,
-        redirect,
-        why,
-    })
+    match args.redirect {
+        Redirect::Iptables if guard.egress => Err(RedirectError::Guard { guard }),
+        Redirect::Ebpf if !guard.egress => {
+            tracing::warn!(
+                %guard,
+                "pods' packets to the metadata service are not looked at: all but TCP connects can get there"
+            );
+            Ok(())
+        }
+        Redirect::Ebpf | Redirect::Iptables => Ok(()),
+    }
 }
 
 /// Puts the route guard there if it is wanted, and away what an earlier agent left if it is not.
