@@ -31,6 +31,7 @@ use crate::node::proof::{NodeProof, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::report::AuditError;
 use crate::source::{FileError, Files, SourceFlag, Watches};
+use crate::status::Status;
 use crate::sts::Sts;
 
 /// Agents find another server meanwhile.
@@ -231,8 +232,8 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     });
     let service = Service::new(
         Arc::clone(&cluster),
-        store,
-        settings,
+        Arc::clone(&store),
+        Arc::clone(&settings),
         proof,
         StreamAge {
             most: nodes.grpc_max_connection_age_duration,
@@ -242,6 +243,13 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         tasks.stop(),
     )
     .reporting_to(reports);
+    let status = Status::new(
+        Arc::clone(&cluster),
+        store,
+        settings,
+        service.streams(),
+        Arc::new(SystemClock),
+    );
     let (acceptor, incoming) = Acceptor::new(listener, Arc::clone(&tls));
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
@@ -268,13 +276,14 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
 
     let mut admin_address = None;
     if let Some(address) = telemetry.prometheus_listen_addr {
-        let admin = Admin::bind(address, registry, readiness, Vec::new()).map_err(|source| {
-            StartError::Listen {
-                flag: "--prometheus-listen-addr",
-                address,
-                source,
-            }
-        })?;
+        let admin =
+            Admin::bind(address, registry, readiness, vec![status.page()]).map_err(|source| {
+                StartError::Listen {
+                    flag: "--prometheus-listen-addr",
+                    address,
+                    source,
+                }
+            })?;
         admin_address = Some(admin.address().map_err(StartError::Socket)?);
         tasks.spawn("admin", admin.run(tasks.stop()));
     }

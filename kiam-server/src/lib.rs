@@ -23,6 +23,7 @@ pub mod node;
 pub mod policy;
 pub mod report;
 pub mod source;
+pub mod status;
 pub mod sts;
 #[cfg(test)]
 mod testing;

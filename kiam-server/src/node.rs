@@ -21,7 +21,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 pub use service::Service;
-pub use streams::{StreamAge, StreamMetrics};
+pub use streams::{Attached, StreamAge, StreamMetrics, Streams};
 
 /// A Kubernetes node's name, checked: a DNS subdomain (Kubernetes API conventions, names).
 #[derive(Clone, PartialEq, Eq, Hash)]

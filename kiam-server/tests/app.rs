@@ -1,6 +1,7 @@
 //! A whole server in this process: real sockets, real TLS, a file for a cluster, and no AWS.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +21,8 @@ use kiam_server::identity::Identity;
 use prometheus::Registry;
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -234,6 +237,39 @@ async fn an_agent_hears_of_its_node_s_pods_and_of_every_change() {
     );
     drop(stream);
     running.await.unwrap().unwrap();
+}
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn the_operator_sees_who_is_attached_and_what_fails() {
+    let objects = namespace(".*") + &pod(1, "untrusted");
+    let stage = Stage::with(&objects, &["--prometheus-listen-addr=127.0.0.1:0"]).await;
+    let admin = stage.server.admin.unwrap();
+    let mut stream = stage.watch("node-1", "node-1").await.unwrap();
+    while !next(&mut stream).await.starts_with("failed") {}
+    let status = get(admin, "/status").await;
+    assert!(status.starts_with("HTTP/1.1 200"), "{status}");
+    for part in [
+        "\"node\": \"node-1\"",
+        "\"kind\": \"access_denied\"",
+        "not authorized to perform: sts:AssumeRole",
+    ] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    let page = get(admin, "/status.html").await;
+    let policy = "content-security-policy: default-src 'none'";
+    assert!(
+        page.contains(policy) && page.contains("<td>node-1</td>"),
+        "{page}"
+    );
 }
 
 #[tokio::test]

@@ -126,6 +126,19 @@ impl Store {
         lock(&self.entries).len()
     }
 
+    /// Every identity that is held, and its state now.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<(Arc<Identity>, Snapshot)> {
+        let entries: Vec<_> = lock(&self.entries)
+            .values()
+            .map(|held| Arc::clone(&held.entry))
+            .collect();
+        entries
+            .iter()
+            .map(|entry| (Arc::clone(&entry.identity), entry.snapshot()))
+            .collect()
+    }
+
     /// Whether none is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {

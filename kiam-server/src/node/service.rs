@@ -75,6 +75,12 @@ impl Service {
         self
     }
 
+    /// The streams that are open.
+    #[must_use]
+    pub fn streams(&self) -> Streams {
+        self.streams.clone()
+    }
+
     fn refuse(&self, reason: &str, status: Status) -> Status {
         self.metrics.refused.with_label_values(&[reason]).inc();
         status
@@ -118,7 +124,11 @@ impl NodeService for Service {
             return Err(self.refuse("not_synced", status));
         }
         let Proved { agent_pod } = self.prove(&node, &request).await?;
-        let Some(place) = self.streams.open(&node) else {
+        let hello = request.get_ref();
+        let place = self
+            .streams
+            .open(&node, &hello.agent_version, hello.guarded);
+        let Some(place) = place else {
             let status = Status::resource_exhausted(
                 "this node has too many streams open here; is more than one agent running on it?",
             );

@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use tokio::time::Instant;
 
 use super::NodeName;
 
 /// Streams of one node at once. An agent has one; while it is replaced there are two, and as many
 /// again may be of connections that nobody has found dead yet.
 const MAX_PER_NODE: usize = 4;
+/// Of what an agent says of its version, in characters.
+const MAX_VERSION: usize = 64;
 
 /// What is counted about streams.
 #[derive(Debug, Clone)]
@@ -58,22 +61,37 @@ impl StreamAge {
 }
 
 /// The streams that are open.
-#[derive(Debug)]
-pub(super) struct Streams {
+#[derive(Debug, Clone)]
+pub struct Streams {
     gauge: IntGauge,
-    by_node: Arc<Mutex<HashMap<NodeName, usize>>>,
+    by_node: ByNode,
+}
+
+type ByNode = Arc<Mutex<HashMap<NodeName, Vec<Arc<Attached>>>>>;
+
+/// An agent that has a stream open.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its node.
+    pub node: NodeName,
+    /// What it says of its version, cut to a readable length.
+    pub agent_version: String,
+    /// Whether it says that it guards its node.
+    pub guarded: bool,
+    /// Since when.
+    pub since: Instant,
 }
 
 /// A stream's place among them; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     gauge: IntGauge,
-    by_node: Arc<Mutex<HashMap<NodeName, usize>>>,
-    node: NodeName,
+    by_node: ByNode,
+    attached: Arc<Attached>,
 }
 
 impl Streams {
-    pub(super) fn new(metrics: &StreamMetrics) -> Self {
+    pub(crate) fn new(metrics: &StreamMetrics) -> Self {
         Self {
             gauge: metrics.streams.clone(),
             by_node: Arc::default(),
@@ -81,19 +99,40 @@ impl Streams {
     }
 
     /// A place for one more stream of a node, if there is one.
-    pub(super) fn open(&self, node: &NodeName) -> Option<Place> {
+    pub(crate) fn open(
+        &self,
+        node: &NodeName,
+        agent_version: &str,
+        guarded: bool,
+    ) -> Option<Place> {
         let mut by_node = lock(&self.by_node);
         let streams = by_node.entry(node.clone()).or_default();
-        if *streams >= MAX_PER_NODE {
+        if streams.len() >= MAX_PER_NODE {
             return None;
         }
-        *streams += 1;
+        let attached = Arc::new(Attached {
+            node: node.clone(),
+            agent_version: agent_version.chars().take(MAX_VERSION).collect(),
+            guarded,
+            since: Instant::now(),
+        });
+        streams.push(Arc::clone(&attached));
         self.gauge.inc();
         Some(Place {
             gauge: self.gauge.clone(),
             by_node: Arc::clone(&self.by_node),
-            node: node.clone(),
+            attached,
         })
+    }
+
+    /// Of each node that has a stream open, the newest: while an agent is replaced there are two.
+    #[must_use]
+    pub fn newest(&self) -> Vec<Arc<Attached>> {
+        let by_node = lock(&self.by_node);
+        by_node
+            .values()
+            .filter_map(|streams| streams.last().map(Arc::clone))
+            .collect()
     }
 }
 
@@ -101,10 +140,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.gauge.dec();
         let mut by_node = lock(&self.by_node);
-        if let Some(streams) = by_node.get_mut(&self.node) {
-            *streams -= 1;
-            if *streams == 0 {
-                by_node.remove(&self.node);
+        if let Some(streams) = by_node.get_mut(&self.attached.node) {
+            streams.retain(|other| !Arc::ptr_eq(other, &self.attached));
+            if streams.is_empty() {
+                by_node.remove(&self.attached.node);
             }
         }
     }
@@ -123,13 +162,18 @@ mod tests {
         let streams = Streams::new(&StreamMetrics::new(&Registry::new()).unwrap());
         let (one, two): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
         let mut places: Vec<_> = (0..MAX_PER_NODE)
-            .map(|_| streams.open(&one).unwrap())
+            .map(|_| streams.open(&one, "1", true).unwrap())
             .collect();
-        assert!(streams.open(&one).is_none());
-        let other = streams.open(&two);
+        assert!(streams.open(&one, "1", true).is_none());
+        let other = streams.open(&two, &"x".repeat(1000), false);
         assert!(other.is_some());
+        let mut newest = streams.newest();
+        newest.sort_by(|a, b| a.node.as_str().cmp(b.node.as_str()));
+        let versions = newest.iter().map(|stream| stream.agent_version.len());
+        assert_eq!(versions.collect::<Vec<_>>(), [1, MAX_VERSION]);
+        assert_eq!((newest[0].guarded, newest[1].guarded), (true, false));
         places.pop();
-        assert!(streams.open(&one).is_some());
+        assert!(streams.open(&one, "1", true).is_some());
         drop((places, other));
         assert_eq!(streams.gauge.get(), 0);
         assert!(lock(&streams.by_node).is_empty());
