@@ -20,6 +20,7 @@ const VARIANTS: [Variant; 2] = [Variant::Nft, Variant::Legacy];
 
 pub(crate) const TESTS: &[Test] = &[
     ("iptables_brings_pods_to_the_agent", redirects),
+    ("iptables_brings_ipv6_to_an_ipv6_agent", redirects_ipv6),
     ("iptables_refuses_other_ways", refuses),
     ("iptables_replaces_what_earlier_runs_left", replaces),
     ("iptables_rules_that_are_flushed_come_back", heals),
@@ -89,6 +90,25 @@ fn redirects() {
         assert_eq!(report.heard.as_deref(), Some("hello"), "{report:?}");
         // To the pod it is the service that it asked for.
         assert_eq!(report.peer, Some((METADATA.to_owned(), 80)));
+    }
+}
+
+fn redirects_ipv6() {
+    for variant in VARIANTS {
+        let mut node = Node::new();
+        let a = node.pod(A);
+        mark(&node, variant);
+        let address: SocketAddr = "[fd99::1]:8181".parse().unwrap();
+        install(&node, rules("br0", address));
+        let agent = node.listen(address);
+        let client = a.start(&["tcp", METADATA_V6, "80"]);
+        let (mut stream, peer) = agent.accept();
+        stream.write_all(b"hello").unwrap();
+        assert_eq!(peer.ip().to_string(), "fd99::2");
+        assert_eq!(client.end().heard.as_deref(), Some("hello"));
+        // The other family cannot be brought there, and is kept from the real service.
+        let report = a.run(&["tcp", METADATA, "80"]);
+        assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
     }
 }
 
