@@ -1,0 +1,85 @@
+//! What the documents name exists.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+/// All Rust files below a folder, as one text.
+fn sources(folder: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn tests_that_the_comparison_with_kiam_names_exist() {
+    let mut all = String::new();
+    for folder in ["kiam-agent", "kiam-common", "kiam-server"] {
+        sources(&root().join(folder), &mut all);
+    }
+    let page = std::fs::read_to_string(root().join("docs/kiam-compatibility.md")).unwrap();
+    let mut named = 0;
+    for row in page
+        .lines()
+        .filter(|line| line.starts_with("| `") || line.starts_with('('))
+    {
+        let here = row.splitn(3, '|').nth(2).unwrap_or(row);
+        for name in quoted(here) {
+            if name.ends_with(".rs") {
+                assert!(root().join(name).is_file(), "there is no {name}");
+            } else if name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            {
+                assert!(
+                    all.contains(&format!("fn {name}(")),
+                    "there is no test {name}"
+                );
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 30, "only {named} tests are named");
+}
+
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().flatten();
+    pages.extend(docs.map(|entry| entry.path()));
+    let decisions = std::fs::read_dir(root().join("docs/adr"))
+        .unwrap()
+        .flatten();
+    pages.extend(decisions.map(|entry| entry.path()));
+    let mut links = 0;
+    for page in pages
+        .iter()
+        .filter(|page| page.extension().is_some_and(|end| end == "md"))
+    {
+        let text = std::fs::read_to_string(page).unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let found = page.parent().unwrap().join(target);
+            assert!(found.exists(), "{} links to {target}", page.display());
+            links += 1;
+        }
+    }
+    assert!(links > 10, "only {links} links were found");
+}
