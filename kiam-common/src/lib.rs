@@ -7,7 +7,7 @@
 //! - [`telemetry`], [`admin`], [`readiness`]: logs, metrics, health
 //! - [`listen`]: a port that is handed from one process to the next
 //! - [`limits`]: what the kernel lets a process have
-//! - [`flags`], [`duration`]: command-line flags that both programs have
+//! - [`flags`], [`server_address`], [`duration`]: command-line flags that both programs have
 //! - [`tasks`], [`backoff`], [`watch`]: supervised background work, waiting between tries, and
 //!   for files to change
 //!
@@ -23,6 +23,7 @@ pub mod limits;
 pub mod listen;
 pub mod readiness;
 pub mod role;
+pub mod server_address;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod command;
 mod compat;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use crate::policy::SessionTag;
 use crate::report::AuditLog;
 use crate::source::SourceFlag;
+pub use command::{Cli, Command, HealthArgs};
 pub use compat::CompatFlags;
 
 /// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them

@@ -15,6 +15,7 @@ pub mod app;
 pub mod args;
 pub mod clock;
 pub mod cluster;
+pub mod commands;
 pub mod credentials;
 pub mod identity;
 pub mod instance;

@@ -1,34 +1,54 @@
 //! kiam-server: the program around [`kiam_server::app`].
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use kiam_common::{limits, telemetry};
-use kiam_server::app;
-use kiam_server::args::Args;
+use kiam_server::args::{Args, Cli, Command};
+use kiam_server::{app, commands};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// As in sysexits.h: the command line or what it names cannot be used.
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Err(error) = telemetry::init(args.telemetry.json_log, &args.telemetry.level) {
+    let cli = match Cli::try_parse_from(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            let code = if error.use_stderr() { EX_USAGE } else { 0 };
+            return ExitCode::from(code);
+        }
+    };
+    if let Cli::Run(args) = &cli
+        && let Err(error) = telemetry::init(args.telemetry.json_log, &args.telemetry.level)
+    {
         return usage(&error);
     }
     // One provider is compiled in; a second call would be the only error.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    tracing::debug!(files = limits::raise_open_files(), "may be open at once");
-    match tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime.block_on(run(args)),
-        Err(error) => usage(&error),
+        .build();
+    match (runtime, cli) {
+        (Ok(runtime), Cli::Run(args)) => runtime.block_on(run(*args)),
+        (Ok(runtime), Cli::Command(command)) => runtime.block_on(obey(command)),
+        (Err(error), _) => usage(&error),
+    }
+}
+
+async fn obey(Command::Health(args): Command) -> ExitCode {
+    match commands::health(*args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "kiam-server: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 
 async fn run(args: Args) -> ExitCode {
+    tracing::debug!(files = limits::raise_open_files(), "may be open at once");
     let bound = match app::build(args).await {
         Ok(bound) => bound,
         Err(error) => return usage(&error),

@@ -15,7 +15,8 @@ use kiam_common::credentials::SessionCredentials;
 use kiam_common::flags::TlsFlags;
 use kiam_common::tls::{ClientTls, TlsMetrics, TlsSide, connect};
 use kiam_server::app::{self, Bound};
-use kiam_server::args::Args;
+use kiam_server::args::{Args, Cli, Command};
+use kiam_server::commands;
 use kiam_server::credentials::{IssueError, IssueErrorKind, Issuer};
 use kiam_server::identity::Identity;
 use prometheus::Registry;
@@ -329,6 +330,42 @@ async fn health_is_known_to_probes() {
         }
         assert_eq!(status, "SERVING", "{service:?}");
     }
+}
+
+#[tokio::test]
+async fn the_health_command_tells_a_server_that_serves_from_others() {
+    let stage = Stage::new(&namespace(".*")).await;
+    let other = authority();
+    let ask = |address: SocketAddr, authority: &Authority, timeout: &str| {
+        let tls = files(stage.folder.path(), "probe", authority);
+        let mut words = arguments(&tls, "");
+        words.pop();
+        words.insert(1, "health".to_owned());
+        words.push(format!("--server-address=localhost:{}", address.port()));
+        words.push(format!("--timeout={timeout}"));
+        let Ok(Cli::Command(Command::Health(args))) = Cli::try_parse_from(words) else {
+            panic!("no health");
+        };
+        commands::health(*args)
+    };
+    let serving = stage.server.address;
+    let error = ask(serving, &stage.authority, "300ms").await.unwrap_err();
+    assert!(error.to_string().contains("localhost"), "{error}");
+    let error = ask(serving, &other, "300ms").await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let error = ask(nobody, &stage.authority, "300ms").await.unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = folder.path().join("cluster.yaml");
+    std::fs::write(&cluster, namespace(".*")).unwrap();
+    let tls = files(folder.path(), "localhost", &stage.authority);
+    let mut args = arguments(&tls, &format!("file:{}", cluster.display()));
+    args.extend(["--bind=127.0.0.1:0".to_owned(), CERTIFICATE.to_owned()]);
+    let server = app::build_with(Args::parse_from(args), Some(Arc::new(Double)));
+    let server = server.await.unwrap();
+    ask(server.address, &stage.authority, "10s").await.unwrap();
 }
 
 #[tokio::test]

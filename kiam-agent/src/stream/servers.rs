@@ -6,8 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use futures::future::BoxFuture;
-
-use crate::args::ServerAddress;
+use kiam_common::server_address::ServerAddress;
 
 /// Finds the addresses that servers are at now.
 pub trait Resolve: Send + Sync {
