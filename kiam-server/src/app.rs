@@ -24,7 +24,9 @@ use tokio::net::TcpListener;
 use crate::args::{Args, ClusterFlags, NodeAuthorization, NodeFlags};
 use crate::clock::SystemClock;
 use crate::cluster::Cluster;
-use crate::credentials::{ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics};
+use crate::credentials::{
+    CredentialAges, ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics,
+};
 use crate::instance::InstanceError;
 use crate::legacy::{Holds, LegacyService};
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
@@ -220,6 +222,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         LIMITS,
         StoreMetrics::new(&registry)?,
     ));
+    CredentialAges::register(&registry, Arc::clone(&store), Arc::new(SystemClock))?;
     let legacy = nodes.legacy_agents.then(|| {
         tracing::warn!(
             "--legacy-agents: agents of kiam v4 prove no node, and get the credentials of any pod \

@@ -5,6 +5,7 @@
 //! off from, while what is still valid stays in use. An entry that nobody reads any more is
 //! dropped. Where credentials come from is an [`Issuer`]; the module knows neither AWS nor tonic.
 
+mod ages;
 mod entry;
 mod metrics;
 mod schedule;
@@ -17,6 +18,7 @@ use std::fmt;
 use kiam_common::credentials::SessionCredentials;
 
 use crate::identity::Identity;
+pub use ages::CredentialAges;
 pub use entry::{Failure, Snapshot};
 pub use metrics::StoreMetrics;
 pub use schedule::{ExpiryContract, ScheduleError};

@@ -66,6 +66,23 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// What [`as_label`](Self::as_label) may say.
+    pub const LABELS: [&'static str; 4] = ["no_role", "granted", "forbidden", "undecided"];
+
+    /// For metrics.
+    #[must_use]
+    pub const fn as_label(&self) -> &'static str {
+        let [no_role, granted, forbidden, undecided] = Self::LABELS;
+        match self {
+            Self::NoRole => no_role,
+            Self::Granted(_) => granted,
+            Self::Forbidden { .. } => forbidden,
+            Self::Undecided { .. } => undecided,
+        }
+    }
+}
+
 /// The role that is named for a pod, as it is spelled, and whether the pod itself names it, and
 /// not its service account.
 #[must_use]

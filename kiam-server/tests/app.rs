@@ -265,6 +265,16 @@ async fn the_operator_sees_who_is_attached_and_what_fails() {
     ] {
         assert!(status.contains(part), "{part}: {status}");
     }
+    let metrics = get(admin, "/metrics").await;
+    for line in [
+        "kiam_policy_decisions_total{outcome=\"granted\"} 1",
+        "kiam_policy_decisions_total{outcome=\"forbidden\"} 0",
+        "kiam_node_proofs_total{result=\"proved\"} 1",
+        "kiam_sts_identities_failing 1",
+        "kiam_sts_errors_total{kind=\"access_denied\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     let page = get(admin, "/status.html").await;
     let policy = "content-security-policy: default-src 'none'";
     assert!(

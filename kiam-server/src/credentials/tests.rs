@@ -214,3 +214,34 @@ async fn ten_thousand_identities_begin_in_turn() {
         assert!(lease.snapshot().credentials.unwrap().remaining(now) > 50 * MINUTE);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn metrics_tell_the_oldest_and_the_first_to_expire_also_after_that() {
+    let clock = TestClock::new();
+    let issuer = TestIssuer::new(&clock);
+    let store = Arc::new(store(&issuer, &clock, PLENTY));
+    let registry = prometheus::Registry::new();
+    CredentialAges::register(&registry, Arc::clone(&store), Arc::new(clock.clone())).unwrap();
+    let read = |name: &str| {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == name)?;
+        Some(family.get_metric()[0].get_gauge().get_value().round())
+    };
+    let (age, left) = (
+        "kiam_sts_credentials_oldest_age_seconds",
+        "kiam_sts_credentials_least_remaining_seconds",
+    );
+    assert_eq!((read(age), read(left)), (None, None));
+    assert_eq!(read("kiam_sts_identities_failing"), Some(0.0));
+    let signal = Arc::new(Notify::new());
+    let first = store.lease(&identity("a"), Arc::clone(&signal));
+    outcome(&first, &signal, 1).await;
+    sleep(MINUTE).await;
+    let second = store.lease(&identity("b"), Arc::clone(&signal));
+    outcome(&second, &signal, 1).await;
+    assert_eq!((read(age), read(left)), (Some(60.0), Some(3540.0)));
+    issuer.behave(Duration::ZERO, Err(IssueErrorKind::Network));
+    sleep(2 * HOUR).await;
+    assert_eq!(read("kiam_sts_identities_failing"), Some(2.0));
+    assert!(read(left).unwrap() < -3000.0);
+}

@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 use super::NodeName;
 use super::proof::{Evidence, NodeProof, ProofError, Proved};
 use super::session::{Sender, Session};
-use super::streams::{StreamAge, StreamMetrics, Streams};
+use super::streams::{PROVED, StreamAge, StreamMetrics, Streams};
 use crate::cluster::Cluster;
 use crate::credentials::Store;
 use crate::policy::Settings;
@@ -98,6 +98,10 @@ impl Service {
                 let problem = format!("no answer within {} s", PROOF_TIMEOUT.as_secs());
                 Err(ProofError::Unavailable { problem })
             });
+        let result = proved
+            .as_ref()
+            .map_or_else(ProofError::as_label, |_| PROVED);
+        self.metrics.proofs.with_label_values(&[result]).inc();
         proved.map_err(|error| {
             tracing::warn!(%node, "refused a node stream: {error}");
             self.refuse(error.as_label(), status_of(&error))
@@ -151,7 +155,8 @@ impl NodeService for Service {
             Arc::clone(&self.settings),
             Arc::clone(&signal),
         )
-        .reporting_to(&self.reports);
+        .reporting_to(&self.reports)
+        .counted_by(&self.metrics);
         let (to, stream) = mpsc::channel(MAX_WAITING);
         let life = Life {
             until: Instant::now() + self.age.draw(),

@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use kiam_common::api::node::v1::WatchResponse;
+use prometheus::IntCounterVec;
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::message;
+use super::streams::StreamMetrics;
 use crate::cluster::object::Pod;
 use crate::cluster::{Cluster, Member, Signal};
 use crate::credentials::{Lease, Store};
@@ -32,6 +34,7 @@ pub(super) struct Session {
     settings: Arc<Settings>,
     signal: Signal,
     reports: NodeReports,
+    decisions: Option<IntCounterVec>,
     pods: HashMap<Box<str>, Told>,
     identities: HashMap<Arc<Identity>, Leased>,
     next_identity: u64,
@@ -75,6 +78,7 @@ impl Session {
             settings,
             signal,
             reports,
+            decisions: None,
             pods: HashMap::new(),
             identities: HashMap::new(),
             next_identity: 1,
@@ -85,6 +89,12 @@ impl Session {
     /// Has what it decides, and what becomes of it, reported.
     pub(super) fn reporting_to(mut self, reports: &Reports) -> Self {
         self.reports = reports.of_node(Arc::clone(&self.node));
+        self
+    }
+
+    /// Has what it decides counted.
+    pub(super) fn counted_by(mut self, metrics: &StreamMetrics) -> Self {
+        self.decisions = Some(metrics.decisions.clone());
         self
     }
 
@@ -129,6 +139,9 @@ impl Session {
                 Some(told) if told.outcome == outcome => reported = told.reported,
                 _ => {
                     log_decision(&member.pod, &outcome);
+                    if let Some(decisions) = &self.decisions {
+                        decisions.with_label_values(&[outcome.as_label()]).inc();
+                    }
                     self.reports.decided(&member.pod, &outcome);
                 }
             }

@@ -8,6 +8,7 @@ use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
 use super::NodeName;
+use crate::policy::Outcome;
 
 /// Streams of one node at once. An agent has one; while it is replaced there are two, and as many
 /// again may be of connections that nobody has found dead yet.
@@ -15,11 +16,16 @@ const MAX_PER_NODE: usize = 4;
 /// Of what an agent says of its version, in characters.
 const MAX_VERSION: usize = 64;
 
+/// The result of a proof that holds.
+pub(super) const PROVED: &str = "proved";
+
 /// What is counted about streams.
 #[derive(Debug, Clone)]
 pub struct StreamMetrics {
     streams: IntGauge,
     pub(super) refused: IntCounterVec,
+    pub(super) proofs: IntCounterVec,
+    pub(super) decisions: IntCounterVec,
 }
 
 impl StreamMetrics {
@@ -36,9 +42,34 @@ impl StreamMetrics {
             ),
             &["reason"],
         )?;
+        let proofs = IntCounterVec::new(
+            Opts::new(
+                "kiam_node_proofs_total",
+                "Agents' proofs of their node that were checked, by result.",
+            ),
+            &["result"],
+        )?;
+        let decisions = IntCounterVec::new(
+            Opts::new(
+                "kiam_policy_decisions_total",
+                "Decisions about pods that an agent was told, when new or changed, by outcome.",
+            ),
+            &["outcome"],
+        )?;
         registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(refused.clone()))?;
-        Ok(Self { streams, refused })
+        registry.register(Box::new(proofs.clone()))?;
+        registry.register(Box::new(decisions.clone()))?;
+        proofs.with_label_values(&[PROVED]);
+        for outcome in Outcome::LABELS {
+            decisions.with_label_values(&[outcome]);
+        }
+        Ok(Self {
+            streams,
+            refused,
+            proofs,
+            decisions,
+        })
     }
 }
 
