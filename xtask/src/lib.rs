@@ -20,6 +20,7 @@
 //! ```
 
 pub mod attack;
+pub mod bench_ebpf;
 pub mod build_ebpf;
 pub mod cluster;
 pub mod demo;

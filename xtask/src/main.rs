@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    attack, build_ebpf, demo, deploy, e2e, lint, load, probe, restarts, room, steady, test,
+    attack, bench_ebpf, build_ebpf, demo, deploy, e2e, lint, load, probe, restarts, room, steady,
+    test,
 };
 
 /// kiam's development commands
@@ -35,6 +36,11 @@ enum Command {
     Sandbox(room::Args),
     /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
     Attack(attack::Args),
+    /// Measure what the kernel programs cost traffic that is none of their business
+    BenchEbpf(bench_ebpf::Args),
+    /// Work as a pod does; run by bench-ebpf in pods
+    #[command(hide = true)]
+    PodWork(bench_ebpf::WorkArgs),
     /// Load a server with a large cluster's pods and agents, and measure it
     Load(load::Args),
     /// Upgrade and kill an agent again and again while its pod asks all the time
@@ -69,6 +75,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
         Command::Attack(args) => attack::run(&args),
+        Command::BenchEbpf(args) => bench_ebpf::run(&args),
+        Command::PodWork(args) => bench_ebpf::work(&args),
         Command::Load(args) => load::run(&args),
         Command::Restarts(args) => restarts::run(&args),
         Command::Steady(args) => steady::run(&args),
