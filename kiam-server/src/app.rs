@@ -32,7 +32,7 @@ use crate::legacy::{Holds, LegacyService};
 use crate::node::proof::{NodeProof, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::report::AuditError;
-use crate::source::{FileError, Files, SourceFlag, Watches};
+use crate::source::{FileError, Files, SourceFlag, WatchMetrics, Watches};
 use crate::status::Status;
 use crate::sts::Sts;
 
@@ -197,7 +197,12 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     let client = match &cluster_flags.source {
         SourceFlag::Kubernetes => {
             let client = kubernetes(&cluster_flags).await?;
-            let watches = Watches::new(client.clone(), Arc::clone(&cluster), anchoring);
+            let watches = Watches::new(
+                client.clone(),
+                Arc::clone(&cluster),
+                anchoring,
+                WatchMetrics::new(&registry, Arc::new(SystemClock))?,
+            );
             tasks.spawn("watches", watches.run(tasks.stop()));
             Some(client)
         }

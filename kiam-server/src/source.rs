@@ -3,6 +3,7 @@
 mod files;
 mod kubernetes;
 mod manifest;
+mod metrics;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use std::str::FromStr;
 pub use files::{FileError, Files};
 pub use kubernetes::Watches;
 pub use manifest::{ManifestError, PodManifest};
+pub use metrics::WatchMetrics;
 
 /// A source as `--source` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifest::{
     self, ManifestError, NamespaceManifest, PodManifest, ServiceAccountManifest,
 };
+use super::metrics::WatchMetrics;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
 use crate::policy::Anchoring;
@@ -29,6 +30,7 @@ pub struct Watches {
     client: Client,
     cluster: Arc<Cluster>,
     anchoring: Anchoring,
+    metrics: WatchMetrics,
 }
 
 impl fmt::Debug for Watches {
@@ -44,11 +46,17 @@ impl Watches {
     /// Watches through `client`, into `cluster`; namespaces' expressions must match as `anchoring`
     /// says.
     #[must_use]
-    pub const fn new(client: Client, cluster: Arc<Cluster>, anchoring: Anchoring) -> Self {
+    pub const fn new(
+        client: Client,
+        cluster: Arc<Cluster>,
+        anchoring: Anchoring,
+        metrics: WatchMetrics,
+    ) -> Self {
         Self {
             client,
             cluster,
             anchoring,
+            metrics,
         }
     }
 
@@ -59,13 +67,15 @@ impl Watches {
             client,
             cluster,
             anchoring,
+            metrics,
         } = self;
         let pods = Api::all_with(client.clone(), &manifest::pod_resource());
-        let pods = watch(&cluster, Kind::Pod, pods, |pod: PodManifest| {
+        let pods = watch(&cluster, &metrics, Kind::Pod, pods, |pod: PodManifest| {
             manifest::pod(pod).map(|pod| pod.map(Object::Pod))
         });
         let namespaces = watch(
             &cluster,
+            &metrics,
             Kind::Namespace,
             Api::all(client.clone()),
             |NamespaceManifest { metadata, .. }| {
@@ -74,6 +84,7 @@ impl Watches {
         );
         let accounts = watch(
             &cluster,
+            &metrics,
             Kind::ServiceAccount,
             Api::all(client),
             |ServiceAccountManifest { metadata, .. }| {
@@ -89,6 +100,7 @@ impl Watches {
 
 async fn watch<K>(
     cluster: &Cluster,
+    metrics: &WatchMetrics,
     kind: Kind,
     api: Api<DeserializeGuard<K>>,
     trim: impl Fn(K) -> Trimmed,
@@ -97,12 +109,13 @@ async fn watch<K>(
 {
     let config = watcher::Config::default().page_size(PAGE_SIZE);
     let events = watcher::watcher(api, config).default_backoff();
-    follow(cluster, kind, events, trim).await;
+    follow(cluster, metrics, kind, events, trim).await;
 }
 
 /// Applies a watch's events to the cluster.
 pub(super) async fn follow<K>(
     cluster: &Cluster,
+    metrics: &WatchMetrics,
     kind: Kind,
     events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>>,
     trim: impl Fn(K) -> Trimmed,
@@ -112,6 +125,9 @@ pub(super) async fn follow<K>(
     let mut listed = HashSet::new();
     let mut events = pin!(events);
     while let Some(event) = events.next().await {
+        if event.is_ok() {
+            metrics.event(kind);
+        }
         match event {
             Ok(Event::Init) => listed.clear(),
             Ok(Event::InitApply(object)) => {
@@ -137,7 +153,8 @@ pub(super) async fn follow<K>(
                 }
             }
             Err(error) => {
-                tracing::warn!(kind = kind.as_str(), %error, "the watch broke; trying again");
+                let reason = metrics.error(kind, &error);
+                tracing::warn!(kind = kind.as_str(), reason, %error, "the watch broke; trying again");
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::stream;
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher::Event;
+use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 
 use super::kubernetes::follow;
@@ -208,6 +208,40 @@ fn sent(name: &str, edit: impl Fn(&mut serde_json::Value)) -> DeserializeGuard<P
     serde_json::from_value(pod).unwrap()
 }
 
+fn metrics(registry: &prometheus::Registry) -> WatchMetrics {
+    WatchMetrics::new(registry, Arc::new(crate::clock::SystemClock)).unwrap()
+}
+
+#[tokio::test]
+async fn a_watch_that_breaks_keeps_what_was_known_and_counts_why() {
+    let cluster = Cluster::new();
+    let registry = prometheus::Registry::new();
+    let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
+    let gone = kube::core::Status {
+        code: 410,
+        ..kube::core::Status::default()
+    };
+    let events = vec![
+        Ok(Event::Init),
+        Ok(Event::InitApply(sent("a", |_| {}))),
+        Ok(Event::InitDone),
+        Err(watcher::Error::WatchError(Box::new(gone))),
+        Err(watcher::Error::NoResourceVersion),
+    ];
+    let metrics = metrics(&registry);
+    follow(&cluster, &metrics, Kind::Pod, stream::iter(events), trim).await;
+    assert_eq!(pods(&cluster), ["a"]);
+    let text = prometheus::TextEncoder::new();
+    let text = text.encode_to_string(&registry.gather()).unwrap();
+    for (reason, count) in [("expired", 1), ("malformed", 1), ("list", 0)] {
+        let line =
+            format!("kiam_k8s_watch_errors_total{{kind=\"Pod\",reason=\"{reason}\"}} {count}\n");
+        assert!(text.contains(&line), "{line}: {text}");
+    }
+    let last = "kiam_k8s_watch_last_event_timestamp_seconds{kind=\"Pod\"} 1";
+    assert!(text.contains(last), "{text}");
+}
+
 #[tokio::test]
 async fn a_watch_that_begins_again_forgets_what_is_gone_and_skips_what_is_malformed() {
     let cluster = Cluster::new();
@@ -215,6 +249,7 @@ async fn a_watch_that_begins_again_forgets_what_is_gone_and_skips_what_is_malfor
     let play = async |events: Vec<Event<DeserializeGuard<PodManifest>>>| {
         follow(
             &cluster,
+            &metrics(&prometheus::Registry::new()),
             Kind::Pod,
             stream::iter(events.into_iter().map(Ok)),
             trim,
