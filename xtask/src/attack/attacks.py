@@ -90,6 +90,20 @@ def udp_connected(which):
     sock.send(b"x")
 
 
+def optioned(which):
+    """With IP options, that make its header longer."""
+    sock = stream(ADDRESSES[which])
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01")
+    sock.connect((ADDRESSES[which], 80))
+    talk(sock)
+
+
+def udp_optioned(which):
+    sock = socket.socket(family(ADDRESSES[which]), socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01")
+    sock.sendto(b"x", (ADDRESSES[which], 80))
+
+
 def ping(which):
     if which == "v6":
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)

@@ -33,6 +33,8 @@ pub(super) const REACH: &[Reach] = &[
     works("bind before connect", &["bind_first", "v4"]),
     works("connect again and again", &["again", "v4"]),
     works("SO_MARK, SO_BINDTODEVICE", &["marked", "v4"]),
+    works("TCP, IP options", &["optioned", "v4"]),
+    works("UDP, IP options", &["udp_optioned", "v4"]),
     works("UDP", &["udp", "v4"]),
     works("UDP, v4-mapped", &["udp", "mapped"]),
     works("UDP, IPv6", &["udp", "v6"]),
