@@ -3,12 +3,10 @@
 mod guard;
 mod iptables;
 
-use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
 use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use kiam_common::server_address::ServerAddress;
@@ -23,45 +21,8 @@ const MAX_NODE_NAME_BYTES: usize = 253;
 /// The longest `--pod-wait`: a request that is held longer outlives every SDK's patience.
 const MAX_POD_WAIT: Duration = Duration::from_secs(10);
 
-/// What the agent is to do.
-#[derive(Debug, Clone)]
-pub enum Cli {
-    /// To run.
-    Run(Box<Args>),
-    /// Something else, and to end.
-    Command(Command),
-}
-
-impl Cli {
-    /// The command line, as clap knows it.
-    #[must_use]
-    pub fn command() -> clap::Command {
-        let run = Args::command();
-        let about = run.get_about().cloned();
-        Command::augment_subcommands(run)
-            // Commands' own description would stand in its place.
-            .about(about.unwrap_or_default())
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-            .subcommand_required(false)
-            .arg_required_else_help(false)
-    }
-
-    /// Reads the command line.
-    ///
-    /// # Errors
-    /// When it is no command line of the agent's, or asks for help.
-    pub fn try_parse_from(
-        words: impl IntoIterator<Item: Into<OsString> + Clone>,
-    ) -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches_from(words)?;
-        if matches.subcommand_name().is_some() {
-            Command::from_arg_matches(&matches).map(Self::Command)
-        } else {
-            Args::from_arg_matches(&matches).map(|args| Self::Run(Box::new(args)))
-        }
-    }
-}
+/// The agent's command line.
+pub type Cli = kiam_common::cli::Cli<Args, Command>;
 
 /// What the agent does other than to run.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]

@@ -16,6 +16,7 @@
 pub mod admin;
 pub mod api;
 pub mod backoff;
+pub mod cli;
 pub mod credentials;
 pub mod duration;
 pub mod flags;

@@ -1,54 +1,15 @@
 //! What the server's program does other than to serve.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
 use kiam_common::duration;
 use kiam_common::flags::TlsFlags;
 use kiam_common::server_address::ServerAddress;
 
 use super::Args;
 
-/// What the program is to do.
-#[derive(Debug, Clone)]
-pub enum Cli {
-    /// To serve.
-    Run(Box<Args>),
-    /// Something else, and to end.
-    Command(Command),
-}
-
-impl Cli {
-    /// The command line, as clap knows it.
-    #[must_use]
-    pub fn command() -> clap::Command {
-        let run = Args::command();
-        let about = run.get_about().cloned();
-        Command::augment_subcommands(run)
-            // Commands' own description would stand in its place.
-            .about(about.unwrap_or_default())
-            .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
-            .subcommand_required(false)
-            .arg_required_else_help(false)
-    }
-
-    /// Reads the command line.
-    ///
-    /// # Errors
-    /// When it is no command line of the server's, or asks for help.
-    pub fn try_parse_from(
-        words: impl IntoIterator<Item: Into<OsString> + Clone>,
-    ) -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches_from(words)?;
-        if matches.subcommand_name().is_some() {
-            Command::from_arg_matches(&matches).map(Self::Command)
-        } else {
-            Args::from_arg_matches(&matches).map(|args| Self::Run(Box::new(args)))
-        }
-    }
-}
+/// The server's command line.
+pub type Cli = kiam_common::cli::Cli<Args, Command>;
 
 /// What the program does other than to serve.
 #[derive(Debug, Clone, clap::Subcommand)]
