@@ -342,19 +342,18 @@ impl Scene {
             Ok(Theft {
                 attack: (*attack).to_owned(),
                 stolen: heard.contains(secret) || granted,
-                heard: heard
-                    .lines()
-                    .next()
-                    .unwrap_or_default()
-                    .chars()
-                    .take(60)
-                    .collect(),
+                heard: first_line(&heard),
             })
         });
         let thefts = thefts.collect();
         drop(other_agent);
         thefts
     }
+}
+
+fn first_line(heard: &str) -> String {
+    let line = heard.lines().find(|line| !line.is_empty());
+    line.unwrap_or_default().chars().take(60).collect()
 }
 
 fn python(place: &Place, words: &[&str]) -> std::process::Command {
