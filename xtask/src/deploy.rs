@@ -3,6 +3,8 @@
 mod chart;
 pub(crate) mod helm;
 mod manifests;
+pub(crate) mod metrics;
+pub(crate) mod reference;
 
 use anyhow::{Result, bail, ensure};
 
@@ -24,6 +26,26 @@ pub struct ManifestsArgs {
     /// Only tell whether they are as the chart makes them
     #[arg(long)]
     check: bool,
+}
+
+/// Flags of `cargo xtask docs`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DocsArgs {
+    /// Only tell whether they are as the programs are
+    #[arg(long)]
+    check: bool,
+}
+
+/// Makes the reference pages from the programs, or tells whether they are so.
+///
+/// # Errors
+/// When they are not, or cannot be made.
+pub fn docs(args: &DocsArgs) -> Result<()> {
+    if args.check {
+        reference::check()
+    } else {
+        reference::write()
+    }
 }
 
 /// Checks the chart: `helm lint`, all value sets rendered and taken by a real kube-apiserver, bad

@@ -1,5 +1,5 @@
-//! The command `lint`: format, clippy without a warning, documentation without a warning, and
-//! what the dependencies are.
+//! The command `lint`: format, clippy without a warning, documentation without a warning, reference
+//! pages that are as the programs are, and what the dependencies are.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 
 use crate::build_ebpf::workspace;
+use crate::deploy::reference;
 use crate::setup::Cache;
 
 /// The version of cargo-deny that is used.
@@ -45,6 +46,7 @@ pub fn run(_args: &Args) -> anyhow::Result<()> {
             .env("RUSTDOCFLAGS", "--deny warnings"),
         &root,
     )?;
+    reference::check()?;
     let deny = cargo_deny()?;
     check(
         Command::new(deny).args([

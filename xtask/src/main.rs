@@ -30,6 +30,8 @@ enum Command {
     Chart(deploy::ChartArgs),
     /// Make deploy/manifests from the chart
     Manifests(deploy::ManifestsArgs),
+    /// Make docs/reference from the programs: every flag, every metric
+    Docs(deploy::DocsArgs),
     /// Check format, clippy, documentation and dependencies
     Lint(lint::Args),
     /// Make nodes and pods to try something in by hand
@@ -72,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::E2e(args) => e2e::run(&args),
         Command::Chart(args) => deploy::chart(&args),
         Command::Manifests(args) => deploy::manifests(&args),
+        Command::Docs(args) => deploy::docs(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Sandbox(args) => room::run(&args),
         Command::Attack(args) => attack::run(&args),
