@@ -57,6 +57,7 @@ fn help(program: &str, command: &[&str]) -> Result<String> {
         // What is set here is told as a flag's value.
         .env_remove("NODE_NAME")
         .env_remove("HOST_IP")
+        .env_remove("POD_UID")
         .env("COLUMNS", "100");
     let text = exec(&mut run)?;
     Ok(text
