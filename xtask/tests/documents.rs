@@ -83,3 +83,36 @@ fn links_between_the_documents_lead_somewhere() {
     }
     assert!(links > 10, "only {links} links were found");
 }
+
+/// Words that look like a metric of ours.
+fn metrics(text: &str) -> impl Iterator<Item = &str> {
+    let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    text.split(word)
+        .filter(|word| word.starts_with("kiam_") || word.starts_with("grpc_"))
+}
+
+#[test]
+fn metrics_that_dashboards_ask_for_exist() {
+    let page = std::fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    let dashboards = std::fs::read_dir(root().join("deploy/grafana")).unwrap();
+    let files: Vec<_> = dashboards.flatten().map(|entry| entry.path()).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut asked = 0;
+        for name in metrics(&text) {
+            // A histogram's series have an end of their own.
+            let ends = ["_bucket", "_sum", "_count"];
+            let base = ends.iter().find_map(|end| name.strip_suffix(end));
+            let known = |name: &str| page.contains(&format!("`{name}`"));
+            let known = known(name) || base.is_some_and(known);
+            assert!(
+                known,
+                "{} asks for {name}, which is no metric",
+                file.display()
+            );
+            asked += 1;
+        }
+        assert!(asked > 3, "{} asks for {asked} metrics", file.display());
+    }
+}
