@@ -1,5 +1,6 @@
 //! What is deployed: the chart and what is made from it, checked with the real tools.
 
+mod alerts;
 mod chart;
 pub(crate) mod helm;
 mod manifests;
@@ -46,6 +47,22 @@ pub fn docs(args: &DocsArgs) -> Result<()> {
     } else {
         reference::write()
     }
+}
+
+/// Flags of `cargo xtask alerts`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AlertsArgs {
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Checks alerts and dashboards by promtool, and that every metric they name exists.
+///
+/// # Errors
+/// When something is wrong with them, or they cannot be checked.
+pub fn alerts(args: &AlertsArgs) -> Result<()> {
+    setup::prepare(&[Need::Promtool], args.consent)?;
+    alerts::check()
 }
 
 /// Checks the chart: `helm lint`, all value sets rendered and taken by a real kube-apiserver, bad

@@ -217,6 +217,14 @@ impl Server {
         &self.program
     }
 
+    /// What its operator's port answers to a path.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn operator(&self, path: &str) -> Result<probe::Answer> {
+        fetch(self.place.netns(), SERVER_ADMIN_PORT, path)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

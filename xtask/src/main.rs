@@ -26,6 +26,8 @@ enum Command {
     Test(test::Args),
     /// Run the whole path against a real etcd and kube-apiserver
     E2e(e2e::Args),
+    /// Check alerts and dashboards with promtool
+    Alerts(deploy::AlertsArgs),
     /// Check the Helm chart with helm and a real kube-apiserver
     Chart(deploy::ChartArgs),
     /// Make deploy/manifests from the chart
@@ -72,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        Command::Alerts(args) => deploy::alerts(&args),
         Command::Chart(args) => deploy::chart(&args),
         Command::Manifests(args) => deploy::manifests(&args),
         Command::Docs(args) => deploy::docs(&args),

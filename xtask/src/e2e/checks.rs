@@ -1,6 +1,7 @@
 //! What must be so. Each check makes its own pods, so that it can also run alone.
 
 mod changes;
+mod metrics;
 mod outages;
 mod proof;
 mod rights;
@@ -55,6 +56,9 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     // Before the API crashes: it refuses what it can while it starts.
     ("server and agent have no more rights than they need", |w| {
         rights::exact(w).boxed_local()
+    }),
+    ("every metric that is told is documented", |w| {
+        metrics::documented(w).boxed_local()
     }),
     ("a restart of the server does not disturb a pod", |w| {
         outages::server(w).boxed_local()

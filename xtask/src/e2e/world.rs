@@ -151,6 +151,12 @@ impl World {
         Ok(server.program())
     }
 
+    /// What the server's operator's port answers to a path.
+    pub(super) fn server_operator(&self, path: &str) -> Result<probe::Answer> {
+        let server = self.server.as_ref().context("the server was stopped")?;
+        server.operator(path)
+    }
+
     /// Starts the server and waits until it has read the cluster.
     pub(super) fn start_server(&mut self) -> Result<()> {
         let base = format!("--role-base-arn={BASE_ARN}");
