@@ -61,10 +61,11 @@ fn links_between_the_documents_lead_somewhere() {
     let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
     let docs = std::fs::read_dir(root().join("docs")).unwrap().flatten();
     pages.extend(docs.map(|entry| entry.path()));
-    let decisions = std::fs::read_dir(root().join("docs/adr"))
-        .unwrap()
-        .flatten();
-    pages.extend(decisions.map(|entry| entry.path()));
+    for folder in ["docs/adr", "docs/runbooks", "docs/reference"] {
+        let below = std::fs::read_dir(root().join(folder)).unwrap().flatten();
+        pages.extend(below.map(|entry| entry.path()));
+    }
+    pages.push(root().join("deploy/helm/kiam/README.md"));
     let mut links = 0;
     for page in pages
         .iter()
