@@ -1,4 +1,4 @@
-//! The operator's port: `/metrics`, `/healthz`, `/readyz`, and what a program adds to them.
+//! The operator's port: `/metrics`, `/healthz`, `/readyz`, `/log-level`, and what a program adds.
 //!
 //! Never on the port that pods or agents reach.
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Registry, TextEncoder};
@@ -17,18 +17,31 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::listen;
 use crate::readiness::Readiness;
+use crate::{listen, telemetry};
 
 /// Connections served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a request's body, once its head is there.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// No log level is longer, in bytes.
+const MAX_BODY_BYTES: usize = 1024;
 
 /// What the operator's port answers.
 pub type Answer = Response<Full<Bytes>>;
 
+/// What is asked of a page.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The path, as it came.
+    pub path: &'a str,
+    /// Whether it is asked from the machine itself, over loopback.
+    pub local: bool,
+}
+
 /// A page that a program adds: the answer to a path of its own, or `None`.
-pub type Page = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+pub type Page = Arc<dyn Fn(Asked<'_>) -> Option<Answer> + Send + Sync>;
 
 /// The operator's port, bound and not yet serving.
 pub struct Admin {
@@ -90,10 +103,10 @@ impl Admin {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
-            let stream = tokio::select! {
+            let (stream, local) = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok((stream, peer)) => (stream, peer.ip().to_canonical().is_loopback()),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept on the operator's port");
                         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -104,8 +117,8 @@ impl Admin {
             let (state, stop) = (Arc::clone(&state), stop.clone());
             tokio::spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
-                    let answer = state.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let state = Arc::clone(&state);
+                    async move { Ok::<_, Infallible>(state.answer(request, local).await) }
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -123,7 +136,10 @@ impl Admin {
 }
 
 impl State {
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, local: bool) -> Answer {
+        if request.uri().path() == "/log-level" {
+            return log_level(request, local).await;
+        }
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET here\n");
         }
@@ -145,7 +161,7 @@ impl State {
             path => self
                 .pages
                 .iter()
-                .find_map(|page| page(path))
+                .find_map(|page| page(Asked { path, local }))
                 .unwrap_or_else(|| {
                     text(
                         StatusCode::NOT_FOUND,
@@ -154,6 +170,41 @@ impl State {
                 }),
         }
     }
+}
+
+/// The level that is logged at: told, and with `PUT` changed. A browser lets no foreign page send that.
+async fn log_level(request: Request<Incoming>, local: bool) -> Answer {
+    if !local {
+        return only_local("/log-level");
+    }
+    if request.method() == Method::PUT {
+        let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+        let Ok(Ok(body)) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
+            let why = format!("a log level is no longer than {MAX_BODY_BYTES} bytes\n");
+            return text(StatusCode::BAD_REQUEST, why);
+        };
+        let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
+        match telemetry::set_level(&level) {
+            Ok(()) => tracing::info!(level, "the log level was changed"),
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
+    } else if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET here, and PUT with a level as the body\n",
+        );
+    }
+    let level = telemetry::level().unwrap_or_else(|| "not set".to_owned());
+    text(StatusCode::OK, format!("{level}\n"))
+}
+
+/// The answer to somebody on another machine, where only the machine itself is told.
+#[must_use]
+pub fn only_local(path: &str) -> Answer {
+    let why = format!(
+        "{path} is answered over loopback only: ask from within the pod, or through kubectl port-forward\n"
+    );
+    text(StatusCode::FORBIDDEN, why)
 }
 
 /// A plain-text answer.
@@ -196,7 +247,9 @@ mod tests {
         registry.register(Box::new(counter)).unwrap();
         let readiness = Readiness::new();
         let awaited = readiness.awaits("snapshot");
-        let page: Page = Arc::new(|path| (path == "/x").then(|| text(StatusCode::OK, "mine")));
+        let page: Page = Arc::new(|asked| {
+            (asked.path == "/x" && asked.local).then(|| text(StatusCode::OK, "mine"))
+        });
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let admin = Admin::bind(local, registry, readiness, vec![page]).unwrap();
         let address = admin.address().unwrap();
@@ -211,6 +264,50 @@ mod tests {
         assert!(get(address, "/metrics").await.contains("kiam_test_total 0"));
         assert!(get(address, "/x").await.ends_with("mine"));
         assert!(get(address, "/y").await.starts_with("HTTP/1.1 404"));
+        stop.cancel();
+        running.await.unwrap();
+    }
+    async fn put(address: SocketAddr, level: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let length = level.len();
+        let request = format!(
+            "PUT /log-level HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{level}"
+        );
+        drop(stream.write_all(request.as_bytes()).await);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_log_level_is_told_and_changed() {
+        drop(telemetry::init(false, "error"));
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let admin = Admin::bind(local, Registry::new(), Readiness::new(), Vec::new()).unwrap();
+        let address = admin.address().unwrap();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(admin.run(stop.clone()));
+
+        assert!(get(address, "/log-level").await.ends_with("error\n"));
+        let changed = put(address, " warn,kiam_common=error\n").await;
+        assert!(changed.starts_with("HTTP/1.1 200"), "{changed}");
+        assert!(telemetry::level().unwrap().contains("kiam_common=error"));
+        let refused = put(address, "kiam_common=loud").await;
+        assert!(
+            refused.starts_with("HTTP/1.1 400") && refused.contains("is no log level"),
+            "{refused}"
+        );
+        assert!(
+            put(address, &"x".repeat(2000))
+                .await
+                .contains("no longer than")
+        );
+        assert!(
+            get(address, "/log-level")
+                .await
+                .contains("kiam_common=error")
+        );
+        assert_eq!(only_local("/x").status(), StatusCode::FORBIDDEN);
         stop.cancel();
         running.await.unwrap();
     }

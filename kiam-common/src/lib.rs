@@ -4,7 +4,7 @@
 //! - [`role`]: IAM role names and ARNs, as annotations spell them
 //! - [`credentials`]: session credentials, which never print or outlive their use
 //! - [`tls`]: mutual TLS whose certificates are replaced while it runs
-//! - [`telemetry`], [`admin`], [`readiness`]: logs, metrics, health
+//! - [`telemetry`], [`admin`], [`page`], [`readiness`]: logs, metrics, status, health
 //! - [`listen`]: a port that is handed from one process to the next
 //! - [`limits`]: what the kernel lets a process have
 //! - [`flags`], [`server_address`], [`duration`]: command-line flags that both programs have
@@ -22,6 +22,7 @@ pub mod duration;
 pub mod flags;
 pub mod limits;
 pub mod listen;
+pub mod page;
 pub mod readiness;
 pub mod role;
 pub mod server_address;

@@ -1,15 +1,14 @@
 //! Logs: JSON or text on standard error, at a level that can be changed while running. And the
 //! registry that metrics are in.
 
-use std::fmt;
+use std::sync::OnceLock;
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, fmt as format, reload};
 
-/// Changes the log level of the running program.
-#[derive(Clone)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+/// Changes the level. Of the process, as the subscriber is that it belongs to.
+static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Why a text is no log level.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +35,7 @@ pub enum TelemetryError {
 ///
 /// # Errors
 /// When the level is none, or the process logs already.
-pub fn init(json: bool, level: &str) -> Result<LogLevel, TelemetryError> {
+pub fn init(json: bool, level: &str) -> Result<(), TelemetryError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let registry = tracing_subscriber::registry().with(filter);
     if json {
@@ -51,30 +50,33 @@ pub fn init(json: bool, level: &str) -> Result<LogLevel, TelemetryError> {
             .with(format::layer().with_ansi(ansi).with_writer(std::io::stderr))
             .try_init()?;
     }
-    Ok(LogLevel(handle))
+    // It is the first: there can be one subscriber only.
+    drop(LEVEL.set(handle));
+    Ok(())
 }
 
-impl LogLevel {
-    /// Logs at `level` from now on.
-    ///
-    /// # Errors
-    /// When the text is no level; the old one stays.
-    pub fn set(&self, level: &str) -> Result<(), LevelError> {
-        let error = |source| LevelError {
-            text: level.to_owned(),
-            source,
-        };
-        self.0
-            .reload(filter(level)?)
-            .map_err(|e| error(Box::new(e)))
-    }
+/// What is logged now; none if nothing is.
+#[must_use]
+pub fn level() -> Option<String> {
+    LEVEL.get()?.with_current(ToString::to_string).ok()
 }
 
-impl fmt::Debug for LogLevel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = self.0.with_current(ToString::to_string).unwrap_or_default();
-        f.debug_tuple("LogLevel").field(&level).finish()
-    }
+/// Logs at `level` from now on.
+///
+/// # Errors
+/// When the text is no level, or nothing is logged; what was logged still is.
+pub fn set_level(level: &str) -> Result<(), LevelError> {
+    let filter = filter(level)?;
+    let error = |source| LevelError {
+        text: level.to_owned(),
+        source,
+    };
+    let handle = LEVEL
+        .get()
+        .ok_or_else(|| error("this process does not log".into()))?;
+    handle
+        .reload(filter)
+        .map_err(|source| error(Box::new(source)))
 }
 
 /// A registry for a program's metrics, with those of the process itself (`process_*`) in it.

@@ -3,7 +3,7 @@
 //! No secret is on it: no access key id, no external id, no session tag. Its size is bounded: of
 //! each list the entries that matter most, and how many there are in all.
 
-mod page;
+mod render;
 #[cfg(test)]
 mod tests;
 
@@ -11,8 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kiam_common::admin::{Answer, Page, with_type};
-use kiam_common::duration;
+use kiam_common::admin::Page;
+use kiam_common::page::{self, cut};
 use serde::Serialize;
 
 use crate::clock::Clock;
@@ -26,11 +26,6 @@ use crate::policy::{Outcome, Settings, decide};
 const MAX_LISTED: usize = 100;
 /// Pods that are decided about for one answer: it must not keep the server from its work.
 const MAX_DECIDED: usize = 20_000;
-/// Of any text that comes from elsewhere, in characters.
-const MAX_TEXT: usize = 500;
-/// Nothing of the page may run, load, be framed or be sent anywhere.
-const POLICY: &str =
-    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Where the state is read.
 pub struct Status {
@@ -152,9 +147,9 @@ impl Status {
     /// `/status` as JSON, and `/status.html` to read.
     #[must_use]
     pub fn page(self) -> Page {
-        Arc::new(move |path| match path {
-            "/status" => Some(json(&self.report())),
-            "/status.html" => Some(html(&self.report())),
+        Arc::new(move |asked| match asked.path {
+            "/status" => Some(page::json(&self.report())),
+            "/status.html" => Some(page::html(render::render(&self.report()))),
             _ => None,
         })
     }
@@ -287,44 +282,4 @@ impl Held {
             }),
         }
     }
-}
-
-fn json(report: &Report) -> Answer {
-    match serde_json::to_vec_pretty(report) {
-        Ok(body) => guarded(with_type(http::StatusCode::OK, "application/json", body)),
-        Err(error) => {
-            let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-            kiam_common::admin::text(status, format!("{error}\n"))
-        }
-    }
-}
-
-fn html(report: &Report) -> Answer {
-    let kind = "text/html; charset=utf-8";
-    guarded(with_type(http::StatusCode::OK, kind, page::render(report)))
-}
-
-fn guarded(mut answer: Answer) -> Answer {
-    for (name, value) in [
-        (http::header::CONTENT_SECURITY_POLICY, POLICY),
-        (http::header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (http::header::CACHE_CONTROL, "no-store"),
-    ] {
-        let value = http::HeaderValue::from_static(value);
-        answer.headers_mut().insert(name, value);
-    }
-    answer
-}
-
-/// Cut to a bounded length.
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_TEXT) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// A number of seconds, to read.
-fn readable(seconds: u64) -> String {
-    duration::format(std::time::Duration::from_secs(seconds))
 }

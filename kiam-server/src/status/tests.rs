@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
+use kiam_common::admin::Asked;
 use kiam_common::role::{BaseArn, RoleArn};
 use prometheus::Registry;
 use serde_json::Value;
@@ -56,7 +57,7 @@ impl Stage {
     }
 
     async fn get(&self, path: &str) -> String {
-        let answer = (self.page)(path).unwrap();
+        let answer = (self.page)(Asked { path, local: false }).unwrap();
         let policy = &answer.headers()[http::header::CONTENT_SECURITY_POLICY];
         assert!(policy.to_str().unwrap().starts_with("default-src 'none'"));
         let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -165,7 +166,8 @@ async fn nodes_identities_and_refused_pods_are_shown_and_no_secret() {
             assert!(!text.contains(secret), "{secret} in the {of}");
         }
     }
-    assert!((stage.page)("/statusx").is_none());
+    let (path, local) = ("/statusx", false);
+    assert!((stage.page)(Asked { path, local }).is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,11 +1,9 @@
 //! The report as a page of tables, without styles or scripts: everything that is not a tag of the
 //! page's own is escaped.
 
-use super::{Held, Node, Refused, Report, readable};
+use kiam_common::page::{document, element, readable, table};
 
-const BEGIN: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-                     <title>kiam-server</title></head><body>\n";
-const END: &str = "</body></html>\n";
+use super::{Held, Node, Refused, Report};
 
 /// The whole page.
 pub(super) fn render(report: &Report) -> String {
@@ -21,8 +19,7 @@ pub(super) fn render(report: &Report) -> String {
     let known = known.map(|objects| format!("{} of kind {}", objects.known, objects.kind));
     let known = known.collect::<Vec<_>>().join(", ");
     let read = if *synced { "has" } else { "has not yet" };
-    [
-        BEGIN.to_owned(),
+    let parts = [
         element("h1", &format!("kiam-server {version}")),
         element("p", &format!("The cluster {read} been read: {known}.")),
         element("h2", "Nodes attached to this replica"),
@@ -69,9 +66,8 @@ pub(super) fn render(report: &Report) -> String {
             ),
         ),
         table(["Pod", "Node", "Why"], pods.listed.iter().map(refused)),
-        END.to_owned(),
-    ]
-    .concat()
+    ];
+    document("kiam-server", &parts.concat())
 }
 
 fn node(node: &Node) -> [String; 4] {
@@ -104,37 +100,4 @@ fn refused(pod: &Refused) -> [String; 3] {
         pod.node.clone(),
         pod.reason.clone(),
     ]
-}
-
-fn table<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let row = |tag: &str, cells: &[&str]| {
-        let cells: String = cells.iter().map(|cell| element(tag, cell)).collect();
-        format!("<tr>{cells}</tr>\n")
-    };
-    let head = row("th", &columns);
-    let rows: String = rows
-        .map(|cells| row("td", &cells.each_ref().map(String::as_str)))
-        .collect();
-    format!("<table border=\"1\">\n{head}{rows}</table>\n")
-}
-
-fn element(tag: &str, text: &str) -> String {
-    format!("<{tag}>{}</{tag}>\n", escaped(text))
-}
-
-/// As text between tags; control characters would be no valid HTML.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '&' => escaped.push_str("&amp;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            character if character.is_control() => escaped.push('\u{fffd}'),
-            character => escaped.push(character),
-        }
-    }
-    escaped
 }
