@@ -6,6 +6,7 @@
 //! path         what a path asks for, however it is spelled
 //! decide       what a pod is answered, by one snapshot of the view
 //! refusal      why not, in words, a status and a label
+//! refusal_log  that it was refused, not too often
 //! service      from a request to its answer, and waiting
 //! tokens       IMDSv2's, which only the pod that asked for one can use
 //! metrics      what is counted
@@ -17,6 +18,7 @@ mod metrics;
 mod path;
 mod places;
 mod refusal;
+mod refusal_log;
 mod service;
 mod tokens;
 
@@ -43,6 +45,7 @@ use crate::args::ImdsV2;
 use crate::caller::{Identify, PodRef};
 use crate::view::View;
 use places::Places;
+use refusal_log::RefusalLog;
 use tokens::Tokens;
 
 /// Connections that are told that they are too many, at once; more are just closed.
@@ -104,6 +107,7 @@ struct Shared {
     identify: Arc<dyn Identify>,
     metrics: MetadataMetrics,
     tokens: Tokens,
+    refusal_log: RefusalLog,
     all_places: Semaphore,
     /// Those whom the kernel vouches for have places of their own; all others share one's.
     places: Arc<Places<Option<PodRef>>>,
@@ -213,6 +217,7 @@ impl Listening {
                 identify,
                 metrics,
                 tokens: Tokens::new(),
+                refusal_log: RefusalLog::default(),
             }),
         }
     }

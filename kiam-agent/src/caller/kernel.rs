@@ -46,7 +46,7 @@ impl KernelIdentity {
             }
             Ok(Found::Gone) => Err(Refusal::Gone),
             Ok(Found::Other(path)) => {
-                tracing::warn!(path = %path.display(), "a caller's cgroup is no pod's");
+                tracing::debug!(path = %path.display(), "a caller's cgroup is no pod's");
                 Err(Refusal::NotAPod)
             }
             Err(error) => {

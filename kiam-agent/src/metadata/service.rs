@@ -183,9 +183,12 @@ impl Shared {
     }
 
     fn log(&self, caller: &Caller, request: &Parts, refusal: &Refusal) {
+        let (who, reason) = (caller.who.as_ref().ok(), refusal.reason());
+        let Some(held_back) = self.refusal_log.may_say(who, reason, Instant::now()) else {
+            return;
+        };
         let status = refusal.status().as_u16();
         let (addr, method) = (caller.source, &request.method);
-        let who = caller.who.as_ref().ok();
         let snapshot = self.view.load();
         let facts = who
             .and_then(|who| find(&snapshot, who).ok().flatten())
@@ -199,7 +202,8 @@ impl Shared {
             %method,
             path = Refusal::echo(request.uri.path()),
             status,
-            reason = refusal.reason(),
+            reason,
+            held_back,
             "refused: {refusal}"
         );
     }

@@ -37,6 +37,7 @@ fn shared(view: View) -> Arc<Shared> {
         identify: Arc::new(Nobody),
         metrics: MetadataMetrics::new(&Registry::new()).unwrap(),
         tokens: Tokens::new(),
+        refusal_log: RefusalLog::default(),
     })
 }
 
