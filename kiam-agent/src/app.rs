@@ -22,7 +22,7 @@ pub use redirect::RedirectError;
 
 use crate::args::{Args, Redirect};
 use crate::caller::Identify;
-use crate::metadata::{self, Listening, MetadataMetrics};
+use crate::metadata::{self, Listening, MetadataMetrics, Sources, V1Users};
 use crate::stream::{self, Client, Pace, StreamMetrics};
 use crate::view::{Projection, View};
 
@@ -184,24 +184,6 @@ pub async fn build_with(
     tasks.spawn("redirection", upkeep(view.clone(), stop.clone()));
     let snapshot = readiness.awaits("the first word of a server on the node's pods");
 
-    let settings = metadata::Settings {
-        pod_wait: args.pod_wait,
-        imds_v2: args.imds_v2,
-        ..metadata::Settings::default()
-    };
-    let metrics = MetadataMetrics::new(&registry)?;
-    let service = listening.service(settings, view, identify, metrics);
-    let ready = readiness.clone();
-    tasks.spawn(
-        "metadata service",
-        service.run(async move { ready.ready().await }, stop.clone()),
-    );
-
-    let admin = admin.map(|(address, admin)| {
-        tasks.spawn("operator's port", admin.run(stop.clone()));
-        address
-    });
-
     let client = Client::new(
         stream::Settings {
             node: args.node_name.clone(),
@@ -217,6 +199,34 @@ pub async fn build_with(
         StreamMetrics::new(&registry)?,
         snapshot,
     );
+    let settings = metadata::Settings {
+        pod_wait: args.pod_wait,
+        imds_v2: args.imds_v2,
+        allow_routes: args.metadata.allow_route_regexp.clone(),
+        legacy_redirects: args.metadata.legacy_redirects,
+        container: args.metadata.container_credentials_address.is_some(),
+        ..metadata::Settings::default()
+    };
+    let grace = settings.grace() + Duration::from_secs(1);
+    let sources = Sources {
+        identify,
+        standing: client.standing(),
+        v1_users: V1Users::new(view.clone(), &registry)?,
+        metrics: MetadataMetrics::new(&registry)?,
+        view,
+    };
+    let service = listening.service(settings, sources);
+    let ready = readiness.clone();
+    tasks.spawn(
+        "metadata service",
+        service.run(async move { ready.ready().await }, stop.clone()),
+    );
+
+    let admin = admin.map(|(address, admin)| {
+        tasks.spawn("operator's port", admin.run(stop.clone()));
+        address
+    });
+
     tasks.spawn("certificates", tls.follow(stop.clone()));
     tasks.spawn("node stream", client.run(stop));
 
@@ -232,7 +242,7 @@ pub async fn build_with(
         metadata: address,
         admin,
         tasks,
-        grace: settings.grace() + Duration::from_secs(1),
+        grace,
         keep,
     })
 }

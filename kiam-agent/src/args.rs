@@ -2,6 +2,7 @@
 
 mod guard;
 mod iptables;
+mod metadata;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +14,9 @@ use kiam_common::server_address::ServerAddress;
 
 pub use guard::{Guard, GuardError};
 pub use iptables::IptablesFlags;
+pub use metadata::MetadataFlags;
+#[cfg(test)]
+pub(crate) use metadata::allowed_routes;
 
 use crate::kernel::{self, Exemption, HostNetwork};
 
@@ -133,6 +137,13 @@ pub struct Args {
     /// Whether requests without a session token (IMDSv1) are answered
     #[arg(long, value_enum, default_value_t = ImdsV2::Optional, value_name = "WHETHER")]
     pub imds_v2: ImdsV2,
+
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub metadata: MetadataFlags,
 
     #[command(flatten)]
     #[expect(

@@ -11,6 +11,7 @@ pub mod args;
 pub mod caller;
 pub mod commands;
 pub mod doctor;
+mod http_client;
 pub mod iptables;
 pub mod kernel;
 pub mod metadata;

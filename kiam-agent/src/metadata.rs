@@ -9,18 +9,24 @@
 //! refusal_log  that it was refused, not too often
 //! service      from a request to its answer, and waiting
 //! tokens       IMDSv2's, which only the pod that asked for one can use
+//! passthrough  what of the node's own service pods may read, asked for by the agent
+//! sdk          what kind of client asks
+//! v1_users     which pods ask without a token, and by what client
 //! metrics      what is counted
 //! ```
 
 mod connection;
 mod decide;
 mod metrics;
+mod passthrough;
 mod path;
 mod places;
 mod refusal;
 mod refusal_log;
+mod sdk;
 mod service;
 mod tokens;
+mod v1_users;
 
 #[cfg(test)]
 mod tests;
@@ -34,16 +40,21 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use kiam_common::listen;
+use regex::Regex;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use metrics::MetadataMetrics;
+pub use sdk::Sdk;
+pub use v1_users::{V1Use, V1Users};
 
 use crate::args::ImdsV2;
 use crate::caller::{Identify, PodRef};
+use crate::stream::Standings;
 use crate::view::View;
+use passthrough::Upstream;
 use places::Places;
 use refusal_log::RefusalLog;
 use tokens::Tokens;
@@ -56,12 +67,20 @@ const LAST_COME: Duration = Duration::from_millis(100);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The service's choices and limits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// How long a request is held for a pod or credentials that are still on their way.
     pub pod_wait: Duration,
     /// Whether requests without a token of IMDSv2 are answered.
     pub imds_v2: ImdsV2,
+    /// Paths of the node's own service that pods may read, each as a whole.
+    pub allow_routes: Option<Regex>,
+    /// Where the node's own service is.
+    pub upstream: SocketAddr,
+    /// Whether the role's path without a slash at its end is answered by a redirect, as kiam did.
+    pub legacy_redirects: bool,
+    /// Whether credentials are served as containers' SDKs ask for them.
+    pub container: bool,
     /// Connections of all pods together; more are answered 503. None waits in the kernel's
     /// queue, as the kernel's word on who made it grows old there.
     pub max_connections: usize,
@@ -78,6 +97,10 @@ impl Default for Settings {
         Self {
             pod_wait: Duration::from_millis(800),
             imds_v2: ImdsV2::Optional,
+            allow_routes: None,
+            upstream: passthrough::METADATA,
+            legacy_redirects: false,
+            container: false,
             max_connections: 2048,
             max_connections_per_pod: 64,
             header_timeout: Duration::from_secs(5),
@@ -100,12 +123,35 @@ pub struct Metadata {
     shared: Arc<Shared>,
 }
 
+/// What the service answers by.
+pub struct Sources {
+    /// The node's pods.
+    pub view: View,
+    /// Who is calling.
+    pub identify: Arc<dyn Identify>,
+    /// How the agent stands with the servers.
+    pub standing: Standings,
+    /// Where those are counted who ask without a token.
+    pub v1_users: V1Users,
+    /// What is counted.
+    pub metrics: MetadataMetrics,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
 /// What all connections share.
 struct Shared {
     settings: Settings,
     view: View,
     identify: Arc<dyn Identify>,
+    standing: Standings,
+    v1_users: V1Users,
     metrics: MetadataMetrics,
+    upstream: Upstream,
     tokens: Tokens,
     refusal_log: RefusalLog,
     all_places: Semaphore,
@@ -199,26 +245,36 @@ impl Listening {
 
     /// The service on this port.
     #[must_use]
-    pub fn service(
-        self,
-        settings: Settings,
-        view: View,
-        identify: Arc<dyn Identify>,
-        metrics: MetadataMetrics,
-    ) -> Metadata {
+    pub fn service(self, settings: Settings, sources: Sources) -> Metadata {
         Metadata {
             listener: self.listener,
-            shared: Arc::new(Shared {
-                places: Places::new(settings.max_connections_per_pod),
-                all_places: Semaphore::new(settings.max_connections),
-                turned_away: Semaphore::new(MAX_TURNED_AWAY),
-                settings,
-                view,
-                identify,
-                metrics,
-                tokens: Tokens::new(),
-                refusal_log: RefusalLog::default(),
-            }),
+            shared: Arc::new(Shared::new(settings, sources)),
+        }
+    }
+}
+
+impl Shared {
+    fn new(settings: Settings, sources: Sources) -> Self {
+        let Sources {
+            view,
+            identify,
+            standing,
+            v1_users,
+            metrics,
+        } = sources;
+        Self {
+            places: Places::new(settings.max_connections_per_pod),
+            all_places: Semaphore::new(settings.max_connections),
+            turned_away: Semaphore::new(MAX_TURNED_AWAY),
+            upstream: Upstream::new(settings.upstream),
+            settings,
+            view,
+            identify,
+            standing,
+            v1_users,
+            metrics,
+            tokens: Tokens::new(),
+            refusal_log: RefusalLog::default(),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! servers   which address to try next
 //! convert   from the wire to the view, checked
 //! error     what is at fault, in words
+//! standing  how the agent stands with the servers
 //! metrics   what is counted
 //! ```
 
@@ -14,6 +15,7 @@ mod convert;
 mod error;
 mod metrics;
 mod servers;
+mod standing;
 
 #[cfg(test)]
 mod tests;
@@ -22,7 +24,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
 use kiam_common::api::node::v1 as api;
@@ -40,10 +42,12 @@ pub use convert::Malformed;
 pub use error::StreamError;
 pub use metrics::StreamMetrics;
 pub use servers::Resolve;
+pub use standing::{Standing, Standings};
 
 use crate::view::{Projection, Update};
 use metrics::unix_now;
 use servers::Servers;
+use standing::Teller;
 
 /// No message of one pod or one identity comes near this.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024;
@@ -104,6 +108,7 @@ pub struct Client {
     tls: Arc<ClientTls>,
     projection: Projection,
     metrics: StreamMetrics,
+    standing: Teller,
     servers: Servers,
     backoff: Backoff,
     /// The failures that were logged since the last success: what repeats itself is no news.
@@ -138,9 +143,16 @@ impl Client {
             tls,
             projection,
             metrics,
+            standing: Teller::default(),
             logged: BTreeSet::new(),
             first_snapshot: Some(first_snapshot),
         }
+    }
+
+    /// How the agent stands with the servers, now and later.
+    #[must_use]
+    pub fn standing(&self) -> Standings {
+        self.standing.readers()
     }
 
     /// Follows the servers until told to stop.
@@ -151,6 +163,7 @@ impl Client {
                 ended = self.follow() => ended,
             };
             self.metrics.ended(ended.reason());
+            self.standing.broken(ended.to_string(), SystemTime::now());
             let wait = self.backoff.next(rand::random());
             self.log(&ended, wait);
             tokio::select! {
@@ -327,6 +340,7 @@ impl Client {
             self.metrics.synced.set(1);
             tracing::info!(server = %address, "the node's pods are known");
         }
+        self.standing.synced(address, SystemTime::now());
         self.servers.succeeded();
         self.logged.clear();
         if let Some(awaited) = self.first_snapshot.take() {

@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use http_body_util::Empty;
 use nix::sched::{CloneFlags, setns};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Finding;
 use crate::args::DoctorArgs;
+use crate::http_client::{self, HttpError};
 use crate::kernel::cgroup::Mount;
 
 const LIMIT: Duration = Duration::from_secs(2);
 const METADATA: SocketAddr =
     SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 169, 254)), 80);
+/// The real service's list is far shorter.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Processes that are looked at, to find one in a pod.
 const MAX_PROCESSES: usize = 1000;
 
@@ -177,16 +180,13 @@ async fn metadata_service() -> Finding {
     }
 }
 
-async fn status() -> io::Result<u16> {
-    let mut stream = tokio::net::TcpStream::connect(METADATA).await?;
-    let request =
-        "GET /latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(64).read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
-    status.ok_or_else(|| io::Error::other("what answers there speaks no HTTP"))
+async fn status() -> Result<u16, HttpError> {
+    let request = http::Request::get("/latest/meta-data/")
+        .header(http::header::HOST, METADATA.ip().to_string())
+        .body(Empty::new())
+        .expect("a path and a host are always a request");
+    let answer = http_client::send(METADATA, request, MAX_ANSWER_BYTES).await?;
+    Ok(answer.status().as_u16())
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ impl Shared {
         let caller = Arc::new(Caller {
             who: self.identify.identify(peer),
             source: peer.ip(),
+            on_node: stream.local_addr().is_ok_and(|own| own.ip() == peer.ip()),
         });
         let Some(place) = self.places.take(caller.who.as_ref().ok().cloned()) else {
             let limit = self.settings.max_connections_per_pod;

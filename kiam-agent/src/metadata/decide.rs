@@ -15,8 +15,12 @@ use crate::view::{Claimed, Grant, Outcome, Pod, Snapshot};
 pub(super) enum Ask<'a> {
     /// The name of its role.
     Listing,
+    /// What its role is.
+    Info,
     /// The credentials of a role, which had better be its own.
     Credentials { role: &'a str, extended: bool },
+    /// The credentials of its role, whichever that is.
+    Own,
 }
 
 /// What it is answered.
@@ -82,10 +86,13 @@ pub(super) fn decide(
                     own: grant.role.name().to_owned(),
                 })
             }
-            Ask::Credentials { extended, .. } => match grant.valid(now) {
-                Some(issued) if extended => Verdict::Serve(issued.extended()),
-                Some(issued) => Verdict::Serve(issued.plain()),
-                None => without_credentials(pod, grant),
+            Ask::Credentials { .. } | Ask::Own | Ask::Info => match (grant.valid(now), ask) {
+                (Some(issued), Ask::Info) => Verdict::Serve(issued.info(&grant.role)),
+                (Some(issued), Ask::Credentials { extended, .. }) if !extended => {
+                    Verdict::Serve(issued.plain())
+                }
+                (Some(issued), _) => Verdict::Serve(issued.extended()),
+                (None, _) => without_credentials(pod, grant),
             },
         },
     }

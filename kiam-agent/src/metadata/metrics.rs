@@ -11,18 +11,24 @@ pub(super) enum Handler {
     RoleName,
     Credentials,
     Extended,
+    Info,
+    Container,
     Token,
-    /// What kiam would have passed on to the real service.
+    /// What is passed on to the real service, or would have been by kiam.
     Proxy,
+    Health,
 }
 
 impl Handler {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 8] = [
         Self::RoleName,
         Self::Credentials,
         Self::Extended,
+        Self::Info,
+        Self::Container,
         Self::Token,
         Self::Proxy,
+        Self::Health,
     ];
 
     const fn label(self) -> &'static str {
@@ -30,8 +36,11 @@ impl Handler {
             Self::RoleName => "roleName",
             Self::Credentials => "credentials",
             Self::Extended => "credentialsExtended",
+            Self::Info => "info",
+            Self::Container => "container",
             Self::Token => "token",
             Self::Proxy => "proxy",
+            Self::Health => "health",
         }
     }
 }
@@ -53,6 +62,7 @@ pub struct MetadataMetrics {
     empty_role: IntCounterVec,
     fetch_errors: IntCounterVec,
     blocked: IntCounter,
+    upstream_errors: IntCounter,
     refusals: IntCounterVec,
     pub(super) with_token: IntCounter,
     pub(super) without_token: IntCounter,
@@ -148,6 +158,10 @@ impl MetadataMetrics {
                 "kiam_metadata_proxy_requests_blocked_total",
                 "Requests for paths of the real metadata service that are not let through.",
             )?,
+            upstream_errors: counter(
+                "kiam_metadata_upstream_errors_total",
+                "Requests that were let through and that the node's own metadata service did not answer.",
+            )?,
             refusals: counters(
                 "kiam_metadata_refusals_total",
                 "Requests that were not answered with what they asked for, by reason.",
@@ -187,13 +201,14 @@ impl MetadataMetrics {
         let label = [handler.label()];
         self.refusals.with_label_values(&[reason]).inc();
         match (handler, reason) {
+            (Handler::Proxy, "upstream") => self.upstream_errors.inc(),
             (Handler::Proxy, _) => self.blocked.inc(),
             (_, "no_role") => self.empty_role.with_label_values(&label).inc(),
             (Handler::RoleName, _) => self.find_role_errors.with_label_values(&label).inc(),
-            (Handler::Credentials | Handler::Extended, _) => {
+            (Handler::Credentials | Handler::Extended | Handler::Container | Handler::Info, _) => {
                 self.fetch_errors.with_label_values(&label).inc();
             }
-            (Handler::Token, _) => {}
+            (Handler::Token | Handler::Health, _) => {}
         }
     }
 }

@@ -13,8 +13,16 @@ pub(super) enum Route<'a> {
     Credentials { role: &'a str },
     /// `{version}/meta-data/iam/security-credentials-extended/{role}`.
     Extended { role: &'a str },
+    /// `{version}/meta-data/iam/info`: what the role is.
+    Info,
     /// `{version}/api/token`: a session of IMDSv2.
     Token { latest: bool },
+    /// `v1/credentials`: credentials as containers' SDKs ask for them.
+    Container,
+    /// `ping`: whether the agent listens, as kiam had it.
+    Ping,
+    /// `health`: whether the node's own service answers, as kiam had it.
+    Health,
     /// Everything else.
     Other,
 }
@@ -55,12 +63,22 @@ pub(super) fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
 /// What a canonical path asks for.
 pub(super) fn route(path: &str) -> Route<'_> {
     let Some((version, rest)) = path.split_once('/') else {
-        return Route::Other;
+        return match path {
+            "ping" => Route::Ping,
+            "health" => Route::Health,
+            _ => Route::Other,
+        };
     };
+    if path == "v1/credentials" {
+        return Route::Container;
+    }
     if rest == "api/token" {
         return Route::Token {
             latest: version == "latest",
         };
+    }
+    if rest == "meta-data/iam/info" {
+        return Route::Info;
     }
     let Some(rest) = rest.strip_prefix("meta-data/iam/security-credentials") else {
         return Route::Other;
@@ -126,6 +144,13 @@ mod tests {
             ),
             ("latest/api/token", Route::Token { latest: true }),
             ("2021-03-23/api/token", Route::Token { latest: false }),
+            ("latest/meta-data/iam/info", Route::Info),
+            ("latest/meta-data/iam/info/x", Route::Other),
+            ("v1/credentials", Route::Container),
+            ("latest/credentials", Route::Other),
+            ("ping", Route::Ping),
+            ("health", Route::Health),
+            ("health/x", Route::Other),
             ("", Route::Other),
             ("latest", Route::Other),
             ("latest/meta-data/iam", Route::Other),

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use http::StatusCode;
 use jiff::Timestamp;
 
+use super::passthrough::UpstreamError;
 use crate::caller;
 use crate::view::Claimed;
 
@@ -80,9 +81,13 @@ pub(super) enum Refusal {
         error: Box<str>,
     },
     #[error(
-        "there is no {path:?} here: of the metadata service only a pod's own credentials are let through"
+        "there is no {path:?} here: of the metadata service pods get their own credentials, and what the agent's --allow-route-regexp lets through"
     )]
     Path { path: String },
+    #[error("{0}")]
+    Upstream(#[from] UpstreamError),
+    #[error("the server does not keep this agent informed: {0}")]
+    Stream(String),
     #[error(
         "X-aws-ec2-metadata-token-ttl-seconds must be there, and a number of seconds from 1 to {}",
         super::tokens::MAX_TTL.as_secs()
@@ -155,6 +160,9 @@ impl Refusal {
             Self::BadPath(_) | Self::TokenTtl => StatusCode::BAD_REQUEST,
             Self::BadToken | Self::NoToken => StatusCode::UNAUTHORIZED,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Upstream(_) => StatusCode::BAD_GATEWAY,
+            // As kiam's probe had it.
+            Self::Stream(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -182,6 +190,8 @@ impl Refusal {
             Self::BadToken => "token_bad",
             Self::NoToken => "token_missing",
             Self::Method { .. } => "method",
+            Self::Upstream(_) => "upstream",
+            Self::Stream(_) => "stream",
         }
     }
 }

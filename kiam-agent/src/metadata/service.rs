@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SERVER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, SERVER, USER_AGENT};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
@@ -13,31 +13,34 @@ use tokio::time::{Instant, timeout_at};
 use super::Shared;
 use super::decide::{Ask, Verdict, decide, find};
 use super::metrics::Handler;
+use super::passthrough::passed;
 use super::path::{Route, canonical, route};
 use super::refusal::Refusal;
+use super::sdk::Sdk;
 use super::tokens::MAX_TTL;
 use crate::args::ImdsV2;
 use crate::caller::{self, PodRef};
+use crate::stream::Standing;
 
 /// What the service answers.
 pub(super) type Answer = Response<Full<Bytes>>;
 
-const TOKEN: &str = "x-aws-ec2-metadata-token";
-const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+pub(super) const TOKEN: &str = "x-aws-ec2-metadata-token";
+pub(super) const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What a request is answered when it is not refused.
-struct Reply {
-    body: Bytes,
-    /// For how long a token is good: what a client is told back.
-    token_ttl: Option<u32>,
-}
-
-impl From<Bytes> for Reply {
-    fn from(body: Bytes) -> Self {
-        let token_ttl = None;
-        Self { body, token_ttl }
-    }
+enum Reply {
+    /// A document.
+    Text(Bytes),
+    /// A document, as containers' SDKs get theirs.
+    Json(Bytes),
+    /// A token of IMDSv2, and for how long it is good, in seconds.
+    Token(Bytes, u32),
+    /// The same path with a slash at its end.
+    Redirect(HeaderValue),
+    /// What the node's own service says.
+    Relayed(Response<Bytes>),
 }
 
 /// Who is at the other end of a connection: asked once, when it was accepted.
@@ -45,6 +48,17 @@ impl From<Bytes> for Reply {
 pub(super) struct Caller {
     pub(super) who: Result<PodRef, caller::Refusal>,
     pub(super) source: IpAddr,
+    /// Whether it comes from the agent's own address: from the node itself.
+    pub(super) on_node: bool,
+}
+
+impl Caller {
+    /// Whether it is a probe of the node's, the kubelet's for one: of the node itself, and no pod's.
+    const fn is_node(&self) -> bool {
+        use caller::Refusal::{NotAPod, Unattested};
+        let no_pod = matches!(self.who, Err(Unattested | NotAPod) | Ok(PodRef::Address(_)));
+        self.on_node && no_pod
+    }
 }
 
 impl Shared {
@@ -79,7 +93,19 @@ impl Shared {
             Route::Token { latest } => {
                 return (Handler::Token, self.token(caller, request, latest));
             }
+            Route::Container if self.settings.container => (Handler::Container, Ask::Own),
+            Route::Ping if caller.is_node() => {
+                let pong = Bytes::from_static(b"pong");
+                return (Handler::Health, Ok(Reply::Text(pong)));
+            }
+            Route::Health if caller.is_node() => {
+                return (Handler::Health, self.health(request).await);
+            }
+            Route::Other | Route::Container | Route::Ping | Route::Health => {
+                return (Handler::Proxy, self.pass(caller, request, path).await);
+            }
             Route::Listing => (Handler::RoleName, Ask::Listing),
+            Route::Info => (Handler::Info, Ask::Info),
             Route::Credentials { role } => {
                 let extended = false;
                 (Handler::Credentials, Ask::Credentials { role, extended })
@@ -88,22 +114,64 @@ impl Shared {
                 let extended = true;
                 (Handler::Extended, Ask::Credentials { role, extended })
             }
-            Route::Other => {
-                if let Err(refusal) = self.check_token(caller, request) {
-                    return (Handler::Proxy, Err(refusal));
-                }
-                let path = format!("/{}", Refusal::echo(path));
-                return (Handler::Proxy, Err(Refusal::Path { path }));
-            }
         };
         if request.method != Method::GET && request.method != Method::HEAD {
             return (handler, Err(wrong_method(request, "GET, HEAD")));
         }
-        let outcome = match self.check_token(caller, request) {
-            Ok(who) => self.ask(who, caller.source, ask).await,
-            Err(refusal) => Err(refusal),
+        let who = match handler {
+            // There are no tokens where containers ask.
+            Handler::Container => caller.who.as_ref().map_err(known),
+            _ => self.check_token(caller, request),
         };
-        (handler, outcome.map(Reply::from))
+        let who = match who {
+            Ok(who) => who,
+            Err(refusal) => return (handler, Err(refusal)),
+        };
+        if self.settings.legacy_redirects
+            && matches!(ask, Ask::Listing)
+            && let Some(location) = with_slash(request.uri.path())
+        {
+            return (handler, Ok(Reply::Redirect(location)));
+        }
+        let reply = match handler {
+            Handler::Container => Reply::Json,
+            _ => Reply::Text,
+        };
+        (handler, self.ask(who, caller.source, ask).await.map(reply))
+    }
+
+    /// Answers with what the node's own service says, where that is let through.
+    async fn pass(&self, caller: &Caller, request: &Parts, path: &str) -> Result<Reply, Refusal> {
+        self.check_token(caller, request)?;
+        let refused = || Refusal::Path {
+            path: format!("/{}", Refusal::echo(path)),
+        };
+        let allowed = self.settings.allow_routes.as_ref().ok_or_else(refused)?;
+        let folder = request.uri.path().ends_with('/');
+        let path = passed(allowed, path, folder).ok_or_else(refused)?;
+        if request.method != Method::GET && request.method != Method::HEAD {
+            return Err(wrong_method(request, "GET, HEAD"));
+        }
+        Ok(Reply::Relayed(self.upstream.get(&path).await?))
+    }
+
+    /// Kiam's probe: the node's own service answers; with `?deep=1`, a server informs this agent too.
+    async fn health(&self, request: &Parts) -> Result<Reply, Refusal> {
+        let query = request.uri.query().unwrap_or_default();
+        let deep = |part: &str| {
+            part.strip_prefix("deep=")
+                .is_some_and(|some| !some.is_empty())
+        };
+        if query.split('&').any(deep) {
+            let standing = self.standing.borrow().clone();
+            match standing {
+                Standing::Synced { .. } => {}
+                Standing::Begun => return Err(Refusal::Stream("it has just started".to_owned())),
+                Standing::Broken { why, .. } => return Err(Refusal::Stream(why)),
+            }
+        }
+        let answer = self.upstream.get("/latest/meta-data/instance-id").await?;
+        Ok(Reply::Relayed(answer))
     }
 
     /// Gives a token of IMDSv2. Waits for nothing: a slow answer makes SDKs fall back to IMDSv1.
@@ -125,10 +193,8 @@ impl Shared {
             .filter(|ttl| (1..=MAX_TTL.as_secs()).contains(&u64::from(*ttl)))
             .ok_or(Refusal::TokenTtl)?;
         let life = Duration::from_secs(ttl.into());
-        Ok(Reply {
-            body: self.tokens.issue(who, life, SystemTime::now()),
-            token_ttl: Some(ttl),
-        })
+        let token = self.tokens.issue(who, life, SystemTime::now());
+        Ok(Reply::Token(token, ttl))
     }
 
     /// Who is asking, if the token says so too, or there need be none.
@@ -142,6 +208,8 @@ impl Shared {
             }
             None => {
                 self.metrics.without_token.inc();
+                let client = request.headers.get(USER_AGENT).map(HeaderValue::as_bytes);
+                self.v1_users.count(who, Sdk::of(client));
                 match self.settings.imds_v2 {
                     ImdsV2::Optional => Ok(who),
                     ImdsV2::Required => Err(Refusal::NoToken),
@@ -220,12 +288,40 @@ fn wrong_method(request: &Parts, allowed: &'static str) -> Refusal {
     }
 }
 
-fn ok(Reply { body, token_ttl }: Reply) -> Answer {
-    let mut answer = with(StatusCode::OK, body);
-    if let Some(ttl) = token_ttl {
-        answer.headers_mut().insert(TOKEN_TTL, ttl.into());
+/// The path of a request with the slash at its end that it has not got.
+fn with_slash(path: &str) -> Option<HeaderValue> {
+    if path.ends_with('/') {
+        return None;
     }
-    answer
+    HeaderValue::try_from(format!("{path}/")).ok()
+}
+
+fn ok(reply: Reply) -> Answer {
+    match reply {
+        Reply::Text(body) => with(StatusCode::OK, body),
+        Reply::Json(body) => {
+            let mut answer = with(StatusCode::OK, body);
+            let kind = HeaderValue::from_static("application/json");
+            answer.headers_mut().insert(CONTENT_TYPE, kind);
+            answer
+        }
+        Reply::Token(body, ttl) => {
+            let mut answer = with(StatusCode::OK, body);
+            answer.headers_mut().insert(TOKEN_TTL, ttl.into());
+            answer
+        }
+        Reply::Redirect(location) => {
+            let mut answer = with(StatusCode::MOVED_PERMANENTLY, Bytes::new());
+            answer.headers_mut().insert(LOCATION, location);
+            answer
+        }
+        Reply::Relayed(answer) => {
+            let (head, body) = answer.into_parts();
+            let mut answer = with(head.status, body);
+            answer.headers_mut().extend(head.headers);
+            answer
+        }
+    }
 }
 
 fn refused(refusal: &Refusal) -> Answer {

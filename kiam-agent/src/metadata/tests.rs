@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::service::Caller;
 use super::*;
 use crate::caller::{PodUid, Refusal};
+use crate::stream::Standing;
 use crate::view::{Decision, PodFacts, Projection, Uid, Update};
 
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -27,18 +28,15 @@ impl Identify for Nobody {
 }
 
 fn shared(view: View) -> Arc<Shared> {
-    let settings = Settings::default();
-    Arc::new(Shared {
-        places: Places::new(settings.max_connections_per_pod),
-        all_places: Semaphore::new(1),
-        turned_away: Semaphore::new(1),
-        settings,
-        view,
+    let registry = Registry::new();
+    let sources = Sources {
         identify: Arc::new(Nobody),
-        metrics: MetadataMetrics::new(&Registry::new()).unwrap(),
-        tokens: Tokens::new(),
-        refusal_log: RefusalLog::default(),
-    })
+        standing: tokio::sync::watch::channel(Standing::Begun).1,
+        v1_users: V1Users::new(view.clone(), &registry).unwrap(),
+        metrics: MetadataMetrics::new(&registry).unwrap(),
+        view,
+    };
+    Arc::new(Shared::new(Settings::default(), sources))
 }
 
 fn request(method: &str, path: &str) -> Parts {
@@ -50,6 +48,7 @@ fn caller() -> Caller {
     Caller {
         who: Ok(pod(1)),
         source: SOURCE,
+        on_node: false,
     }
 }
 

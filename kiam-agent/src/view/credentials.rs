@@ -39,6 +39,7 @@ pub enum CredentialsError {
 pub struct Issued {
     access_key_id: Box<str>,
     expiration: SystemTime,
+    last_updated: Box<str>,
     plain: Bytes,
     extended: Bytes,
 }
@@ -68,6 +69,7 @@ impl Issued {
             expiration: *expiration,
             plain: document.write(None),
             extended: document.write(Some(role.account())),
+            last_updated: document.last_updated.into(),
         })
     }
 
@@ -93,6 +95,21 @@ impl Issued {
     #[must_use]
     pub fn extended(&self) -> Bytes {
         self.extended.clone()
+    }
+
+    /// The document of `iam/info`, as far as there is such a thing for a pod's role: no instance
+    /// profile has it, so there is no `InstanceProfileId`.
+    #[must_use]
+    pub fn info(&self, role: &RoleArn) -> Bytes {
+        // A path in an ARN may have characters that JSON escapes; a time has none.
+        let profile = role.as_str().replacen(":role/", ":instance-profile/", 1);
+        let profile = serde_json::Value::String(profile);
+        let last_updated = &self.last_updated;
+        format!(
+            "{{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"{last_updated}\",\n  \
+             \"InstanceProfileArn\" : {profile}\n}}"
+        )
+        .into()
     }
 }
 
@@ -211,6 +228,17 @@ mod tests {
         assert_eq!(issued.plain(), plain);
         let extended = plain.replace("20Z\"\n}", "20Z\",\n  \"AccountId\" : \"123456789012\"\n}");
         assert_eq!(issued.extended(), extended);
+    }
+
+    #[test]
+    fn the_role_s_info_is_of_a_profile_of_its_name() {
+        let issued = Issued::new(&credentials("s", "t", 1_700_003_600), &role()).unwrap();
+        let info = r#"{
+  "Code" : "Success",
+  "LastUpdated" : "2023-11-14T22:13:20Z",
+  "InstanceProfileArn" : "arn:aws:iam::123456789012:instance-profile/team/reader"
+}"#;
+        assert_eq!(issued.info(&role()), info);
     }
 
     #[test]

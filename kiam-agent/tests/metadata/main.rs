@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod beside;
 mod connections;
+mod passthrough;
 mod service;
 mod surface;
 mod tokens;

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
-use kiam_agent::metadata::{Listening, MetadataMetrics, Settings};
+use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
+use kiam_agent::stream::Standing;
 use kiam_agent::view::{Decision, Failure, PodFacts, Projection, Uid, Update};
 use kiam_common::credentials::SessionCredentials;
 use kiam_common::role::RoleArn;
 use prometheus::{Registry, TextEncoder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +23,8 @@ pub(crate) const POD_WAIT: Duration = Duration::from_millis(50);
 
 /// Pods by the last part of the loopback address that they call from.
 pub(crate) mod pods {
+    /// The agent's own address: the node itself.
+    pub(crate) const NODE: u8 = 1;
     pub(crate) const GRANTED: u8 = 2;
     pub(crate) const NO_ROLE: u8 = 3;
     pub(crate) const FORBIDDEN: u8 = 4;
@@ -43,6 +47,7 @@ pub(crate) struct ByAddress;
 impl Identify for ByAddress {
     fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
         match last_part(peer.ip()) {
+            pods::NODE => Err(Refusal::Unattested),
             pods::NO_POD => Err(refusal()),
             pod => Ok(pod_ref(pod)),
         }
@@ -160,6 +165,7 @@ pub(crate) fn told() -> Vec<Update> {
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     pub(crate) projection: Projection,
+    pub(crate) standing: watch::Sender<Standing>,
     pub(crate) registry: Registry,
     pub(crate) stop: CancellationToken,
     pub(crate) running: JoinHandle<()>,
@@ -172,13 +178,21 @@ pub(crate) async fn serve(settings: Settings) -> Service {
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listening = Listening::bind(local).unwrap();
     let address = listening.address().unwrap();
-    let metrics = MetadataMetrics::new(&registry).unwrap();
-    let service = listening.service(settings, view, Arc::new(ByAddress), metrics);
+    let (standing, standings) = watch::channel(Standing::Begun);
+    let sources = Sources {
+        identify: Arc::new(ByAddress),
+        standing: standings,
+        v1_users: V1Users::new(view.clone(), &registry).unwrap(),
+        metrics: MetadataMetrics::new(&registry).unwrap(),
+        view,
+    };
+    let service = listening.service(settings, sources);
     let stop = CancellationToken::new();
     let running = tokio::spawn(service.run(std::future::ready(()), stop.clone()));
     Service {
         address,
         projection,
+        standing,
         registry,
         stop,
         running,
