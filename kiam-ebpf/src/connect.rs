@@ -14,8 +14,8 @@ use kiam_ebpf::{
 };
 
 use crate::state::{
-    HOST_NETWORK, HOST_PODS, PROCEED, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, Socket, config, count,
-    refuse,
+    HOST_NETWORK, HOST_PODS, PROCEED, REDIRECTED_CONTAINER, REDIRECTED_V4, REDIRECTED_V6, SOCKETS,
+    Socket, config, container_v4, count, refuse,
 };
 
 const SOCK_STREAM: u32 = 1;
@@ -27,10 +27,12 @@ const IPPROTO_MPTCP: u32 = 262;
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let address = unsafe { &mut *ctx.sock_addr };
-    if address.user_ip4 != METADATA_V4 {
-        return PROCEED;
-    }
-    match decide(&ctx, Hook::Connect4, address, REDIRECTED_V4) {
+    let asked = match address.user_ip4 {
+        METADATA_V4 => REDIRECTED_V4,
+        ip if ip == container_v4() => REDIRECTED_CONTAINER,
+        _ => return PROCEED,
+    };
+    match decide(&ctx, Hook::Connect4, address, asked) {
         Ok(Some((host, port))) => {
             address.user_ip4 = host;
             address.user_port = port;
@@ -47,14 +49,18 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let address = unsafe { &mut *ctx.sock_addr };
     // Word by word: the verifier takes no other reads of this field.
     let last = address.user_ip6[3];
-    let asked = if last == METADATA_V4 {
+    let asked = if last == METADATA_V4 || last == container_v4() {
         if address.user_ip6[0] != MAPPED_PREFIX[0]
             || address.user_ip6[1] != MAPPED_PREFIX[1]
             || address.user_ip6[2] != MAPPED_PREFIX[2]
         {
             return PROCEED;
         }
-        REDIRECTED_V4
+        if last == METADATA_V4 {
+            REDIRECTED_V4
+        } else {
+            REDIRECTED_CONTAINER
+        }
     } else if last == METADATA_V6[3] {
         if address.user_ip6[0] != METADATA_V6[0]
             || address.user_ip6[1] != METADATA_V6[1]

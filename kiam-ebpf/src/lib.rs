@@ -64,6 +64,10 @@ pub const MAPPED_PREFIX: [u32; 3] = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]
 /// The port of the metadata service, in network byte order.
 pub const METADATA_PORT: u16 = u16::from_ne_bytes(80_u16.to_be_bytes());
 
+/// The name of the program's constant that holds another address whose port 80 is redirected, in
+/// network byte order: where containers' SDKs ask. [`METADATA_V4`] if there is none.
+pub const CONTAINER_V4: &str = "CONTAINER_V4";
+
 /// The layout that this crate describes. Kept maps of another one are not used.
 pub const LAYOUT: u32 = 1;
 

@@ -4,16 +4,23 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use kiam_ebpf::{MAPPED_PREFIX, METADATA_PORT, METADATA_V4, METADATA_V6};
 
-use crate::state::{PROCEED, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, config};
+use crate::state::{
+    PROCEED, REDIRECTED_CONTAINER, REDIRECTED_V4, REDIRECTED_V6, SOCKETS, config, container_v4,
+};
 
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let address = unsafe { &mut *ctx.sock_addr };
-    if is_agent(address.user_ip4, address.user_port) && fate(&ctx) == REDIRECTED_V4 {
-        address.user_ip4 = METADATA_V4;
-        address.user_port = METADATA_PORT as u32;
+    if !is_agent(address.user_ip4, address.user_port) {
+        return PROCEED;
     }
+    address.user_ip4 = match fate(&ctx) {
+        REDIRECTED_V4 => METADATA_V4,
+        REDIRECTED_CONTAINER => container_v4(),
+        _ => return PROCEED,
+    };
+    address.user_port = METADATA_PORT as u32;
     PROCEED
 }
 
@@ -25,11 +32,15 @@ pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
         return PROCEED;
     }
     match fate(&ctx) {
-        REDIRECTED_V4 => {
+        asked @ (REDIRECTED_V4 | REDIRECTED_CONTAINER) => {
             address.user_ip6[0] = MAPPED_PREFIX[0];
             address.user_ip6[1] = MAPPED_PREFIX[1];
             address.user_ip6[2] = MAPPED_PREFIX[2];
-            address.user_ip6[3] = METADATA_V4;
+            address.user_ip6[3] = if asked == REDIRECTED_V4 {
+                METADATA_V4
+            } else {
+                container_v4()
+            };
             address.user_port = METADATA_PORT as u32;
         }
         REDIRECTED_V6 => {

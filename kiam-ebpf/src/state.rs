@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use kiam_ebpf::{
-    Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, MAX_HOST_PODS, Verdict,
-    count_index,
+    Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, MAX_HOST_PODS,
+    METADATA_V4, Verdict, count_index,
 };
 
 /// What a hook answers: let it be, as it may have been rewritten.
@@ -36,6 +36,17 @@ static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static HOST_PODS: HashMap<u64, u32, { MAX_HOST_PODS as usize }> = HashMap::new();
 
+/// [`kiam_ebpf::CONTAINER_V4`]. A constant to the verifier, set when the program is loaded.
+#[unsafe(no_mangle)]
+static CONTAINER_V4: u32 = METADATA_V4;
+
+/// Where containers' SDKs ask; the metadata service's own address if nowhere else.
+#[inline(always)]
+pub(crate) fn container_v4() -> u32 {
+    // SAFETY: an aligned constant; volatile, as the compiler must not know its value.
+    unsafe { core::ptr::read_volatile(&raw const CONTAINER_V4) }
+}
+
 /// What was decided about a socket when it connected; gone with the socket.
 #[btf_map]
 pub(crate) static SOCKETS: SkStorage<Socket> = SkStorage::new();
@@ -52,6 +63,8 @@ pub(crate) struct Socket {
 pub(crate) const REDIRECTED_V4: u32 = 1;
 /// It was sent to the agent instead of the metadata service's IPv6 address.
 pub(crate) const REDIRECTED_V6: u32 = 2;
+/// It was sent to the agent instead of the address where containers' SDKs ask.
+pub(crate) const REDIRECTED_CONTAINER: u32 = 4;
 /// It is of the node's own network namespace, and may talk to the metadata service.
 pub(crate) const HOST_NETWORK: u32 = 3;
 

@@ -93,6 +93,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         host_netns_cookie: own_netns_cookie()?,
         host_network: args.host_network.host_network_pods,
         guard_egress: args.guard().egress,
+        container: args.metadata.container_credentials_address,
         bpffs: args.bpffs.clone(),
     })?;
     let Attached { new, taken_over } = programs.attached();

@@ -9,7 +9,7 @@
 //! it or none, so that there is no moment without the rules while they are replaced.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::HostInterface;
 
@@ -134,6 +134,8 @@ pub struct Rules {
     pub interface: HostInterface,
     /// Where they are brought.
     pub agent: SocketAddr,
+    /// Another address whose port 80 is brought there: where containers' SDKs ask.
+    pub container: Option<Ipv4Addr>,
 }
 
 impl Rules {
@@ -166,10 +168,15 @@ impl Rules {
         if table == Table::Nat && !self.redirects(family) {
             return Vec::new();
         }
-        let (to, interface) = (family.metadata(), self.interface.rule());
-        let jump = format!("-d {to} {interface} -j {CHAIN}");
-        let hooks = table.hooks().iter();
-        hooks.map(|&hook| (hook, jump.clone())).collect()
+        let mut from = vec![family.metadata().to_owned()];
+        if (family, table) == (Family::V4, Table::Nat) {
+            from.extend(self.container.map(|address| format!("{address}/32")));
+        }
+        let interface = self.interface.rule();
+        let jump = |to: &String| format!("-d {to} {interface} -j {CHAIN}");
+        let jumps = from.iter().map(jump).collect::<Vec<_>>();
+        let of = |&hook| jumps.iter().map(move |jump| (hook, jump.clone()));
+        table.hooks().iter().flat_map(of).collect()
     }
 
     fn chain(&self, family: Family, table: Table) -> Vec<String> {

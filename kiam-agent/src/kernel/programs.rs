@@ -1,14 +1,16 @@
 //! The programs: loaded, told where the agent is, attached to the pods' cgroup.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{Btf, Ebpf, EbpfLoader};
-use kiam_ebpf::{Config, Hook, LAYOUT, Verdict, count_index, egress, host_network, maps};
+use kiam_ebpf::{
+    CONTAINER_V4, Config, Hook, LAYOUT, Verdict, count_index, egress, host_network, maps,
+};
 
 use super::attestor::{Attestor, Notes, Taken};
 use super::error::{KernelError, typed};
@@ -30,6 +32,8 @@ pub struct Redirect {
     pub host_network: HostNetwork,
     /// Whether packets of pods to the metadata service are dropped.
     pub guard_egress: bool,
+    /// Another address whose port 80 is brought to the agent.
+    pub container: Option<Ipv4Addr>,
     /// A BPF file system, in which the programs outlive the agent.
     pub bpffs: PathBuf,
 }
@@ -80,7 +84,11 @@ impl Programs {
             host_netns_cookie: redirect.host_netns_cookie,
             pods_cgroup: pods.ino(),
         };
-        Self::attach_configured(Some(&config), &redirect.pods, &redirect.bpffs)
+        Self::attach_configured(
+            Some((&config, redirect.container)),
+            &redirect.pods,
+            &redirect.bpffs,
+        )
     }
 
     /// Attaches the programs as an agent leaves them that dies before it has told them anything.
@@ -93,14 +101,15 @@ impl Programs {
     }
 
     fn attach_configured(
-        config: Option<&Config>,
+        config: Option<(&Config, Option<Ipv4Addr>)>,
         pods: &Path,
         bpffs: &Path,
     ) -> Result<Self, KernelError> {
         // Held until all is in place.
         let pins = Pins::open(bpffs)?;
-        let mut object = load(Some(&pins))?;
-        if let Some(config) = config {
+        let container = config.and_then(|(_, container)| container);
+        let mut object = load(Some(&pins), container)?;
+        if let Some((config, _)) = config {
             configure(&mut object, config)?;
         }
         let verdicts = typed(
@@ -181,14 +190,18 @@ impl Programs {
 /// # Errors
 /// When it does not.
 pub fn verify() -> Result<(), KernelError> {
-    links::load_all(&mut load(None)?)
+    links::load_all(&mut load(None, None)?)
 }
 
-fn load(pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
+fn load(pins: Option<&Pins>, container: Option<Ipv4Addr>) -> Result<Ebpf, KernelError> {
     let bytes = object::embedded().ok_or(KernelError::NoObject)?;
     let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(Box::new(error)))?;
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&btf));
+    let container = container.map(|address| u32::from_ne_bytes(address.octets()));
+    if let Some(container) = &container {
+        loader.override_global(CONTAINER_V4, container, true);
+    }
     if let Some(pins) = pins {
         for name in maps::ALL {
             // Used if it is there, made and pinned if not.

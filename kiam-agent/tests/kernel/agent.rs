@@ -20,9 +20,13 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(node: &Node) -> Self {
+        Self::start_with(node, &redirect(node))
+    }
+
+    pub(crate) fn start_with(node: &Node, redirect: &Redirect) -> Self {
         let listener = node.listen(AGENT);
         let pods = node.pods_cgroup();
-        let programs = Programs::attach(&redirect(node)).unwrap();
+        let programs = Programs::attach(redirect).unwrap();
         let known = Pods::new(&Mount::find().unwrap(), &pods).unwrap();
         let identity = KernelIdentity::new(programs.attestor(), known);
         Self {
@@ -74,6 +78,7 @@ pub(crate) fn redirect(node: &Node) -> Redirect {
         host_netns_cookie: node.netns_cookie(),
         host_network: HostNetwork::Passthrough,
         guard_egress: true,
+        container: None,
         bpffs: node.bpffs().to_owned(),
     }
 }

@@ -35,6 +35,7 @@ pub(crate) fn child() -> bool {
         host_netns_cookie: own_netns_cookie().unwrap(),
         host_network: HostNetwork::Passthrough,
         guard_egress: true,
+        container: None,
         bpffs: std::env::var_os(BPFFS).unwrap().into(),
     });
     match attached {

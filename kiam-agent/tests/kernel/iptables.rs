@@ -18,6 +18,9 @@ const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const KIAM: &str = "PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.99.0.7:8181 -i br0";
 const VARIANTS: [Variant; 2] = [Variant::Nft, Variant::Legacy];
 
+/// Where containers' SDKs ask.
+const CONTAINER: &str = "169.254.170.2";
+
 pub(crate) const TESTS: &[Test] = &[
     ("iptables_brings_pods_to_the_agent", redirects),
     ("iptables_brings_ipv6_to_an_ipv6_agent", redirects_ipv6),
@@ -56,7 +59,12 @@ fn saved(node: &Node, variant: Variant) -> String {
 fn rules(interface: &str, agent: impl Into<SocketAddr>) -> Rules {
     let interface = interface.parse().unwrap();
     let agent = agent.into();
-    Rules { interface, agent }
+    let container = None;
+    Rules {
+        interface,
+        agent,
+        container,
+    }
 }
 
 /// Does something asynchronous in a node's network namespace.
@@ -79,17 +87,23 @@ fn redirects() {
         let mut node = Node::new();
         let a = node.pod(A);
         mark(&node, variant);
-        install(&node, rules("br0", AGENT));
+        let rules = Rules {
+            container: Some(CONTAINER.parse().unwrap()),
+            ..rules("br0", AGENT)
+        };
+        install(&node, rules);
         assert!(saved(&node, variant).contains(CHAIN));
         let agent = node.listen(AGENT);
-        let client = a.start(&["tcp", METADATA, "80"]);
-        let (mut stream, peer) = agent.accept();
-        stream.write_all(b"hello").unwrap();
-        assert_eq!(peer.ip(), a.address);
-        let report = client.end();
-        assert_eq!(report.heard.as_deref(), Some("hello"), "{report:?}");
-        // To the pod it is the service that it asked for.
-        assert_eq!(report.peer, Some((METADATA.to_owned(), 80)));
+        for asked in [METADATA, CONTAINER] {
+            let client = a.start(&["tcp", asked, "80"]);
+            let (mut stream, peer) = agent.accept();
+            stream.write_all(b"hello").unwrap();
+            assert_eq!(peer.ip(), a.address);
+            let report = client.end();
+            assert_eq!(report.heard.as_deref(), Some("hello"), "{report:?}");
+            // To the pod it is the service that it asked for.
+            assert_eq!(report.peer, Some((asked.to_owned(), 80)));
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
-use kiam_agent::kernel::Programs;
+use kiam_agent::kernel::{Programs, Redirect};
 use kiam_ebpf::Verdict;
 
 use crate::Test;
-use crate::agent::{Agent, pod};
+use crate::agent::{Agent, pod, redirect};
 use crate::sandbox::{METADATA, METADATA_V6, NODE, Node};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
@@ -15,6 +15,7 @@ const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";
 
 pub(crate) const TESTS: &[Test] = &[
     ("redirects_and_attests_every_family", every_family),
+    ("redirects_where_containers_sdks_ask", containers),
     ("redirects_mptcp_and_fast_open", mptcp_and_fast_open),
     ("tells_pods_apart", tells_pods_apart),
     ("refuses_without_a_configuration", unconfigured),
@@ -39,6 +40,40 @@ fn every_family() {
     }
     assert_eq!(agent.count(Verdict::Redirected), 3);
     assert_eq!(agent.count(Verdict::Attested), 3);
+}
+
+fn containers() {
+    let container = "169.254.170.2".parse().unwrap();
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let agent = Agent::start_with(
+        &node,
+        &Redirect {
+            container: Some(container),
+            ..redirect(&node)
+        },
+    );
+    for asked in [
+        "169.254.170.2",
+        "::ffff:169.254.170.2",
+        METADATA,
+        "::ffff:169.254.169.254",
+    ] {
+        let client = a.start(&["tcp", asked, "80"]);
+        assert_eq!(agent.answer(), pod(A), "{asked}");
+        let report = client.end();
+        assert_eq!(report.heard.as_deref(), Some(A), "{asked}: {report:?}");
+        assert_eq!(report.peer, Some((asked.to_owned(), 80)), "{asked}");
+    }
+    let report = a.run(&["tcp", "169.254.170.2", "81", "timeout=0.2"]);
+    assert_eq!(report.error.as_deref(), Some("EPERM"));
+
+    // An agent that is started without it brings it nowhere.
+    drop(agent);
+    let agent = Agent::start(&node);
+    let report = a.run(&["tcp", "169.254.170.2", "80", "timeout=0.2"]);
+    assert_eq!(report.heard, None, "{report:?}");
+    assert_eq!(agent.count(Verdict::Redirected), 4);
 }
 
 fn mptcp_and_fast_open() {

@@ -22,7 +22,11 @@ pub(crate) async fn iptables(
     look_at(&interface);
     let metrics = FirewallMetrics::new()?;
     let counted = metrics.collector();
-    let rules = Rules { interface, agent };
+    let rules = Rules {
+        interface,
+        agent,
+        container: args.metadata.container_credentials_address,
+    };
     let firewall = Firewall::install(rules.clone(), metrics).await?;
     tracing::info!(
         interface = %rules.interface,

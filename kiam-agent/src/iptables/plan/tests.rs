@@ -4,6 +4,7 @@ fn rules(interface: &str, agent: &str) -> Rules {
     Rules {
         interface: interface.parse().unwrap(),
         agent: agent.parse().unwrap(),
+        container: None,
     }
 }
 
@@ -172,4 +173,19 @@ fn our_rules_are_told_from_others() {
     ] {
         assert_eq!(rules.count(family, table), count);
     }
+}
+
+#[test]
+fn the_container_s_address_is_brought_there_too_and_no_other_way_is_refused() {
+    let rules = Rules {
+        container: Some("169.254.170.2".parse().unwrap()),
+        ..rules("cali+", "10.0.0.1:8181")
+    };
+    let empty = Listing::default();
+    let script = |family, table| rules.install(family, table, &empty).unwrap_or_default();
+    let jump = "-I PREROUTING 1 -d 169.254.170.2/32 -i cali+ -j KIAM-METADATA\n";
+    assert!(script(Family::V4, Table::Nat).contains(jump));
+    assert_eq!(rules.count(Family::V4, Table::Nat), 3);
+    assert!(!script(Family::V4, Table::Filter).contains("169.254.170.2"));
+    assert!(!script(Family::V6, Table::Filter).contains("169.254.170.2"));
 }
