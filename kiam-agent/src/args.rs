@@ -90,7 +90,7 @@ pub struct CleanupArgs {
 /// kiam's agent: answers the pods of one node in the metadata service's place, with the
 /// credentials of their own roles. Without a command it runs
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "kiam-agent", version, max_term_width = 100)]
+#[command(name = "kiam-agent", version = kiam_common::cli::version(), max_term_width = 100)]
 pub struct Args {
     /// The name of the Kubernetes node that the agent runs on
     #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = node_name)]
@@ -281,7 +281,7 @@ mod tests {
         let cli = Cli::try_parse_from(REQUIRED.iter().chain(more));
         match cli.map_err(|error| error.to_string())? {
             Cli::Run(args) => Ok(*args),
-            Cli::Command(command) => panic!("{command:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -16,11 +16,19 @@ fn main() -> ExitCode {
     match Cli::try_parse_from(std::env::args_os()) {
         Ok(Cli::Run(args)) => serve(&args),
         Ok(Cli::Command(command)) => obey(&command),
+        Ok(Cli::Print(text)) => print(&text),
         Err(error) => {
             drop(error.print());
             let code = if error.use_stderr() { EX_USAGE } else { 0 };
             ExitCode::from(code)
         }
+    }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

@@ -21,7 +21,7 @@ pub use compat::CompatFlags;
 /// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them
 /// to the agents of the pods' nodes.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "kiam-server", version, after_help = AFTER_HELP)]
+#[command(name = "kiam-server", version = kiam_common::cli::version(), after_help = AFTER_HELP)]
 pub struct Args {
     /// Serve agents on this address
     #[arg(long, default_value = "127.0.0.1:9610", value_name = "ADDR:PORT")]

@@ -32,8 +32,16 @@ fn main() -> ExitCode {
         .build();
     match (runtime, cli) {
         (Ok(runtime), Cli::Run(args)) => runtime.block_on(run(*args)),
+        (_, Cli::Print(text)) => print(&text),
         (Ok(runtime), Cli::Command(command)) => runtime.block_on(obey(command)),
         (Err(error), _) => usage(&error),
+    }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
