@@ -9,6 +9,7 @@ mod control_plane;
 pub(crate) mod go;
 mod kubelet;
 mod objects;
+pub(crate) mod tool;
 
 pub use binaries::{Binaries, plan};
 pub use control_plane::ControlPlane;

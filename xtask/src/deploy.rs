@@ -6,6 +6,7 @@ pub(crate) mod helm;
 mod manifests;
 pub(crate) mod metrics;
 pub(crate) mod reference;
+pub(crate) mod workflows;
 
 use anyhow::{Result, bail, ensure};
 
@@ -54,6 +55,22 @@ pub fn docs(args: &DocsArgs) -> Result<()> {
 pub struct AlertsArgs {
     #[command(flatten)]
     consent: Consent,
+}
+
+/// Flags of `cargo xtask workflows`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct WorkflowsArgs {
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Checks the workflows of `.github` by actionlint and zizmor.
+///
+/// # Errors
+/// When something is wrong with them, or they cannot be checked.
+pub fn workflows(args: &WorkflowsArgs) -> Result<()> {
+    setup::prepare(&[Need::Workflows], args.consent)?;
+    workflows::check()
 }
 
 /// Checks alerts and dashboards by promtool, and that every metric they name exists.

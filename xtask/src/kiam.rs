@@ -57,6 +57,9 @@ impl Programs {
         command.args(["build", "--quiet", "--locked"]);
         command.args(["-p", "kiam-agent", "-p", "kiam-server"]);
         command.args(flags);
+        if flags.contains(&"--release") {
+            command.env("KIAM_COMMIT", crate::image::commit());
+        }
         // Where the executables are, cargo says itself.
         command.arg("--message-format=json-render-diagnostics");
         let messages = exec(&mut command)?;

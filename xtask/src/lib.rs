@@ -6,6 +6,7 @@
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
+//! image        the container image
 //! lint         format, clippy, documentation, dependencies
 //!
 //! probe        one request from inside of a pod
@@ -27,6 +28,7 @@ pub mod demo;
 pub mod deploy;
 pub mod doubles;
 pub mod e2e;
+pub mod image;
 pub mod kiam;
 pub mod lint;
 pub mod load;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    attack, bench_ebpf, build_ebpf, demo, deploy, e2e, lint, load, probe, restarts, room, steady,
-    test,
+    attack, bench_ebpf, build_ebpf, demo, deploy, e2e, image, lint, load, probe, restarts, room,
+    steady, test,
 };
 
 /// kiam's development commands
@@ -34,8 +34,12 @@ enum Command {
     Manifests(deploy::ManifestsArgs),
     /// Make docs/reference from the programs: every flag, every metric
     Docs(deploy::DocsArgs),
+    /// Build the container image, without a daemon and without a registry
+    Image(image::Args),
     /// Check format, clippy, documentation and dependencies
     Lint(lint::Args),
+    /// Check the workflows of .github
+    Workflows(deploy::WorkflowsArgs),
     /// Make nodes and pods to try something in by hand
     Sandbox(room::Args),
     /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
@@ -78,7 +82,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Chart(args) => deploy::chart(&args),
         Command::Manifests(args) => deploy::manifests(&args),
         Command::Docs(args) => deploy::docs(&args),
+        Command::Image(args) => image::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Workflows(args) => deploy::workflows(&args),
         Command::Sandbox(args) => room::run(&args),
         Command::Attack(args) => attack::run(&args),
         Command::BenchEbpf(args) => bench_ebpf::run(&args),

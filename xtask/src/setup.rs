@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 
 pub use cache::{Cache, fingerprint};
 pub use plan::{Package, Plan, Step};
-pub use python::{AWS, MOTO, Python};
+pub use python::{AWS, MOTO, Python, ZIZMOR};
 
 /// How to go about installing.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -46,6 +46,12 @@ pub enum Need {
     Helm,
     /// promtool.
     Promtool,
+    /// actionlint and zizmor.
+    Workflows,
+    /// What an image's root file system is made from.
+    ImageRoot,
+    /// Making an image of a root file system, and taking it apart.
+    Image,
 }
 
 /// Installs what is missing of these.
@@ -71,6 +77,9 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Cluster => crate::cluster::plan(&mut plan)?,
             Need::Helm => crate::deploy::helm::plan(&mut plan),
             Need::Promtool => promtool(&mut plan),
+            Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
+            Need::ImageRoot => image_root(&mut plan),
+            Need::Image => image(&mut plan),
         }
     }
     let ask = !consent.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
@@ -100,6 +109,34 @@ fn promtool(plan: &mut Plan) {
             name: "prometheus",
             why: "promtool, which checks alerts and the dashboards' queries",
         });
+    }
+}
+
+fn image_root(plan: &mut Plan) {
+    let goes = "goes into the image";
+    if find_program("xtables-nft-multi").is_none() {
+        plan.package(Package {
+            name: "iptables",
+            why: goes,
+        });
+    }
+    if !std::path::Path::new("/etc/ssl/certs/ca-certificates.crt").is_file() {
+        plan.package(Package {
+            name: "ca-certificates",
+            why: goes,
+        });
+    }
+    crate::image::sbom::plan(plan);
+}
+
+fn image(plan: &mut Plan) {
+    for (name, why) in [
+        ("buildah", "makes an image of the root file system"),
+        ("umoci", "takes the image apart, to check it"),
+    ] {
+        if find_program(name).is_none() {
+            plan.package(Package { name, why });
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub const AWS: Python = Python {
     why: "the unmodified clients that ask for credentials in the sandbox's pods",
     file: "aws.txt",
     requirements: include_str!("../../python/aws.txt"),
+    import: "boto3",
 };
 /// moto's server.
 pub const MOTO: Python = Python {
@@ -23,6 +24,15 @@ pub const MOTO: Python = Python {
     why: "stands for AWS STS",
     file: "moto.txt",
     requirements: include_str!("../../python/moto.txt"),
+    import: "boto3",
+};
+/// zizmor.
+pub const ZIZMOR: Python = Python {
+    what: "zizmor",
+    why: "reads the workflows of .github",
+    file: "zizmor.txt",
+    requirements: include_str!("../../python/zizmor.txt"),
+    import: "sys",
 };
 
 /// Succeeds with a Python that is new enough and can make virtual environments.
@@ -35,6 +45,8 @@ pub struct Python {
     why: &'static str,
     file: &'static str,
     requirements: &'static str,
+    /// What can be imported where it works.
+    import: &'static str,
 }
 
 impl Python {
@@ -57,12 +69,12 @@ impl Python {
     /// An environment ends with the Python that it was made by: by a new release of the system, say.
     fn works(self) -> bool {
         let mut command = Command::new(self.program("python"));
-        command.args(["-c", "import boto3"]);
+        command.args(["-c", &format!("import {}", self.import)]);
         exec(&mut command).is_ok()
     }
 
     /// Adds what is missing.
-    pub(super) fn plan(self, plan: &mut Plan) -> Result<()> {
+    pub(crate) fn plan(self, plan: &mut Plan) -> Result<()> {
         if self.is_installed() {
             if self.works() {
                 return Ok(());
@@ -119,7 +131,7 @@ mod tests {
 
     #[test]
     fn everything_is_pinned() {
-        for set in [AWS, MOTO] {
+        for set in [AWS, MOTO, ZIZMOR] {
             let lines = set
                 .requirements
                 .lines()

@@ -1,0 +1,72 @@
+//! A program of Go, built once from its module into the user's cache.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::go;
+use crate::setup::{Cache, Plan, Step};
+
+/// A program of Go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
+    /// What `go install` is told.
+    pub(crate) package: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) why: &'static str,
+    pub(crate) seconds: u64,
+}
+
+impl Tool {
+    /// Adds what is missing.
+    pub(crate) fn plan(self, plan: &mut Plan) {
+        let cache = self.cache();
+        if cache.is_complete() {
+            return;
+        }
+        go::plan(plan);
+        let Self { name, version, .. } = self;
+        plan.step(Step {
+            what: format!(
+                "{name} {version}, built by Go into {}",
+                cache.path().display()
+            ),
+            why: self.why,
+            about: Some(Duration::from_secs(self.seconds)),
+            run: Box::new(move || self.build()),
+        });
+    }
+
+    /// Where it is.
+    pub(crate) fn path(self) -> Result<PathBuf> {
+        let cache = self.cache();
+        ensure!(cache.is_complete(), "{} is not built yet", self.name);
+        Ok(cache.path().join("bin").join(self.name))
+    }
+
+    /// To run it.
+    pub(crate) fn command(self) -> Result<Command> {
+        self.path().map(Command::new)
+    }
+
+    fn cache(self) -> Cache {
+        Cache::new(&format!("{}-{}", self.name, self.version))
+    }
+
+    fn build(self) -> Result<()> {
+        let go = go::find().context("there is no Go that is new enough")?;
+        self.cache().fill(|folder, log| {
+            let mut command = go.command();
+            command
+                .current_dir(folder)
+                .env("CGO_ENABLED", "0")
+                .env("GOBIN", folder.join("bin"))
+                .args(["install", "-trimpath", "-ldflags=-s -w"])
+                .arg(format!("{}@v{}", self.package, self.version));
+            log.exec(&mut command)
+        })
+    }
+}

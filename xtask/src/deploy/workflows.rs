@@ -1,0 +1,45 @@
+//! `.github`: the workflows, read by actionlint and zizmor.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::build_ebpf::workspace;
+use crate::cluster::tool::Tool;
+use crate::sandbox::exec;
+use crate::setup::{Plan, ZIZMOR};
+
+const ACTIONLINT: Tool = Tool {
+    name: "actionlint",
+    package: "github.com/rhysd/actionlint/cmd/actionlint",
+    version: "1.7.12",
+    why: "reads the workflows of .github",
+    seconds: 15,
+};
+
+/// Adds what is missing.
+pub(crate) fn plan(plan: &mut Plan) -> Result<()> {
+    ACTIONLINT.plan(plan);
+    ZIZMOR.plan(plan)
+}
+
+/// Neither may find anything; zizmor is asked to be pedantic.
+#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+pub(super) fn check() -> Result<()> {
+    let root = workspace();
+    let mut actionlint = ACTIONLINT.command()?;
+    // Shell and Python in them are short; whether those tools are here must not matter.
+    actionlint.args(["-no-color", "-shellcheck=", "-pyflakes="]);
+    let folder = root.join(".github/workflows");
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder)? {
+        actionlint.arg(entry?.path());
+        files += 1;
+    }
+    exec(&mut actionlint)?;
+    let mut zizmor = Command::new(ZIZMOR.program("zizmor"));
+    zizmor.args(["--offline", "--persona=pedantic", "--no-progress"]);
+    exec(zizmor.arg(root.join(".github")))?;
+    println!("workflows: {files} files, and nothing found by actionlint and zizmor");
+    Ok(())
+}

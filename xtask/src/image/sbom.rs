@@ -1,0 +1,143 @@
+//! What is in the image, as a CycloneDX document: the crates that both programs are built from, by
+//! cargo-cyclonedx, and the system's packages.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::root::Root;
+use crate::build_ebpf::workspace;
+use crate::sandbox::exec;
+use crate::setup::{Cache, Plan, Step, cargo};
+
+const VERSION: &str = "0.5.7";
+const PROGRAMS: [&str; 2] = ["kiam-agent", "kiam-server"];
+/// As cargo-cyclonedx names what it writes beside a crate's `Cargo.toml`.
+const WRITTEN: &str = "kiam-image-sbom";
+
+/// Adds what is missing.
+pub(crate) fn plan(plan: &mut Plan) {
+    let cache = cache();
+    if cache.is_complete() {
+        return;
+    }
+    plan.step(Step {
+        what: format!("cargo-cyclonedx {VERSION}, built by cargo"),
+        why: "lists the crates that an image is made of",
+        about: Some(Duration::from_secs(90)),
+        run: Box::new(move || {
+            cache.fill(|folder, log| {
+                let mut install = cargo();
+                install
+                    .args(["install", "cargo-cyclonedx", "--locked", "--version"])
+                    .args([VERSION, "--root"])
+                    .arg(folder)
+                    .env_remove("CARGO_TARGET_DIR")
+                    .current_dir("/");
+                log.exec(&mut install)
+            })
+        }),
+    });
+}
+
+fn cache() -> Cache {
+    Cache::new(&format!("cargo-cyclonedx-{VERSION}"))
+}
+
+/// Makes the document.
+pub(super) fn make(root: &Root, version: &str) -> Result<Value> {
+    let mut document = None;
+    let mut components = BTreeMap::new();
+    let mut dependencies = BTreeMap::new();
+    for program in PROGRAMS {
+        let of_program = crates(program)?;
+        for component in list(&of_program, "components") {
+            components.insert(text(component, "bom-ref"), component.clone());
+        }
+        let main = &of_program["metadata"]["component"];
+        components.insert(text(main, "bom-ref"), main.clone());
+        for dependency in list(&of_program, "dependencies") {
+            dependencies.insert(text(dependency, "ref"), dependency.clone());
+        }
+        document = Some(of_program);
+    }
+    let mut document = document.context("there are programs")?;
+    for (name, version) in &root.packages {
+        let purl = format!("pkg:deb/debian/{name}@{}", version.replace('+', "%2B"));
+        let package = json!({
+            "type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl,
+        });
+        components.insert(purl, package);
+    }
+    document["metadata"]["component"] =
+        json!({ "type": "container", "bom-ref": "kiam", "name": "kiam", "version": version });
+    document["components"] = components.into_values().collect();
+    document["dependencies"] = dependencies.into_values().collect();
+    check(&document, root)?;
+    Ok(document)
+}
+
+fn list<'a>(document: &'a Value, name: &str) -> &'a [Value] {
+    document[name].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value, name: &str) -> String {
+    value[name].as_str().unwrap_or_default().to_owned()
+}
+
+/// The crates of one program, without those that only tests and builds need.
+fn crates(program: &str) -> Result<Value> {
+    let mut command = cargo();
+    let tool = cache().path().join("bin/cargo-cyclonedx");
+    let mut path = vec![tool.parent().map(Path::to_owned).unwrap_or_default()];
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    command
+        .args([
+            "cyclonedx",
+            "--quiet",
+            "--format=json",
+            "--spec-version=1.5",
+        ])
+        .args(["--no-build-deps", "--target"])
+        .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+        .args(["--override-filename", WRITTEN, "--manifest-path"])
+        .arg(workspace().join(program).join("Cargo.toml"))
+        .env("PATH", std::env::join_paths(path)?);
+    exec(&mut command)?;
+    // It writes one for each crate of the workspace that the program is made of.
+    let mut found = Err(anyhow::anyhow!("cargo-cyclonedx wrote nothing"));
+    for entry in std::fs::read_dir(workspace())? {
+        let file = entry?.path().join(format!("{WRITTEN}.json"));
+        if file.is_file() {
+            if file.starts_with(workspace().join(program)) {
+                found = read(&file);
+            }
+            std::fs::remove_file(&file)?;
+        }
+    }
+    found
+}
+
+fn read(file: &PathBuf) -> Result<Value> {
+    let text = std::fs::read_to_string(file)?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))
+}
+
+/// It names both programs, what they cannot be without, and the system's packages.
+fn check(document: &Value, root: &Root) -> Result<()> {
+    let names: Vec<_> = list(document, "components")
+        .iter()
+        .map(|component| text(component, "name"))
+        .collect();
+    let packages = root.packages.keys().map(String::as_str);
+    let expected = ["aya", "rustls", "kube", "libc6"];
+    for name in PROGRAMS.into_iter().chain(expected).chain(packages) {
+        ensure!(names.iter().any(|known| known == name), "{name} is missing");
+    }
+    Ok(())
+}
