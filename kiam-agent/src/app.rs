@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use futures::future::BoxFuture;
 use kiam_common::admin::Admin;
 use kiam_common::readiness::Readiness;
@@ -23,6 +24,7 @@ pub use redirect::RedirectError;
 use crate::args::{Args, Redirect};
 use crate::caller::Identify;
 use crate::metadata::{self, Listening, MetadataMetrics, Sources, V1Users};
+use crate::status::{Setting, Status};
 use crate::stream::{self, Client, Pace, StreamMetrics};
 use crate::view::{Projection, View};
 
@@ -163,8 +165,8 @@ pub async fn build_with(
     let admin = match args.telemetry.prometheus_listen_addr {
         Some(address) => {
             let failed = |source| StartError::Admin { address, source };
-            let admin = Admin::bind(address, registry.clone(), readiness.clone(), Vec::new())
-                .map_err(failed)?;
+            let admin =
+                Admin::bind(address, registry.clone(), readiness.clone()).map_err(failed)?;
             Some((admin.address().map_err(failed)?, admin))
         }
         None => None,
@@ -199,6 +201,20 @@ pub async fn build_with(
         StreamMetrics::new(&registry)?,
         snapshot,
     );
+    let v1_users = V1Users::new(view.clone(), &registry)?;
+    let status = Status {
+        setting: setting(args),
+        view: view.clone(),
+        standing: client.standing(),
+        v1_users: v1_users.clone(),
+        remote: args.remote_status,
+    };
+    let admin = admin.map(|(address, admin)| {
+        let pages = vec![status.page()];
+        tasks.spawn("operator's port", admin.run(pages, stop.clone()));
+        address
+    });
+
     let settings = metadata::Settings {
         pod_wait: args.pod_wait,
         imds_v2: args.imds_v2,
@@ -211,7 +227,7 @@ pub async fn build_with(
     let sources = Sources {
         identify,
         standing: client.standing(),
-        v1_users: V1Users::new(view.clone(), &registry)?,
+        v1_users,
         metrics: MetadataMetrics::new(&registry)?,
         view,
     };
@@ -221,11 +237,6 @@ pub async fn build_with(
         "metadata service",
         service.run(async move { ready.ready().await }, stop.clone()),
     );
-
-    let admin = admin.map(|(address, admin)| {
-        tasks.spawn("operator's port", admin.run(stop.clone()));
-        address
-    });
 
     tasks.spawn("certificates", tls.follow(stop.clone()));
     tasks.spawn("node stream", client.run(stop));
@@ -245,6 +256,26 @@ pub async fn build_with(
         grace,
         keep,
     })
+}
+
+/// What does not change, as the flags have it.
+fn setting(args: &Args) -> Setting {
+    fn name(value: &impl ValueEnum) -> String {
+        let value = value.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+    let host_network_pods = match args.redirect {
+        Redirect::Ebpf => name(&args.host_network.host_network_pods),
+        Redirect::Iptables => "not redirected".to_owned(),
+    };
+    Setting {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: args.node_name.clone(),
+        redirect: name(&args.redirect),
+        guard: args.guard().to_string(),
+        host_network_pods,
+        imds_v2: name(&args.imds_v2),
+    }
 }
 
 impl Bound {

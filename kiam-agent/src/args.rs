@@ -20,6 +20,8 @@ pub(crate) use metadata::allowed_routes;
 
 use crate::kernel::{self, Exemption, HostNetwork};
 
+/// Where the chart has the agent's operator's port.
+const OPERATOR: &str = "127.0.0.1:9620";
 /// The longest name of a Kubernetes node, in bytes (a DNS subdomain).
 const MAX_NODE_NAME_BYTES: usize = 253;
 /// The longest `--pod-wait`: a request that is held longer outlives every SDK's patience.
@@ -37,6 +39,40 @@ pub enum Command {
 
     /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing
     Doctor(DoctorArgs),
+
+    /// Shows the running agent's pods: which role each has, or why it gets nothing
+    Status(StatusArgs),
+
+    /// Asks the running agent whether it serves, for probes
+    Health(HealthArgs),
+}
+
+/// What `kiam-agent status` is told.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct StatusArgs {
+    /// The running agent's --prometheus-listen-addr
+    #[arg(long, default_value = OPERATOR, value_name = "IP:PORT")]
+    pub address: SocketAddr,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `kiam-agent health` is told.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct HealthArgs {
+    /// The running agent's --prometheus-listen-addr
+    #[arg(long, default_value = OPERATOR, value_name = "IP:PORT")]
+    pub address: SocketAddr,
+
+    /// Ask whether it knows the node's pods, too
+    #[arg(long)]
+    pub ready: bool,
+
+    /// How long it may take to answer
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration::parse)]
+    pub timeout: Duration,
 }
 
 /// What `kiam-agent doctor` is told: what the agent is.
@@ -172,6 +208,11 @@ pub struct Args {
         reason = "a doc comment here would replace the group's heading"
     )]
     pub telemetry: TelemetryFlags,
+
+    /// Show /status to other machines too: without it only over loopback, which in the agent's pod
+    /// is the node's
+    #[arg(long, help_heading = "Logs and metrics")]
+    pub remote_status: bool,
 }
 
 /// What becomes of pods in the node's own network namespace, with `--redirect=ebpf`.

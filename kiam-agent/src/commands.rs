@@ -5,15 +5,27 @@
     reason = "the terminal is where a command answers"
 )]
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use http::header::HOST;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
 
-use crate::args::{CleanupArgs, DoctorArgs};
+use crate::args::{CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
 use crate::doctor::{self, State};
 use crate::iptables::{self, IptablesError};
 use crate::kernel::{self, Removed};
-use crate::route_guard;
+use crate::status::{self, Report, Server};
+use crate::{http_client, route_guard};
+
+/// For a status page.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A page of as many pods as are listed, with long reasons, in bytes.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Removes what agents leave in the kernel: all of it that can be removed. The exit code is 1 if
 /// something could not.
@@ -84,4 +96,68 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         State::Ok | State::Warn => ExitCode::SUCCESS,
         State::Fail => ExitCode::FAILURE,
     })
+}
+
+/// Shows what the running agent knows of its pods. The exit code is 1 if any gets nothing that
+/// should, or no server informs the agent.
+///
+/// # Errors
+/// When there is no agent, or it does not tell.
+pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let answer = ask(args.address, "/status", PATIENCE)?;
+    if answer.status() != StatusCode::OK {
+        let said = String::from_utf8_lossy(answer.body()).trim().to_owned();
+        anyhow::bail!(
+            "the agent at {} answers {}: {said}",
+            args.address,
+            answer.status()
+        );
+    }
+    let report: Report = serde_json::from_slice(answer.body()).with_context(|| {
+        format!(
+            "what answers at {} is no agent of this version",
+            args.address
+        )
+    })?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", status::text(&report));
+    }
+    let well = matches!(report.server, Server::Synced { .. }) && report.pods.unserved == 0;
+    Ok(if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Asks the running agent whether it serves. The exit code is 1 if it says no.
+///
+/// # Errors
+/// When there is no agent, or it does not answer in time.
+pub fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+    let path = if args.ready { "/readyz" } else { "/healthz" };
+    let answer = ask(args.address, path, args.timeout)?;
+    let said = String::from_utf8_lossy(answer.body());
+    Ok(if answer.status() == StatusCode::OK {
+        print!("{said}");
+        ExitCode::SUCCESS
+    } else {
+        eprint!("{said}");
+        ExitCode::FAILURE
+    })
+}
+
+fn ask(address: SocketAddr, path: &str, limit: Duration) -> anyhow::Result<Response<Bytes>> {
+    let request = Request::get(path).header(HOST, address.to_string());
+    let request = request.body(Empty::new())?;
+    let answer = async {
+        let answer = http_client::send(address, request, MAX_ANSWER_BYTES);
+        tokio::time::timeout(limit, answer).await
+    };
+    let answer = runtime()?.block_on(answer);
+    let limit = kiam_common::duration::format(limit);
+    let answer = answer.with_context(|| format!("{address} does not answer within {limit}"))?;
+    answer.context("is the agent running, with --prometheus-listen-addr, and this its address?")
 }

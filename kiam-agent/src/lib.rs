@@ -17,5 +17,6 @@ pub mod kernel;
 pub mod metadata;
 mod netlink;
 pub mod route_guard;
+pub mod status;
 pub mod stream;
 pub mod view;

@@ -36,6 +36,8 @@ fn obey(command: &Command) -> ExitCode {
     let done = match command {
         Command::Cleanup(args) => commands::cleanup(args),
         Command::Doctor(args) => commands::doctor(args),
+        Command::Status(args) => commands::status(args),
+        Command::Health(args) => commands::health(args),
     };
     done.unwrap_or_else(|error| {
         drop(writeln!(std::io::stderr(), "{error:#}"));

@@ -124,6 +124,45 @@ async fn without_a_server_it_runs_and_says_that_it_is_not_ready() {
 }
 
 #[tokio::test]
+async fn its_commands_tell_how_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let bound = build(folder.path(), &[]).await.unwrap();
+    let admin = bound.admin.unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(bound.run(stop.clone().cancelled_owned()));
+    let run = async |words: &'static [&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kiam-agent"));
+        let command = command.args(words).arg(format!("--address={admin}"));
+        let output = command.output().await.unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    // No server tells this one anything.
+    let (code, said) = run(&["status"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("on node-1") && said.contains("Of 0 pods"),
+        "{said}"
+    );
+    let (_, said) = run(&["status", "--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["node"], "node-1");
+    assert_eq!(run(&["health"]).await, (Some(0), "ok\n".to_owned()));
+    let (code, said) = run(&["health", "--ready"]).await;
+    assert!(
+        code == Some(1) && said.contains("awaiting the first word"),
+        "{said}"
+    );
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    let (code, said) = run(&["status"]).await;
+    assert!(
+        code == Some(1) && said.contains("is the agent running"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
 async fn what_it_cannot_be_without_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();

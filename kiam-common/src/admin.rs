@@ -46,7 +46,8 @@ pub type Page = Arc<dyn Fn(Asked<'_>) -> Option<Answer> + Send + Sync>;
 /// The operator's port, bound and not yet serving.
 pub struct Admin {
     listener: TcpListener,
-    state: Arc<State>,
+    registry: Registry,
+    readiness: Readiness,
 }
 
 struct State {
@@ -73,17 +74,13 @@ impl Admin {
         address: SocketAddr,
         registry: Registry,
         readiness: Readiness,
-        pages: Vec<Page>,
     ) -> std::io::Result<Self> {
         let listener = listen::share(address)?;
         listen::take_over(&listener)?;
         Ok(Self {
             listener,
-            state: Arc::new(State {
-                registry,
-                readiness,
-                pages,
-            }),
+            registry,
+            readiness,
         })
     }
 
@@ -95,9 +92,18 @@ impl Admin {
         self.listener.local_addr()
     }
 
-    /// Serves until told to stop.
-    pub async fn run(self, stop: CancellationToken) {
-        let Self { listener, state } = self;
+    /// Serves, these pages too, until told to stop.
+    pub async fn run(self, pages: Vec<Page>, stop: CancellationToken) {
+        let Self {
+            listener,
+            registry,
+            readiness,
+        } = self;
+        let state = Arc::new(State {
+            registry,
+            readiness,
+            pages,
+        });
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -251,10 +257,10 @@ mod tests {
             (asked.path == "/x" && asked.local).then(|| text(StatusCode::OK, "mine"))
         });
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Admin::bind(local, registry, readiness, vec![page]).unwrap();
+        let admin = Admin::bind(local, registry, readiness).unwrap();
         let address = admin.address().unwrap();
         let stop = CancellationToken::new();
-        let running = tokio::spawn(admin.run(stop.clone()));
+        let running = tokio::spawn(admin.run(vec![page], stop.clone()));
 
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         let unready = get(address, "/readyz").await;
@@ -283,10 +289,10 @@ mod tests {
     async fn the_log_level_is_told_and_changed() {
         drop(telemetry::init(false, "error"));
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Admin::bind(local, Registry::new(), Readiness::new(), Vec::new()).unwrap();
+        let admin = Admin::bind(local, Registry::new(), Readiness::new()).unwrap();
         let address = admin.address().unwrap();
         let stop = CancellationToken::new();
-        let running = tokio::spawn(admin.run(stop.clone()));
+        let running = tokio::spawn(admin.run(Vec::new(), stop.clone()));
 
         assert!(get(address, "/log-level").await.ends_with("error\n"));
         let changed = put(address, " warn,kiam_common=error\n").await;

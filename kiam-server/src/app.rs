@@ -285,7 +285,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     let mut admin_address = None;
     if let Some(address) = telemetry.prometheus_listen_addr {
         let admin =
-            Admin::bind(address, registry, readiness, vec![status.page()]).map_err(|source| {
+            Admin::bind(address, registry, readiness).map_err(|source| {
                 StartError::Listen {
                     flag: "--prometheus-listen-addr",
                     address,
@@ -293,7 +293,8 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
                 }
             })?;
         admin_address = Some(admin.address().map_err(StartError::Socket)?);
-        tasks.spawn("admin", admin.run(tasks.stop()));
+        let pages = vec![status.page()];
+        tasks.spawn("admin", admin.run(pages, tasks.stop()));
     }
     Ok(Bound {
         address,
