@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 use futures::future::BoxFuture;
@@ -225,6 +225,7 @@ pub async fn build_with(
     };
     let grace = settings.grace() + Duration::from_secs(1);
     let sources = Sources {
+        clock: Arc::new(SystemTime::now),
         identify,
         standing: client.standing(),
         v1_users,

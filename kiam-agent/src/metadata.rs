@@ -36,7 +36,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
 use kiam_common::listen;
@@ -123,8 +123,13 @@ pub struct Metadata {
     shared: Arc<Shared>,
 }
 
+/// What time it is.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
 /// What the service answers by.
 pub struct Sources {
+    /// By which credentials and tokens expire.
+    pub clock: Clock,
     /// The node's pods.
     pub view: View,
     /// Who is calling.
@@ -146,6 +151,7 @@ impl fmt::Debug for Sources {
 /// What all connections share.
 struct Shared {
     settings: Settings,
+    clock: Clock,
     view: View,
     identify: Arc<dyn Identify>,
     standing: Standings,
@@ -256,6 +262,7 @@ impl Listening {
 impl Shared {
     fn new(settings: Settings, sources: Sources) -> Self {
         let Sources {
+            clock,
             view,
             identify,
             standing,
@@ -268,6 +275,7 @@ impl Shared {
             turned_away: Semaphore::new(MAX_TURNED_AWAY),
             upstream: Upstream::new(settings.upstream),
             settings,
+            clock,
             view,
             identify,
             standing,

@@ -285,12 +285,10 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     let mut admin_address = None;
     if let Some(address) = telemetry.prometheus_listen_addr {
         let admin =
-            Admin::bind(address, registry, readiness).map_err(|source| {
-                StartError::Listen {
-                    flag: "--prometheus-listen-addr",
-                    address,
-                    source,
-                }
+            Admin::bind(address, registry, readiness).map_err(|source| StartError::Listen {
+                flag: "--prometheus-listen-addr",
+                address,
+                source,
             })?;
         admin_address = Some(admin.address().map_err(StartError::Socket)?);
         let pages = vec![status.page()];

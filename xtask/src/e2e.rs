@@ -64,7 +64,7 @@ fn set_up(consent: Consent) -> Result<()> {
     let needs = [
         Need::Sandbox,
         Need::Kernel,
-        Need::Aws,
+        Need::Sdks,
         Need::Moto,
         Need::Cluster,
     ];

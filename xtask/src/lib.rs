@@ -11,6 +11,7 @@
 //!
 //! probe        one request from inside of a pod
 //! room         a sandbox to try something in by hand
+//! sdk          AWS's SDKs, as unmodified clients
 //! setup        what these commands need on a machine, installed when it is missing
 //! sandbox      nodes and pods made of network namespaces and cgroups
 //! doubles      STS and the node's metadata service, as far as tests need them
@@ -37,6 +38,7 @@ pub mod probe;
 pub mod restarts;
 pub mod room;
 pub mod sandbox;
+pub mod sdk;
 pub mod setup;
 pub mod stage;
 pub mod steady;

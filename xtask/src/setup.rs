@@ -38,6 +38,8 @@ pub enum Need {
     Kernel,
     /// The AWS CLI and boto3.
     Aws,
+    /// AWS's SDKs for Python, Go and JavaScript, and the AWS CLI.
+    Sdks,
     /// moto's server.
     Moto,
     /// etcd and kube-apiserver.
@@ -73,6 +75,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Sandbox => sandbox(&mut plan),
             Need::Kernel => kernel::plan(&mut plan),
             Need::Aws => AWS.plan(&mut plan)?,
+            Need::Sdks => crate::sdk::plan(&mut plan)?,
             Need::Moto => MOTO.plan(&mut plan)?,
             Need::Cluster => crate::cluster::plan(&mut plan)?,
             Need::Helm => crate::deploy::helm::plan(&mut plan),

@@ -40,7 +40,7 @@ pub struct Args {
 /// # Errors
 /// When something cannot be set up, a test fails, or, with `CI=true`, was skipped.
 pub fn run(args: &Args) -> Result<()> {
-    setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Aws], args.consent)?;
+    setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Sdks], args.consent)?;
     let programs = Programs::build()?;
     let mut command = cargo();
     command.args(["test", "--locked", "--no-fail-fast"]);

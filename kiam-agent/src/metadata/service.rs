@@ -1,7 +1,7 @@
 //! From a request to its answer.
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, SERVER, USER_AGENT};
@@ -193,7 +193,7 @@ impl Shared {
             .filter(|ttl| (1..=MAX_TTL.as_secs()).contains(&u64::from(*ttl)))
             .ok_or(Refusal::TokenTtl)?;
         let life = Duration::from_secs(ttl.into());
-        let token = self.tokens.issue(who, life, SystemTime::now());
+        let token = self.tokens.issue(who, life, (self.clock)());
         Ok(Reply::Token(token, ttl))
     }
 
@@ -203,7 +203,7 @@ impl Shared {
         match request.headers.get(TOKEN) {
             Some(token) => {
                 self.metrics.with_token.inc();
-                let good = self.tokens.verify(token.as_bytes(), who, SystemTime::now());
+                let good = self.tokens.verify(token.as_bytes(), who, (self.clock)());
                 good.then_some(who).ok_or(Refusal::BadToken)
             }
             None => {
@@ -220,7 +220,7 @@ impl Shared {
 
     /// Answers by the newest snapshot, or waits for one that has what is asked for.
     async fn ask(&self, who: &PodRef, source: IpAddr, ask: Ask<'_>) -> Result<Bytes, Refusal> {
-        let look = || decide(&self.view.load(), who, source, ask, SystemTime::now());
+        let look = || decide(&self.view.load(), who, source, ask, (self.clock)());
         match look() {
             Verdict::Serve(body) => return Ok(body),
             Verdict::Refuse(refusal) => return Err(refusal),

@@ -30,6 +30,7 @@ impl Identify for Nobody {
 fn shared(view: View) -> Arc<Shared> {
     let registry = Registry::new();
     let sources = Sources {
+        clock: Arc::new(SystemTime::now),
         identify: Arc::new(Nobody),
         standing: tokio::sync::watch::channel(Standing::Begun).1,
         v1_users: V1Users::new(view.clone(), &registry).unwrap(),

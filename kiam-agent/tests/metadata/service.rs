@@ -180,6 +180,7 @@ pub(crate) async fn serve(settings: Settings) -> Service {
     let address = listening.address().unwrap();
     let (standing, standings) = watch::channel(Standing::Begun);
     let sources = Sources {
+        clock: Arc::new(SystemTime::now),
         identify: Arc::new(ByAddress),
         standing: standings,
         v1_users: V1Users::new(view.clone(), &registry).unwrap(),

@@ -28,7 +28,7 @@ type Check = fn(&mut World) -> LocalBoxFuture<'_, Result<Facts>>;
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) const CHECKS: &[NamedCheck] = &[
-    ("pods are their own roles to the AWS CLI", |w| {
+    ("pods are their own roles to every SDK", |w| {
         roles::own(w).boxed_local()
     }),
     ("a role comes from the service account too", |w| {

@@ -15,7 +15,8 @@ use crate::kiam::{Agent, AgentOptions, Programs, SERVER_PORT, Server, ServerOpti
 use crate::pki::{Authority, Leaf, PemFiles};
 use crate::probe;
 use crate::sandbox::{CONTROL_IP, Finished, NodeOptions, Place, Program, Sandbox, run};
-use crate::setup::{AWS, MOTO};
+use crate::sdk::Sdk;
+use crate::setup::MOTO;
 use crate::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.
@@ -210,16 +211,13 @@ impl World {
         Ok(place)
     }
 
-    /// Who the AWS CLI is in a place.
-    pub(super) fn caller_identity(&self, place: &Place) -> Result<Finished> {
-        let mut command = place.command(AWS.program("aws"));
+    /// Who an SDK is in a place.
+    pub(super) fn caller_identity(&self, sdk: Sdk, place: &Place) -> Result<Finished> {
+        let mut command = sdk.who(|program| place.command(program));
         command
-            .args(["sts", "get-caller-identity", "--query=Arn", "--output=text"])
-            .env_clear()
             .env("HOME", self.sandbox.folder("home")?)
-            .env("AWS_DEFAULT_REGION", "eu-west-1")
             .env("AWS_ENDPOINT_URL_STS", MOTO_URL);
-        run("the AWS CLI", command, LIMIT)
+        run(sdk.name(), command, LIMIT)
     }
 
     /// An agent's pod on a node, and its token.

@@ -64,8 +64,8 @@ fn trial((name, needs, test): Test) -> Trial {
 fn missing(needs: Needs) -> Option<String> {
     let programs = || play::programs().err().map(|error| error.to_string());
     let sdk = || {
-        let installed = xtask::setup::AWS.is_installed();
-        (!installed).then(|| "the AWS CLI and boto3, which `cargo xtask test` installs".to_owned())
+        let installed = xtask::sdk::are_installed();
+        (!installed).then(|| "AWS's SDKs, which `cargo xtask test` installs".to_owned())
     };
     xtask::sandbox::missing().or_else(|| match needs {
         Needs::Sandbox => None,

@@ -1,4 +1,4 @@
-//! Unmodified clients: botocore against the STS double, the AWS CLI and boto3 in pods.
+//! Unmodified clients: botocore against the STS double, and AWS's SDKs in pods.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use xtask::doubles::sts::{Behaviour, Fault, Sts};
 use xtask::sandbox::{Finished, Place, run};
+use xtask::sdk::Sdk;
 use xtask::setup::AWS;
 
 use crate::play::{Play, eventually, refused};
@@ -19,11 +20,30 @@ pub(crate) const TESTS: &[Test] = &[
         botocore,
     ),
     (
-        "sdk::the_aws_cli_in_a_pod_is_the_pod_s_role",
+        "sdk::every_sdk_in_a_pod_is_the_pod_s_role",
         Needs::Sdk,
-        aws_cli,
+        by_default,
     ),
-    ("sdk::boto3_in_a_pod_is_the_pod_s_role", Needs::Sdk, boto3),
+    (
+        "sdk::every_sdk_without_imdsv1_is_too",
+        Needs::Sdk,
+        without_v1,
+    ),
+    (
+        "sdk::every_sdk_is_too_where_imdsv2_is_required",
+        Needs::Sdk,
+        v2_required,
+    ),
+    (
+        "sdk::every_sdk_is_too_as_in_a_container",
+        Needs::Sdk,
+        containers,
+    ),
+    (
+        "sdk::every_sdk_says_that_it_has_no_credentials",
+        Needs::Sdk,
+        forbidden,
+    ),
 ];
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -94,56 +114,82 @@ fn botocore() -> Result<()> {
     Ok(())
 }
 
-/// Runs a client that knows nothing of credentials.
-fn client(play: &Play, place: &Place, args: &[&str]) -> Result<Finished> {
-    let mut command = place.command(AWS.program("python"));
+/// Whom an SDK says it is in a place, or why it is nobody.
+fn who(play: &Play, sdk: Sdk, place: &Place, variables: &[(&str, &str)]) -> Result<Finished> {
+    let mut command = sdk.who(|program| place.command(program));
     command
-        .args(args)
-        .env_clear()
         .env("HOME", play.stage.sandbox().folder("home")?)
-        .env("AWS_DEFAULT_REGION", "eu-west-1")
-        .env("AWS_ENDPOINT_URL_STS", play.stage.sts().url());
-    run("a client", command, LIMIT)
+        .env("AWS_ENDPOINT_URL_STS", play.stage.sts().url())
+        .envs(variables.iter().copied());
+    run(sdk.name(), command, LIMIT)
 }
 
-fn aws_cli() -> Result<()> {
-    let play = Play::begin()?;
-    let aws = AWS.program("aws").display().to_string();
-    let identity = [
-        &aws,
-        "sts",
-        "get-caller-identity",
-        "--query=Arn",
-        "--output=text",
-    ];
-    for (pod, role) in [(&play.alice, "a-reader"), (&play.bob, "b-writer")] {
-        let ended = client(&play, pod.place(), &identity)?;
-        ensure!(ended.status.success(), "{}", ended.stderr);
-        ensure!(
-            ended.stdout.contains(&format!(":assumed-role/{role}/")),
-            "{}",
-            ended.stdout
-        );
+fn every_sdk_is(play: &Play, variables: &[(&str, &str)]) -> Result<()> {
+    for sdk in Sdk::ALL {
+        for (pod, role) in [(&play.alice, "a-reader"), (&play.bob, "b-writer")] {
+            let ended = who(play, sdk, pod.place(), variables)?;
+            let (name, said) = (sdk.name(), ended.stdout.trim());
+            ensure!(ended.status.success(), "{name}: {}", ended.stderr);
+            let own = format!(":assumed-role/{role}/");
+            ensure!(said.contains(&own), "{name} is {said}");
+        }
     }
+    play.others_are_unaffected()
+}
+
+fn by_default() -> Result<()> {
+    every_sdk_is(&Play::begin()?, &[])
+}
+
+fn without_v1() -> Result<()> {
+    let disabled = [("AWS_EC2_METADATA_V1_DISABLED", "true")];
+    every_sdk_is(&Play::begin()?, &disabled)
+}
+
+fn v2_required() -> Result<()> {
+    let play = Play::begin_with(&["--imds-v2=required"])?;
+    for sdk in Sdk::ALL {
+        let ended = who(&play, sdk, play.alice.place(), &[])?;
+        let name = sdk.name();
+        ensure!(ended.status.success(), "{name}: {}", ended.stderr);
+        ensure!(ended.stdout.contains(":assumed-role/a-reader/"), "{name}");
+    }
+    // None of them asked without.
+    let metrics = play.agent.operator("/metrics")?.body;
+    let v1 = "kiam_metadata_imds_v1_requests_total{";
+    ensure!(!metrics.contains(v1), "{metrics}");
+    Ok(())
+}
+
+/// By what containers' SDKs are told, over the address that is redirected for them.
+fn containers() -> Result<()> {
+    let play = Play::begin_with(&["--container-credentials-address=169.254.170.2"])?;
+    let url = "http://169.254.170.2/v1/credentials";
+    let told = [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", url),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ];
+    every_sdk_is(&play, &told)
+}
+
+fn forbidden() -> Result<()> {
+    let play = Play::begin()?;
     let forbidden = play
         .stage
         .pod(&play.node, ("team-a", "eve"), Some("b-writer"))?;
     eventually(|| refused(forbidden.place(), "", 403, &["permitted"]))?;
-    let ended = client(&play, forbidden.place(), &identity)?;
-    ensure!(!ended.status.success(), "{}", ended.stdout);
-    ensure!(ended.stderr.contains("credentials"), "{}", ended.stderr);
-    play.others_are_unaffected()
-}
-
-fn boto3() -> Result<()> {
-    let play = Play::begin()?;
-    let script = "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'])";
-    let ended = client(&play, play.alice.place(), &["-c", script])?;
-    ensure!(ended.status.success(), "{}", ended.stderr);
-    ensure!(
-        ended.stdout.contains(":assumed-role/a-reader/"),
-        "{}",
-        ended.stdout
-    );
+    for sdk in Sdk::ALL {
+        let begin = tokio::time::Instant::now();
+        let ended = who(&play, sdk, forbidden.place(), &[])?;
+        let (name, said) = (sdk.name(), ended.stderr.to_lowercase());
+        ensure!(!ended.status.success(), "{name}: {}", ended.stdout);
+        ensure!(said.contains("credentials"), "{name}: {said}");
+        // A refusal for good is not tried again and again.
+        let took = begin.elapsed();
+        ensure!(
+            took < Duration::from_secs(10),
+            "{name} took {took:?}: {said}"
+        );
+    }
     play.others_are_unaffected()
 }

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::super::report::{Facts, short};
 use super::super::world::{PERMITTED, ROLE, World};
-use super::tools::{answers, has, is, seen};
+use super::tools::{answers, has, is, sdk_is, seen};
 use crate::cluster::PodTemplate;
+use crate::sdk::Sdk;
 
 /// How long it may take until a pod is told why it has no role.
 const EVENT_SECONDS: u32 = 15;
@@ -29,8 +30,10 @@ pub(super) async fn own(world: &mut World) -> Result<Facts> {
         };
         let place = world.pod(&template).await?;
         // At once: an SDK waits for as long as the agent does.
-        let who = is(world, &place, role)?;
-        facts.push(format!("{namespace}/{name} is {who}"));
+        for sdk in Sdk::ALL {
+            let who = sdk_is(world, sdk, &place, role)?;
+            facts.push(format!("{namespace}/{name} is {who} to {}", sdk.name()));
+        }
         places.push(place);
     }
     // And another's role is refused to who has one.
@@ -86,7 +89,7 @@ async fn refused(world: &mut World, template: &PodTemplate<'_>, role: &str) -> R
     let parts = [&*whole_name, *namespace, PERMITTED];
     let (told, _) = seen(|| answers(&place, "", 403, &parts)).await?;
     answers(&place, role, 403, &parts)?;
-    let ended = world.caller_identity(&place)?;
+    let ended = world.caller_identity(Sdk::Cli, &place)?;
     ensure!(
         !ended.status.success(),
         "the AWS CLI is {}",

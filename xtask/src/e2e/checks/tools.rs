@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::super::world::World;
 use crate::probe::{Answer, METADATA_SERVICE, Prober};
 use crate::sandbox::Place;
+use crate::sdk::Sdk;
 
 /// How long what has changed may take to be seen, on a busy machine.
 const SEEN_LIMIT: Duration = Duration::from_secs(15);
@@ -45,11 +46,16 @@ pub(super) fn has(place: &Place, role: &str) -> Result<()> {
 
 /// The AWS CLI in a place is this role. Returns whom it says it is.
 pub(super) fn is(world: &World, place: &Place, role: &str) -> Result<String> {
-    let ended = world.caller_identity(place)?;
-    let (who, said) = (ended.stdout.trim(), ended.stderr.trim());
-    ensure!(ended.status.success(), "the AWS CLI: {said}");
+    sdk_is(world, Sdk::Cli, place, role)
+}
+
+/// An SDK in a place is this role. Returns whom it says it is.
+pub(super) fn sdk_is(world: &World, sdk: Sdk, place: &Place, role: &str) -> Result<String> {
+    let ended = world.caller_identity(sdk, place)?;
+    let (name, who, said) = (sdk.name(), ended.stdout.trim(), ended.stderr.trim());
+    ensure!(ended.status.success(), "{name}: {said}");
     let own = format!("arn:aws:sts::123456789012:assumed-role/{role}/");
-    ensure!(who.starts_with(&own), "the AWS CLI is {who}");
+    ensure!(who.starts_with(&own), "{name} is {who}");
     Ok(who.to_owned())
 }
 

@@ -1,0 +1,142 @@
+//! The metadata service of one pod, by a clock of the test's.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
+use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
+use kiam_agent::stream::Standing;
+use kiam_agent::view::{Decision, Failure, PodFacts, Projection, Uid, Update};
+use kiam_common::credentials::SessionCredentials;
+use kiam_common::role::RoleArn;
+use prometheus::{Registry, TextEncoder};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+struct OnePod;
+
+impl Identify for OnePod {
+    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
+        Ok(PodRef::Uid(PodUid::new("uid-1")))
+    }
+}
+
+/// The service, at work.
+pub(crate) struct Service {
+    pub(crate) address: SocketAddr,
+    now: Arc<AtomicU64>,
+    projection: Projection,
+    registry: Registry,
+    _standing: watch::Sender<Standing>,
+    _runtime: Runtime,
+}
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+impl Service {
+    pub(crate) fn start(now: u64) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let _context = runtime.enter();
+        let now = Arc::new(AtomicU64::new(now));
+        let registry = Registry::new();
+        let (mut projection, view) = Projection::new();
+        projection.begin();
+        let facts = PodFacts {
+            uid: Uid::from("uid-1"),
+            namespace: "default".into(),
+            name: "web".into(),
+            service_account: "web".into(),
+            addresses: Box::new([]),
+            host_network: false,
+            static_hash: None,
+        };
+        let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
+        let decision = Decision::Granted { role, identity: 1 };
+        projection.apply(Update::Applied(facts, decision)).unwrap();
+        projection.apply(Update::Synced).unwrap();
+        let listening = Listening::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listening.address().unwrap();
+        let (standing, standings) = watch::channel(Standing::Begun);
+        let clock = Arc::clone(&now);
+        let sources = Sources {
+            clock: Arc::new(move || at(clock.load(Ordering::Relaxed))),
+            identify: Arc::new(OnePod),
+            standing: standings,
+            v1_users: V1Users::new(view.clone(), &registry).unwrap(),
+            metrics: MetadataMetrics::new(&registry).unwrap(),
+            view,
+        };
+        let settings = Settings {
+            pod_wait: Duration::from_millis(20),
+            ..Settings::default()
+        };
+        let service = listening.service(settings, sources);
+        runtime.spawn(service.run(std::future::ready(()), CancellationToken::new()));
+        Self {
+            address,
+            now,
+            projection,
+            registry,
+            _standing: standing,
+            _runtime: runtime,
+        }
+    }
+
+    pub(crate) fn set_time(&self, now: u64) {
+        self.now.store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn issue(&mut self, key: &str, issued: u64, expires: u64) {
+        let credentials = SessionCredentials {
+            access_key_id: key.to_owned(),
+            secret_access_key: "secret".to_owned().into(),
+            session_token: "token".to_owned().into(),
+            expiration: at(expires),
+            issued: at(issued),
+        };
+        self.tell(Update::Issued {
+            identity: 1,
+            credentials,
+        });
+    }
+
+    pub(crate) fn fail(&mut self) {
+        let failure = Failure {
+            error: "STS does not answer".into(),
+            permanent: false,
+        };
+        self.tell(Update::Failed {
+            identity: 1,
+            failure,
+        });
+    }
+
+    fn tell(&mut self, update: Update) {
+        self.projection.apply(update).unwrap();
+        self.projection.publish();
+    }
+
+    /// How often credentials were fetched.
+    pub(crate) fn fetched(&self) -> u64 {
+        let text = TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap();
+        ["credentials", "credentialsExtended"]
+            .into_iter()
+            .filter_map(|handler| {
+                let name = format!("kiam_metadata_success_total{{handler=\"{handler}\"}} ");
+                text.lines()
+                    .find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok())
+            })
+            .sum()
+    }
+}
