@@ -21,7 +21,8 @@ pub const SERVER_PORT: u16 = 9610;
 pub const METADATA_PORT: u16 = 8181;
 /// Where the programs tell how they are.
 const SERVER_ADMIN_PORT: u16 = 9611;
-const AGENT_ADMIN_PORT: u16 = 9612;
+/// Where the agent tells how it is, in its node.
+pub const AGENT_ADMIN_PORT: u16 = 9612;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const READY_PAUSE: Duration = Duration::from_millis(20);

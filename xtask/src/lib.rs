@@ -5,6 +5,7 @@
 //! demo         a node with pods that get their credentials, to look at
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
+//! conformance  a metadata service, line by line against the real one
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! image        the container image
 //! lint         format, clippy, documentation, dependencies
@@ -25,6 +26,7 @@ pub mod attack;
 pub mod bench_ebpf;
 pub mod build_ebpf;
 pub mod cluster;
+pub mod conformance;
 pub mod demo;
 pub mod deploy;
 pub mod doubles;

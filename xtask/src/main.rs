@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    attack, bench_ebpf, build_ebpf, demo, deploy, e2e, image, lint, load, probe, restarts, room,
-    steady, test,
+    attack, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, image, lint, load, probe,
+    restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -44,6 +44,8 @@ enum Command {
     Sandbox(room::Args),
     /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
     Attack(attack::Args),
+    /// Compare a metadata service, this agent's or any other, with what is known of the real one
+    Conformance(conformance::Args),
     /// Measure what the kernel programs cost traffic that is none of their business
     BenchEbpf(bench_ebpf::Args),
     /// Work as a pod does; run by bench-ebpf in pods
@@ -86,6 +88,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lint(args) => lint::run(&args),
         Command::Workflows(args) => deploy::workflows(&args),
         Command::Sandbox(args) => room::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
         Command::Attack(args) => attack::run(&args),
         Command::BenchEbpf(args) => bench_ebpf::run(&args),
         Command::PodWork(args) => bench_ebpf::work(&args),

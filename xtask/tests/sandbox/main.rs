@@ -17,6 +17,7 @@ mod play;
 mod restarts;
 mod rooms;
 mod sdk;
+mod surface;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -41,6 +42,7 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         bad_peer::TESTS,
         sdk::TESTS,
+        surface::TESTS,
         commands::TESTS,
         load::TESTS,
         attack::TESTS,

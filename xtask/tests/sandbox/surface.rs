@@ -1,0 +1,185 @@
+//! The metadata service as a whole, from inside of pods.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use xtask::probe::METADATA_SERVICE;
+use xtask::sandbox::{Program, run};
+use xtask::setup::AWS;
+use xtask::steady::{End, Try};
+
+use crate::play::{Play, ask, eventually, prober, programs};
+use crate::{Needs, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "surface::it_is_as_the_real_one_line_by_line",
+        Needs::Programs,
+        conforms,
+    ),
+    (
+        "surface::what_is_let_through_is_asked_for_by_the_agent",
+        Needs::Programs,
+        passes,
+    ),
+    (
+        "surface::the_agent_s_status_says_who_is_served_and_why_not",
+        Needs::Programs,
+        status,
+    ),
+    (
+        "surface::a_thousand_connections_of_one_pod_do_not_slow_another",
+        Needs::Sdk,
+        hogged,
+    ),
+];
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn conforms() -> Result<()> {
+    let play = Play::begin()?;
+    let mut command = play.alice.place().command(env!("CARGO_BIN_EXE_xtask"));
+    let against = format!("--against={METADATA_SERVICE}");
+    command.args(["conformance", "--json", &against]);
+    let ended = run("conformance", command, LIMIT)?;
+    let report: Value = serde_json::from_str(&ended.stdout).context(ended.stderr)?;
+    ensure!(report["wrong"] == 0, "{report:#}");
+    ensure!(report["lines"].as_u64() > Some(30), "{report:#}");
+    play.others_are_unaffected()
+}
+
+fn passes() -> Result<()> {
+    let path = "/latest/meta-data/instance-id";
+    let play = Play::begin_with(&[&format!("--allow-route-regexp={path}")])?;
+    let url = |path: &str| format!("{METADATA_SERVICE}{path}");
+    let answer = prober().get(play.alice.place(), &url(path))?.answer()?;
+    ensure!(answer.status == 200, "{answer:?}");
+    ensure!(answer.body == "i-0123456789abcdef0", "{answer:?}");
+    let seen = play.node.imds().traffic();
+    // One for a session, and one for the path.
+    ensure!(
+        seen.connections() == 2,
+        "{} connections",
+        seen.connections()
+    );
+    let before = seen.bytes();
+    for path in [
+        "/latest/meta-data/iam/security-credentials/the-node-s-own-role",
+        "/latest/meta-data/instance-id/x",
+        "/latest/meta-data/",
+    ] {
+        let answer = prober().get(play.alice.place(), &url(path))?.answer()?;
+        ensure!(answer.status != 200, "{path}: {answer:?}");
+    }
+    ensure!(seen.bytes() == before, "more came through");
+    Ok(())
+}
+
+fn status() -> Result<()> {
+    let play = Play::begin()?;
+    play.stage
+        .pod(&play.node, ("team-a", "eve"), Some("b-writer"))?;
+    play.stage.pod(&play.node, ("team-a", "plain"), None)?;
+    drop(ask(play.alice.place(), "")?);
+    let at = format!("--address=127.0.0.1:{}", xtask::kiam::AGENT_ADMIN_PORT);
+    let status = |more: &[&str]| {
+        let mut command = play.node.node().place().command(programs()?.agent());
+        command.env_clear().args(["status", &at]).args(more);
+        run("kiam-agent status", command, LIMIT)
+    };
+    eventually(|| {
+        let said = status(&[])?;
+        for part in [
+            "kiam-agent",
+            "Informed by the server at",
+            "team-a/alice  served",
+            "arn:aws:iam::123456789012:role/a-reader",
+            "team-a/eve    forbidden",
+            "team-a/plain  no role",
+        ] {
+            ensure!(said.stdout.contains(part), "no {part:?} in {}", said.stdout);
+        }
+        // One pod gets nothing.
+        ensure!(said.status.code() == Some(1), "{:?}", said.status);
+        Ok(())
+    })?;
+    let report: Value = serde_json::from_str(&status(&["--json"])?.stdout)?;
+    let lines = report["pods"]["listed"].as_array().context("no pods")?;
+    let alice = lines.iter().find(|line| line["name"] == "alice");
+    let alice = alice.context("no alice")?;
+    ensure!(
+        alice["imds_v1"][0]["requests"].as_u64() >= Some(1),
+        "{alice}"
+    );
+    Ok(())
+}
+
+/// Opens as many connections as it is told, asks nothing on them, and says how many were taken, and
+/// what the last was told.
+const HOG: &str = r#"
+import socket, sys, time
+held = []
+for _ in range(int(sys.argv[1])):
+    try:
+        held.append(socket.create_connection(("169.254.169.254", 80), 2))
+    except OSError:
+        pass
+# The first that is one too many; of very many the rest are closed without a word.
+first = held[64]
+first.settimeout(5)
+print(len(held), first.recv(4096).decode().replace("\r\n", " "), flush=True)
+time.sleep(30)
+"#;
+
+fn hogged() -> Result<()> {
+    let play = Play::begin()?;
+    let quiet = latency(&play)?;
+    let mut hog: Command = play.alice.place().command(AWS.program("python"));
+    hog.args(["-c", HOG, "1000"]);
+    let hog = Program::start("the hog", hog)?;
+    hog.wait_for("one connection too many to be answered", LIMIT, |line| {
+        line.contains("503 Service Unavailable").then_some(())
+    })?;
+    ensure!(
+        hog.output().contains("has 64 connections"),
+        "{}",
+        hog.output()
+    );
+    let busy = latency(&play)?;
+    let metrics = play.agent.operator("/metrics")?.body;
+    let refused = "kiam_metadata_connections_refused_total{limit=\"pod\"} ";
+    let refused = metrics.lines().find_map(|line| line.strip_prefix(refused));
+    let refused: f64 = refused.context("none was refused")?.parse()?;
+    ensure!(refused >= 900.0, "{refused} connections were refused");
+    // A quarter of what the SDK that is least patient waits for.
+    ensure!(
+        busy < 60_000,
+        "{busy} µs beside the hog, {quiet} µs without it"
+    );
+    drop(hog);
+    play.others_are_unaffected()
+}
+
+/// The longest of many answers to the other pod, in microseconds.
+fn latency(play: &Play) -> Result<u64> {
+    let mut command = play.bob.place().command(env!("CARGO_BIN_EXE_xtask"));
+    let url = format!("{METADATA_SERVICE}/latest/meta-data/iam/security-credentials/b-writer");
+    command.args(["steady", "--rate=100", "--seconds=2", &url]);
+    let ended = run("steady", command, LIMIT)?;
+    let tries = ended.stdout.lines().map(serde_json::from_str::<Try>);
+    let tries: Vec<Try> = tries.collect::<Result<_, _>>().context(ended.stderr)?;
+    for tried in &tries {
+        ensure!(
+            matches!(tried.end, End::Answered(200, _)),
+            "{:?}",
+            tried.end
+        );
+    }
+    tries
+        .iter()
+        .map(|tried| tried.took)
+        .max()
+        .context("nothing was asked")
+}
