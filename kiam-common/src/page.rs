@@ -1,5 +1,5 @@
-//! Reports for operators: as JSON, and as pages of tables, without styles or scripts. Everything
-//! on a page that is not a tag of its own is escaped.
+//! Reports for operators: as JSON, and as pages of tables, without scripts, and with one style that
+//! is known by its hash. Everything on a page that is not a tag of its own is escaped.
 
 use std::time::Duration;
 
@@ -11,11 +11,14 @@ use crate::duration;
 
 /// Of any text that comes from elsewhere, in characters.
 const MAX_TEXT_CHARS: usize = 500;
+/// How a page looks. The policy below lets no other style in.
+const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem;color:#1b1f24;background:#fff}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;overflow-wrap:break-word}th{background:#f6f8fa;white-space:nowrap}td:first-child{font-weight:600}";
+
 /// Nothing of a page may run, load, be framed or be sent anywhere, or be kept.
 const GUARDS: [(HeaderName, &str); 3] = [
     (
         header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "default-src 'none'; style-src 'sha256-xnh70vghLycg2EihwM5T6oA7S6OMcTixVtQN2E7Bw40='; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::CACHE_CONTROL, "no-store"),
@@ -51,7 +54,7 @@ pub fn document(title: &str, elements: &str) -> String {
     let title = escaped(title);
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <title>{title}</title></head><body>\n{elements}</body></html>\n"
+         <title>{title}</title><style>{STYLE}</style></head><body>\n{elements}</body></html>\n"
     )
 }
 
@@ -69,7 +72,7 @@ pub fn table<const N: usize>(
     let rows: String = rows
         .map(|cells| row("td", &cells.each_ref().map(String::as_str)))
         .collect();
-    format!("<table border=\"1\">\n{head}{rows}</table>\n")
+    format!("<table>\n{head}{rows}</table>\n")
 }
 
 /// One element; its text is escaped.
@@ -108,4 +111,37 @@ pub fn cut(text: &str) -> String {
 #[must_use]
 pub fn readable(seconds: u64) -> String {
     duration::format(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn the_policy_lets_in_the_page_s_own_style_and_no_other() {
+        let hash = STANDARD.encode(Sha256::digest(STYLE));
+        let policy = html(document("x", "")).headers()[header::CONTENT_SECURITY_POLICY].clone();
+        let policy = policy.to_str().unwrap();
+        assert!(
+            policy.contains(&format!("style-src 'sha256-{hash}';")),
+            "{policy}"
+        );
+        assert!(!policy.contains("unsafe") && policy.starts_with("default-src 'none'"));
+    }
+
+    #[test]
+    fn what_is_no_tag_of_the_page_s_own_is_escaped() {
+        let hostile = "<b>&\"'\u{1b}";
+        let page = document(
+            hostile,
+            &table([hostile], [[hostile.to_owned()]].into_iter()),
+        );
+        let escaped = "&lt;b&gt;&amp;&quot;&#39;\u{fffd}";
+        assert_eq!(page.matches(escaped).count(), 3, "{page}");
+        assert!(!page.contains("<b>"), "{page}");
+    }
 }

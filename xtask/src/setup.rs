@@ -40,6 +40,8 @@ pub enum Need {
     Aws,
     /// AWS's SDKs for Python, Go and JavaScript, and the AWS CLI.
     Sdks,
+    /// A browser.
+    Browser,
     /// moto's server.
     Moto,
     /// etcd and kube-apiserver.
@@ -76,6 +78,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Kernel => kernel::plan(&mut plan),
             Need::Aws => AWS.plan(&mut plan)?,
             Need::Sdks => crate::sdk::plan(&mut plan)?,
+            Need::Browser => browser(&mut plan),
             Need::Moto => MOTO.plan(&mut plan)?,
             Need::Cluster => crate::cluster::plan(&mut plan)?,
             Need::Helm => crate::deploy::helm::plan(&mut plan),
@@ -103,6 +106,15 @@ fn sandbox(plan: &mut Plan) {
         if find_program(program).is_none() {
             plan.package(Package { name, why });
         }
+    }
+}
+
+fn browser(plan: &mut Plan) {
+    if find_program("chromium").is_none() {
+        plan.package(Package {
+            name: "chromium",
+            why: "shows the status page, headless",
+        });
     }
 }
 

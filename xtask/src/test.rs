@@ -40,7 +40,8 @@ pub struct Args {
 /// # Errors
 /// When something cannot be set up, a test fails, or, with `CI=true`, was skipped.
 pub fn run(args: &Args) -> Result<()> {
-    setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Sdks], args.consent)?;
+    let needs = [Need::Sandbox, Need::Kernel, Need::Sdks, Need::Browser];
+    setup::prepare(&needs, args.consent)?;
     let programs = Programs::build()?;
     let mut command = cargo();
     command.args(["test", "--locked", "--no-fail-fast"]);

@@ -30,6 +30,7 @@ enum Needs {
     Sandbox,
     Programs,
     Sdk,
+    Browser,
 }
 
 fn main() -> std::process::ExitCode {
@@ -69,9 +70,14 @@ fn missing(needs: Needs) -> Option<String> {
         let installed = xtask::sdk::are_installed();
         (!installed).then(|| "AWS's SDKs, which `cargo xtask test` installs".to_owned())
     };
+    let browser = || {
+        let missing = xtask::setup::find_program("chromium").is_none();
+        missing.then(|| "chromium, which `cargo xtask test` installs".to_owned())
+    };
     xtask::sandbox::missing().or_else(|| match needs {
         Needs::Sandbox => None,
         Needs::Programs => programs(),
         Needs::Sdk => programs().or_else(sdk),
+        Needs::Browser => programs().or_else(browser),
     })
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use xtask::probe::METADATA_SERVICE;
 use xtask::sandbox::{Program, run};
-use xtask::setup::AWS;
+use xtask::setup::{AWS, find_program};
 use xtask::steady::{End, Try};
 
 use crate::play::{Play, ask, eventually, prober, programs};
@@ -28,6 +28,11 @@ pub(crate) const TESTS: &[Test] = &[
         "surface::the_agent_s_status_says_who_is_served_and_why_not",
         Needs::Programs,
         status,
+    ),
+    (
+        "surface::the_status_page_is_shown_by_a_browser",
+        Needs::Browser,
+        page,
     ),
     (
         "surface::a_thousand_connections_of_one_pod_do_not_slow_another",
@@ -113,6 +118,75 @@ fn status() -> Result<()> {
         alice["imds_v1"][0]["requests"].as_u64() >= Some(1),
         "{alice}"
     );
+    Ok(())
+}
+
+/// What a hostile server, or whoever writes annotations, would have the page do.
+const HOSTILE: &str =
+    "<img src=x onerror=document.title='run'><script>document.title='run'</script>";
+
+fn page() -> Result<()> {
+    let play = Play::begin()?;
+    play.stage
+        .pod(&play.node, ("team-a", "eve"), Some(HOSTILE))?;
+    play.stage.pod(&play.node, ("team-a", "plain"), None)?;
+    drop(ask(play.alice.place(), "")?);
+    eventually(|| {
+        let report = play.agent.operator("/status")?.body;
+        ensure!(
+            report.contains("eve") && report.contains("plain"),
+            "{report}"
+        );
+        Ok(())
+    })?;
+    let picture = play.stage.sandbox().scratch().join("status.png");
+    let url = format!(
+        "http://127.0.0.1:{}/status.html",
+        xtask::kiam::AGENT_ADMIN_PORT
+    );
+    let profile = play.stage.sandbox().folder("browser")?;
+    let browse = |what: &str| {
+        let program = find_program("chromium").context("there is no chromium")?;
+        let mut command = play.node.node().place().command(program);
+        command
+            .env("HOME", &profile)
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+            ])
+            .args([
+                "--no-first-run",
+                "--disable-extensions",
+                "--disable-background-networking",
+            ])
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .args(["--window-size=1200,500", what, &url]);
+        run("chromium", command, LIMIT)
+    };
+    let shown = browse("--dump-dom")?;
+    ensure!(shown.status.success(), "{}", shown.stderr);
+    let shown = shown.stdout;
+    ensure!(shown.contains("<title>kiam-agent</title>"), "{shown}");
+    // As text, in cells; nothing of it is an element.
+    ensure!(shown.contains("<td>team-a/eve</td>"), "{shown}");
+    ensure!(
+        shown.contains("&lt;script&gt;") && !shown.contains("<script"),
+        "{shown}"
+    );
+    ensure!(!shown.contains("<img"), "{shown}");
+    let ended = browse(&format!("--screenshot={}", picture.display()))?;
+    ensure!(ended.status.success(), "{}", ended.stderr);
+    let bytes = std::fs::read(&picture).context("no picture")?;
+    ensure!(
+        bytes.starts_with(b"\x89PNG") && bytes.len() > 10_000,
+        "{} bytes",
+        bytes.len()
+    );
+    if let Some(keep) = std::env::var_os("KIAM_TEST_KEEP_PICTURE") {
+        std::fs::copy(&picture, keep).context("cannot keep the picture")?;
+    }
     Ok(())
 }
 
