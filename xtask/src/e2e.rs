@@ -13,6 +13,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use tokio::time::Instant;
 
+use crate::image;
 use crate::kiam::Programs;
 use crate::sandbox::{self, Sandbox};
 use crate::setup::{self, Consent, Need};
@@ -28,6 +29,10 @@ const DOWN: &str = "everything ends in order, and nothing of it is left";
 pub struct Args {
     #[command(flatten)]
     consent: Consent,
+
+    /// Run kiam's programs in containers of the image that `cargo xtask image` has made
+    #[arg(long)]
+    image: bool,
 
     /// Run only the checks whose names contain this
     name: Option<String>,
@@ -48,8 +53,8 @@ pub fn run(args: &Args) -> Result<()> {
         names.join("\n  ")
     );
     let mut report = Report::default();
-    match set_up(args.consent) {
-        Ok(()) => play(&checks, &mut report),
+    match set_up(args) {
+        Ok(()) => play(&checks, args.image, &mut report),
         Err(missing) => {
             eprintln!("the checks cannot run: {missing:#}\n");
             report.skip(UP);
@@ -60,24 +65,32 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Installs what is needed. What this machine cannot have is an error.
-fn set_up(consent: Consent) -> Result<()> {
-    let needs = [
+fn set_up(args: &Args) -> Result<()> {
+    let mut needs = vec![
         Need::Sandbox,
         Need::Kernel,
         Need::Sdks,
         Need::Moto,
         Need::Cluster,
     ];
-    setup::prepare(&needs, consent)?;
+    if args.image {
+        needs.push(Need::Containers);
+    }
+    setup::prepare(&needs, args.consent)?;
     match sandbox::missing() {
         Some(missing) => bail!("they need {missing}"),
         None => Ok(()),
     }
 }
 
-fn play(checks: &[&NamedCheck], report: &mut Report) {
+fn play(checks: &[&NamedCheck], image: bool, report: &mut Report) {
     let begin = Instant::now();
-    let begun = Programs::build().and_then(|programs| Ok((programs, Sandbox::new()?)));
+    let programs = if image {
+        image::made().map(|image| Programs::in_image(&image.root))
+    } else {
+        Programs::build()
+    };
+    let begun = programs.and_then(|programs| Ok((programs, Sandbox::new()?)));
     let (programs, sandbox) = match begun {
         Ok(begun) => begun,
         Err(error) => {

@@ -52,15 +52,12 @@ pub fn run(args: &Args) -> Result<()> {
         return fill(folder).map(drop);
     }
     setup::prepare(&[Need::Kernel, Need::ImageRoot, Need::Image], args.consent)?;
-    build().map(drop)
+    build()
 }
 
 /// Makes it, below `target/image`, and checks it.
-///
-/// # Errors
-/// When it cannot be made, or is not as it should be.
 #[expect(clippy::print_stdout, reason = "for whoever reads what was made")]
-pub fn build() -> Result<Image> {
+fn build() -> Result<()> {
     let folder = workspace().join("target/image");
     std::fs::create_dir_all(&folder)?;
     // As the Dockerfile's first stage has it.
@@ -104,12 +101,25 @@ pub fn build() -> Result<Image> {
         mebibytes(packed),
         archive.display()
     );
-    Ok(Image { root: unpacked })
+    Ok(())
+}
+
+/// The image that was made last.
+///
+/// # Errors
+/// When none was.
+pub fn made() -> Result<Image> {
+    let root = workspace().join("target/image/bundle/rootfs");
+    ensure!(
+        root.join("kiam-agent").is_file(),
+        "there is no image; make one by `cargo xtask image`"
+    );
+    Ok(Image { root })
 }
 
 /// Fills a folder with the root file system. Returns its size.
 fn fill(folder: &Path) -> Result<u64> {
-    let programs = Programs::build_release()?;
+    let programs = Programs::build_for_image()?;
     let root = root::make(folder, &programs)?;
     let sbom = sbom::make(&root, VERSION)?;
     let file = folder.join(SBOM);

@@ -1,5 +1,8 @@
 //! kiam itself: its two programs, built and run as child processes in the sandbox.
 
+mod container;
+mod seccomp;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -7,6 +10,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+
+use container::{Container, Rights};
 
 use crate::build_ebpf;
 use crate::doubles::sigv4::Keys;
@@ -33,6 +38,21 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 pub struct Programs {
     agent: PathBuf,
     server: PathBuf,
+    image: Option<Container>,
+}
+
+/// Where the executables are, cargo says itself.
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
+fn executable(name: &str, messages: &str) -> Result<PathBuf> {
+    let messages = messages.lines().rev();
+    let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
+    let found = messages.find_map(|message: serde_json::Value| {
+        let is_it = message["target"]["name"] == name;
+        let executable = message["executable"].as_str()?;
+        is_it.then(|| PathBuf::from(executable))
+    });
+    found.with_context(|| format!("cargo built no {name}"))
 }
 
 impl Programs {
@@ -52,32 +72,52 @@ impl Programs {
         Self::built(&["--release"])
     }
 
+    /// As [`Self::build_release`], for the image: smaller, for the image's own C library.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_for_image() -> Result<Self> {
+        build_ebpf::run(&build_ebpf::Args::default())?;
+        let program = |name: &str| {
+            let mut command = cargo();
+            command
+                .args(["rustc", "--quiet", "--locked", "--release"])
+                .args(["-p", name, "--bin", name, MESSAGES])
+                .env("KIAM_COMMIT", crate::image::commit())
+                // Relocations of a twentieth of the size; older C libraries cannot read them.
+                .args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
+            executable(name, &exec(&mut command)?)
+        };
+        Ok(Self {
+            agent: program("kiam-agent")?,
+            server: program("kiam-server")?,
+            image: None,
+        })
+    }
+
     fn built(flags: &[&str]) -> Result<Self> {
         build_ebpf::run(&build_ebpf::Args::default())?;
         let mut command = cargo();
-        command.args(["build", "--quiet", "--locked"]);
-        command.args(["-p", "kiam-agent", "-p", "kiam-server"]);
-        command.args(flags);
-        if flags.contains(&"--release") {
-            command.env("KIAM_COMMIT", crate::image::commit());
-        }
-        // Where the executables are, cargo says itself.
-        command.arg("--message-format=json-render-diagnostics");
+        command
+            .args(["build", "--quiet", "--locked", MESSAGES])
+            .args(["-p", "kiam-agent", "-p", "kiam-server"])
+            .args(flags);
         let messages = exec(&mut command)?;
-        let executable = |name: &str| {
-            let messages = messages.lines().rev();
-            let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
-            let found = messages.find_map(|message: serde_json::Value| {
-                let is_it = message["target"]["name"] == name;
-                let executable = message["executable"].as_str()?;
-                is_it.then(|| PathBuf::from(executable))
-            });
-            found.with_context(|| format!("cargo built no {name}"))
-        };
         Ok(Self {
-            agent: executable("kiam-agent")?,
-            server: executable("kiam-server")?,
+            agent: executable("kiam-agent", &messages)?,
+            server: executable("kiam-server", &messages)?,
+            image: None,
         })
+    }
+
+    /// Programs of an image, which run in containers of it.
+    #[must_use]
+    pub fn in_image(root: &Path) -> Self {
+        Self {
+            agent: "/kiam-agent".into(),
+            server: "/kiam-server".into(),
+            image: Some(Container::of(root)),
+        }
     }
 
     /// Programs that were built before, in one folder.
@@ -93,6 +133,7 @@ impl Programs {
         Ok(Self {
             agent: program("kiam-agent")?,
             server: program("kiam-server")?,
+            image: None,
         })
     }
 
@@ -106,6 +147,18 @@ impl Programs {
     #[must_use]
     pub fn server(&self) -> &Path {
         &self.server
+    }
+
+    /// A command that runs one of them in a place, as it is or in a container.
+    fn launch(&self, place: &Place, command: &Command, rights: Rights<'_>) -> Result<Command> {
+        if let Some(container) = &self.image {
+            return container.command(place, command, rights);
+        }
+        let mut placed = place.command(command.get_program());
+        placed.env_clear().args(command.get_args());
+        let set = |(name, value): (_, Option<_>)| value.map(|value| (name, value));
+        placed.envs(command.get_envs().filter_map(set));
+        Ok(placed)
     }
 
     /// The folder that they are in.
@@ -186,8 +239,9 @@ impl Server {
             sts_keys,
             flags,
         } = options;
-        let mut command = place.command(&programs.server);
-        clean(&mut command)
+        let mut command = Command::new(&programs.server);
+        command
+            .env("RUST_BACKTRACE", "1")
             .env("AWS_ENDPOINT_URL_STS", sts_url)
             .env("AWS_REGION", "eu-west-1")
             .env("AWS_ACCESS_KEY_ID", &sts_keys.access_key)
@@ -201,6 +255,10 @@ impl Server {
             Source::Kubernetes(path) => command.arg(format!("--kubeconfig={}", path.display())),
         };
         command.args(*flags);
+        let tls = tls.cert.parent();
+        let (Source::Files(cluster) | Source::Kubernetes(cluster)) = source;
+        let folders: Vec<_> = tls.into_iter().chain(cluster.parent()).collect();
+        let command = programs.launch(place, &command, Rights::Server(&folders))?;
         Ok(Self {
             program: Program::start(name, command)?,
             place: place.clone(),
@@ -284,8 +342,9 @@ impl Agent {
             server: (host, port),
             flags,
         } = options;
-        let mut command = place.command(&programs.agent);
-        clean(&mut command)
+        let mut command = Command::new(&programs.agent);
+        command
+            .env("RUST_BACKTRACE", "1")
             // As images have it.
             .env(
                 "PATH",
@@ -311,6 +370,11 @@ impl Agent {
             command.arg(format!("--token-file={}", token.display()));
         }
         command.args(*flags);
+        let folders: Vec<_> = [Some(tls.cert.as_path()), *token_file]
+            .into_iter()
+            .filter_map(|file| file?.parent())
+            .collect();
+        let command = programs.launch(place, &command, Rights::Agent(&folders))?;
         Ok(Self {
             program: Program::start(&format!("kiam-agent of {}", node.name()), command)?,
             place: place.clone(),
@@ -397,9 +461,4 @@ fn tls_flags(tls: &PemFiles) -> [OsString; 6] {
         "--ca".into(),
         ca.into(),
     ]
-}
-
-/// Only what is said here is in its environment.
-fn clean(command: &mut Command) -> &mut Command {
-    command.env_clear().env("RUST_BACKTRACE", "1")
 }

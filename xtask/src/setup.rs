@@ -54,6 +54,8 @@ pub enum Need {
     Workflows,
     /// What an image's root file system is made from.
     ImageRoot,
+    /// Running an image's programs in containers.
+    Containers,
     /// Making an image of a root file system, and taking it apart.
     Image,
 }
@@ -86,6 +88,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
             Need::ImageRoot => image_root(&mut plan),
             Need::Image => image(&mut plan),
+            Need::Containers => containers(&mut plan),
         }
     }
     let ask = !consent.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
@@ -152,6 +155,21 @@ fn image(plan: &mut Plan) {
         if find_program(name).is_none() {
             plan.package(Package { name, why });
         }
+    }
+}
+
+fn containers(plan: &mut Plan) {
+    if find_program("crun").is_none() {
+        plan.package(Package {
+            name: "crun",
+            why: "runs containers of the image",
+        });
+    }
+    if !std::path::Path::new("/usr/share/containers/seccomp.json").is_file() {
+        plan.package(Package {
+            name: "golang-github-containers-common",
+            why: "what containers may ask of the kernel",
+        });
     }
 }
 

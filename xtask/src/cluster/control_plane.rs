@@ -188,27 +188,32 @@ impl ControlPlane {
     /// # Errors
     /// When it cannot be written.
     pub fn kubeconfig(&self, path: &Path, token_file: &Path) -> Result<()> {
-        let text = self.config(&json!({ "tokenFile": token_file })).to_string();
+        // Beside it, as a pod's service account has it.
+        let authority = path.with_file_name("ca.crt");
+        std::fs::copy(&self.tls.ca, &authority).context("cannot copy the API's authority")?;
+        let text = self
+            .config(&json!({ "tokenFile": token_file }), &authority)
+            .to_string();
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     async fn client_as(&self, user: serde_json::Value) -> Result<kube::Client> {
         // The first one counts; another of this process may have done it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let config: Kubeconfig = serde_json::from_value(self.config(&user))?;
+        let config: Kubeconfig = serde_json::from_value(self.config(&user, &self.tls.ca))?;
         let options = KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(config, &options).await?;
         kube::Client::try_from(config).context("cannot make a client of the API")
     }
 
-    fn config(&self, user: &serde_json::Value) -> serde_json::Value {
+    fn config(&self, user: &serde_json::Value, authority: &Path) -> serde_json::Value {
         let server = format!("https://{}", self.address());
         json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{
                 "name": "sandbox",
-                "cluster": { "server": server, "certificate-authority": self.tls.ca },
+                "cluster": { "server": server, "certificate-authority": authority },
             }],
             "users": [{ "name": "user", "user": user }],
             "contexts": [{ "name": "it", "context": { "cluster": "sandbox", "user": "user" } }],
