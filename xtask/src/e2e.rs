@@ -5,6 +5,7 @@
 //! plays controllers, scheduler and kubelets.
 
 mod checks;
+mod docs;
 mod report;
 mod world;
 
@@ -34,6 +35,10 @@ pub struct Args {
     #[arg(long)]
     image: bool,
 
+    /// Run the commands of docs/getting-started.md instead, with the image that `cargo xtask image` has made
+    #[arg(long, conflicts_with_all = ["image", "name"])]
+    docs: bool,
+
     /// Run only the checks whose names contain this
     name: Option<String>,
 }
@@ -44,6 +49,10 @@ pub struct Args {
 /// When a check fails, or none could run; with `CI=true` also when one was skipped.
 #[expect(clippy::print_stderr, reason = "says why nothing runs")]
 pub fn run(args: &Args) -> Result<()> {
+    if args.docs {
+        set_up(args)?;
+        return docs::play();
+    }
     let wanted = |name: &str| args.name.as_ref().is_none_or(|part| name.contains(part));
     let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| wanted(name)).collect();
     let names: Vec<_> = CHECKS.iter().map(|(name, _)| *name).collect();
@@ -73,8 +82,11 @@ fn set_up(args: &Args) -> Result<()> {
         Need::Moto,
         Need::Cluster,
     ];
-    if args.image {
+    if args.image || args.docs {
         needs.push(Need::Containers);
+    }
+    if args.docs {
+        needs.extend([Need::Helm, Need::Kubectl]);
     }
     setup::prepare(&needs, args.consent)?;
     match sandbox::missing() {

@@ -49,7 +49,7 @@ pub struct Image {
 pub fn run(args: &Args) -> Result<()> {
     if let Some(folder) = &args.root {
         setup::prepare(&[Need::Kernel, Need::ImageRoot], args.consent)?;
-        return fill(folder).map(drop);
+        return fill(folder, &commit()).map(drop);
     }
     setup::prepare(&[Need::Kernel, Need::ImageRoot, Need::Image], args.consent)?;
     build()
@@ -63,8 +63,8 @@ fn build() -> Result<()> {
     // As the Dockerfile's first stage has it.
     let context = folder.join("context");
     let root = context.join("image");
-    let bytes = fill(&root)?;
     let (commit, seconds) = (commit(), commit_seconds());
+    let bytes = fill(&root, &commit)?;
     let labels = Labels {
         version: VERSION,
         commit: &commit,
@@ -118,8 +118,8 @@ pub fn made() -> Result<Image> {
 }
 
 /// Fills a folder with the root file system. Returns its size.
-fn fill(folder: &Path) -> Result<u64> {
-    let programs = Programs::build_for_image()?;
+fn fill(folder: &Path, commit: &str) -> Result<u64> {
+    let programs = Programs::build_for_image(commit)?;
     let root = root::make(folder, &programs)?;
     let sbom = sbom::make(&root, VERSION)?;
     let file = folder.join(SBOM);

@@ -1,8 +1,5 @@
 //! kiam itself: its two programs, built and run as child processes in the sandbox.
 
-mod container;
-mod seccomp;
-
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,9 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use container::{Container, Rights};
-
 use crate::build_ebpf;
+use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
 use crate::doubles::sigv4::Keys;
 use crate::pki::PemFiles;
 use crate::probe;
@@ -38,7 +34,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 pub struct Programs {
     agent: PathBuf,
     server: PathBuf,
-    image: Option<Container>,
+    image: Option<Containers>,
 }
 
 /// Where the executables are, cargo says itself.
@@ -72,18 +68,19 @@ impl Programs {
         Self::built(&["--release"])
     }
 
-    /// As [`Self::build_release`], for the image: smaller, for the image's own C library.
+    /// As [`Self::build_release`], for the image: smaller, for the image's own C library, and of this
+    /// commit.
     ///
     /// # Errors
     /// When something does not compile.
-    pub fn build_for_image() -> Result<Self> {
+    pub fn build_for_image(commit: &str) -> Result<Self> {
         build_ebpf::run(&build_ebpf::Args::default())?;
         let program = |name: &str| {
             let mut command = cargo();
             command
                 .args(["rustc", "--quiet", "--locked", "--release"])
                 .args(["-p", name, "--bin", name, MESSAGES])
-                .env("KIAM_COMMIT", crate::image::commit())
+                .env("KIAM_COMMIT", commit)
                 // Relocations of a twentieth of the size; older C libraries cannot read them.
                 .args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
             executable(name, &exec(&mut command)?)
@@ -116,7 +113,7 @@ impl Programs {
         Self {
             agent: "/kiam-agent".into(),
             server: "/kiam-server".into(),
-            image: Some(Container::of(root)),
+            image: Some(Containers::of(root)),
         }
     }
 
@@ -151,8 +148,8 @@ impl Programs {
 
     /// A command that runs one of them in a place, as it is or in a container.
     fn launch(&self, place: &Place, command: &Command, rights: Rights<'_>) -> Result<Command> {
-        if let Some(container) = &self.image {
-            return container.command(place, command, rights);
+        if let Some(containers) = &self.image {
+            return containers.command(place, &rights.spec(command)?);
         }
         let mut placed = place.command(command.get_program());
         placed.env_clear().args(command.get_args());
@@ -165,6 +162,69 @@ impl Programs {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.agent.parent().unwrap_or(&self.agent)
+    }
+}
+
+/// Whom the chart runs servers as.
+const SERVER_USER: u32 = 65532;
+/// What the chart gives agents that redirect by kernel programs.
+const AGENT_CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"];
+/// Where the chart mounts the BPF file system.
+const BPFFS: &str = "/run/kiam/bpf";
+
+/// What a program in a container may do, and which folders it sees, as the chart has it.
+#[derive(Debug, Clone, Copy)]
+enum Rights<'a> {
+    /// No capability and an ordinary user.
+    Server(&'a [&'a Path]),
+    /// Root with what kernel programs need, and the cgroups.
+    Agent(&'a [&'a Path]),
+}
+
+impl Rights<'_> {
+    /// The container that stands for a command.
+    fn spec(self, command: &Command) -> Result<Spec> {
+        let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+        let mut args = vec![text(command.get_program())];
+        args.extend(command.get_args().map(text));
+        let env = command.get_envs();
+        let env = env.filter_map(|(name, value)| Some(format!("{}={}", text(name), text(value?))));
+        let mut spec = Spec {
+            args,
+            env: env.collect(),
+            ..Spec::default()
+        };
+        let bind = |path: &Path| Mount::Bind {
+            source: path.to_owned(),
+            destination: path.to_owned(),
+        };
+        match self {
+            Self::Server(folders) => {
+                spec.user = SERVER_USER;
+                for folder in folders {
+                    give(folder, SERVER_USER)?;
+                    spec.mounts.push(bind(folder));
+                }
+            }
+            Self::Agent(folders) => {
+                spec.capabilities = AGENT_CAPABILITIES.map(str::to_owned).to_vec();
+                spec.mounts
+                    .extend(folders.iter().map(|folder| bind(folder)));
+                spec.mounts.push(bind(Path::new("/sys/fs/cgroup")));
+                for argument in &mut spec.args {
+                    if let Some(path) = argument.strip_prefix("--pods-cgroup=") {
+                        let path = cgroup_inside(Path::new(path))?;
+                        *argument = format!("--pods-cgroup={}", path.display());
+                    }
+                }
+                spec.mounts.push(Mount::Bpf(BPFFS.into()));
+                let flag = |argument: &&mut String| argument.starts_with("--bpffs=");
+                if let Some(argument) = spec.args.iter_mut().find(flag) {
+                    *argument = format!("--bpffs={BPFFS}");
+                }
+            }
+        }
+        Ok(spec)
     }
 }
 

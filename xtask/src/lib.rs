@@ -17,6 +17,7 @@
 //! sandbox      nodes and pods made of network namespaces and cgroups
 //! doubles      STS and the node's metadata service, as far as tests need them
 //! cluster      etcd and kube-apiserver, built from their modules
+//! container    containers of the image
 //! kiam         kiam's programs, built and run in a sandbox
 //! pki          certificate authorities and certificates
 //! stage        a sandbox with STS, and a file in place of a cluster's API
@@ -27,6 +28,7 @@ pub mod bench_ebpf;
 pub mod build_ebpf;
 pub mod cluster;
 pub mod conformance;
+pub mod container;
 pub mod demo;
 pub mod deploy;
 pub mod doubles;

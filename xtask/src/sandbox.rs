@@ -33,7 +33,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context as _, Result};
 
 pub use bpffs::Bpffs;
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, mount as cgroup_mount};
 pub use netns::{Guest, Netns};
 pub use node::{Node, NodeOptions};
 pub use place::Place;

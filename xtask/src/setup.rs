@@ -48,6 +48,8 @@ pub enum Need {
     Cluster,
     /// helm.
     Helm,
+    /// kubectl.
+    Kubectl,
     /// promtool.
     Promtool,
     /// actionlint and zizmor.
@@ -83,6 +85,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Browser => browser(&mut plan),
             Need::Moto => MOTO.plan(&mut plan)?,
             Need::Cluster => crate::cluster::plan(&mut plan)?,
+            Need::Kubectl => crate::cluster::kubectl::plan(&mut plan),
             Need::Helm => crate::deploy::helm::plan(&mut plan),
             Need::Promtool => promtool(&mut plan),
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,

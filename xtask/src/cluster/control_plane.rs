@@ -119,6 +119,8 @@ impl ControlPlane {
             .args([
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--authorization-mode=Node,RBAC",
+                // Nobody tells the nodes' names.
+                "--kubelet-preferred-address-types=InternalIP",
             ]);
         self.api_server = Some(Program::start("kube-apiserver", command)?);
         Ok(())
@@ -189,12 +191,28 @@ impl ControlPlane {
     /// When it cannot be written.
     pub fn kubeconfig(&self, path: &Path, token_file: &Path) -> Result<()> {
         // Beside it, as a pod's service account has it.
-        let authority = path.with_file_name("ca.crt");
+        let authority = path.with_file_name("api-ca.crt");
         std::fs::copy(&self.tls.ca, &authority).context("cannot copy the API's authority")?;
         let text = self
             .config(&json!({ "tokenFile": token_file }), &authority)
             .to_string();
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Writes a kubeconfig of the administrator's.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn admin_kubeconfig(&self, path: &Path) -> Result<()> {
+        let user = json!({ "client-certificate": self.admin.cert, "client-key": self.admin.key });
+        let text = self.config(&user, &self.tls.ca).to_string();
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The authority of the API's certificate.
+    #[must_use]
+    pub fn authority(&self) -> &Path {
+        &self.tls.ca
     }
 
     async fn client_as(&self, user: serde_json::Value) -> Result<kube::Client> {

@@ -24,6 +24,12 @@ pub(crate) fn plan(plan: &mut Plan) {
     HELM.plan(plan);
 }
 
+/// The folder that it is in, for `PATH`.
+pub(crate) fn folder() -> Result<PathBuf> {
+    let path = HELM.path()?;
+    Ok(path.parent().unwrap_or(&path).to_owned())
+}
+
 /// Where the chart is.
 pub(super) fn chart() -> PathBuf {
     workspace().join("deploy/helm/kiam")

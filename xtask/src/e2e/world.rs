@@ -25,7 +25,7 @@ pub(super) const SYSTEM: &str = "kube-system";
 pub(super) const SERVER_ACCOUNT: &str = "kiam-server";
 pub(super) const AGENT_ACCOUNT: &str = "kiam-agent";
 pub(super) const AUDIENCE: &str = "kiam-server";
-const MOTO_URL: &str = "http://10.0.0.1:4566";
+pub(super) const MOTO_URL: &str = "http://10.0.0.1:4566";
 const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -246,7 +246,7 @@ impl World {
     }
 }
 
-fn start_moto(sandbox: &Sandbox) -> Result<Program> {
+pub(super) fn start_moto(sandbox: &Sandbox) -> Result<Program> {
     let mut command = sandbox.control().command(MOTO.program("moto_server"));
     command
         .env_clear()
@@ -255,7 +255,7 @@ fn start_moto(sandbox: &Sandbox) -> Result<Program> {
     Program::start("moto", command)
 }
 
-async fn moto_ready(moto: &Program) -> Result<()> {
+pub(super) async fn moto_ready(moto: &Program) -> Result<()> {
     let url = format!("{MOTO_URL}/moto-api/data.json").parse()?;
     let deadline = Instant::now() + LIMIT;
     while probe::fetch(&http::Method::GET, &url, &[]).await.is_err() {

@@ -23,7 +23,10 @@ struct Owned {
 }
 
 /// Where cgroup2 is mounted.
-pub(super) fn mount() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not.
+pub fn mount() -> Result<PathBuf> {
     let mounts =
         std::fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
     parse_mount(&mounts).context("cgroup2 is not mounted")

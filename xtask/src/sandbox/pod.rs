@@ -247,15 +247,16 @@ fn container(node: &Node, netns: &Netns, pod: &Cgroup, uid: &str, name: &str) ->
 fn network(node: &Node, number: u32, link: &str, ips: (Ipv4Addr, Ipv6Addr)) -> Result<Netns> {
     let name = format!("kiam-{}-n{}-p{number}", node.sandbox().run(), node.number());
     let netns = Netns::make(&name)?;
-    let ((v4, v6), host) = (ips, node.ip());
+    let ((v4, v6), host, host_v6) = (ips, node.ip(), node.ipv6());
+    // The node has the metadata service's addresses, too, and would speak to its pods from those.
     tools::ip(
         Some(node.place().netns()),
         &format!(
             "link add {link} type veth peer name eth0 netns {name}
              link set {link} up
              addr add fe80::1/64 dev {link} nodad
-             route add {v4} dev {link}
-             route add {v6} dev {link}"
+             route add {v4} dev {link} src {host}
+             route add {v6} dev {link} src {host_v6}"
         ),
     )?;
     tools::ip(

@@ -10,7 +10,7 @@ const PROFILE: &str = "/usr/share/containers/seccomp.json";
 const FOR_BPF: &str = "bpf";
 
 /// The profile for a container with these capabilities.
-pub(super) fn profile(capabilities: &[&str]) -> Result<Value> {
+pub(super) fn profile(capabilities: &[String]) -> Result<Value> {
     let text = std::fs::read_to_string(PROFILE).with_context(|| {
         format!("there is no {PROFILE} (package golang-github-containers-common)")
     })?;
@@ -19,7 +19,7 @@ pub(super) fn profile(capabilities: &[&str]) -> Result<Value> {
 }
 
 /// Takes the rules that hold for this machine and these capabilities, in the runtimes' own form.
-fn resolve(profile: &Value, capabilities: &[&str]) -> Value {
+fn resolve(profile: &Value, capabilities: &[String]) -> Value {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -30,7 +30,7 @@ fn resolve(profile: &Value, capabilities: &[&str]) -> Value {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         list.into_iter().flatten().filter_map(text).collect()
     };
-    let has = |wanted: &String| capabilities.contains(&wanted.as_str());
+    let has = |wanted: &String| capabilities.contains(wanted);
     let mut rules: Vec<Value> = Vec::new();
     let no_rules = Vec::new();
     for rule in profile["syscalls"].as_array().unwrap_or(&no_rules) {
@@ -49,7 +49,7 @@ fn resolve(profile: &Value, capabilities: &[&str]) -> Value {
             rules.push(taken);
         }
     }
-    if capabilities.contains(&"CAP_BPF") {
+    if capabilities.iter().any(|has| has == "CAP_BPF") {
         for rule in &mut rules {
             if rule["action"] == "SCMP_ACT_ERRNO"
                 && let Some(names) = rule["names"].as_array_mut()
@@ -79,7 +79,8 @@ mod tests {
             { "names": ["bpf", "mount"], "action": "SCMP_ACT_ERRNO", "excludes": { "caps": ["CAP_SYS_ADMIN"] } },
         ]});
         let allowed = |capabilities: &[&str], action: &str| -> Vec<String> {
-            let resolved = resolve(&profile, capabilities);
+            let capabilities: Vec<_> = capabilities.iter().map(|name| (*name).to_owned()).collect();
+            let resolved = resolve(&profile, &capabilities);
             let rules = resolved["syscalls"].as_array().unwrap().clone();
             let rules = rules.iter().filter(|rule| rule["action"] == action);
             let names = rules.flat_map(|rule| rule["names"].as_array().unwrap().clone());
