@@ -117,3 +117,86 @@ fn metrics_that_dashboards_ask_for_exist() {
         assert!(asked > 3, "{} asks for {asked} metrics", file.display());
     }
 }
+
+/// All pages below docs/.
+fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            pages(&path, found);
+        } else if path.extension().is_some_and(|end| end == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn tests_that_the_threat_model_names_exist() {
+    let mut all = String::new();
+    for folder in ["kiam-agent", "kiam-common", "kiam-server", "xtask/tests"] {
+        sources(&root().join(folder), &mut all);
+    }
+    let page = std::fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
+    let mut named = 0;
+    // What it tries to, what stops it, shown by.
+    for row in page.lines().filter(|line| line.matches('|').count() == 4) {
+        let Some((_, shown)) = row.trim_end_matches(" |").rsplit_once(" | ") else {
+            continue;
+        };
+        for name in quoted(shown) {
+            let exists = if name.ends_with(".rs") {
+                root().join(name).is_file()
+            } else if name.contains("::") {
+                all.contains(&format!("\"{name}\""))
+            } else {
+                all.contains(&format!("fn {name}("))
+            };
+            assert!(exists, "there is no test {name}");
+            named += 1;
+        }
+    }
+    assert!(named > 15, "only {named} tests are named");
+}
+
+#[test]
+fn metrics_that_pages_name_exist() {
+    let known = std::fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    let mut found = Vec::new();
+    pages(&root().join("docs"), &mut found);
+    for page in found {
+        // Which names kiam's own files and tests.
+        if page.ends_with("kiam-compatibility.md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        // One underscore: a crate.
+        for name in metrics(&text).filter(|name| name.matches('_').count() > 1) {
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end));
+            let is_known = |name: &str| known.contains(&format!("`{name}`"));
+            assert!(
+                is_known(name) || base.is_some_and(is_known),
+                "{} names {name}, which is no metric",
+                page.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_book_has_every_page() {
+    let docs = root().join("docs");
+    let summary = std::fs::read_to_string(docs.join("SUMMARY.md")).unwrap();
+    let mut found = Vec::new();
+    pages(&docs, &mut found);
+    for page in found {
+        let name = page.strip_prefix(&docs).unwrap().to_str().unwrap();
+        if name != "SUMMARY.md" {
+            assert!(
+                summary.contains(&format!("]({name})")),
+                "{name} is not in SUMMARY.md"
+            );
+        }
+    }
+}
