@@ -26,6 +26,8 @@ const PYTHON: &str = "/usr/bin/python3";
 const LIMIT: Duration = Duration::from_secs(20);
 /// For a packet to be counted that is on its way.
 const SETTLE: Duration = Duration::from_millis(30);
+/// The last of the thefts: there is no victim any more.
+const ADDRESS_REUSED: &str = "the victim's address, as it is given up";
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// Flags of `cargo xtask attack`.
@@ -71,8 +73,19 @@ impl Phase {
 pub struct Report {
     /// Attempts to reach the metadata service.
     pub reach: Vec<Reached>,
+    /// A connection from before the first agent, when that is there.
+    pub old_connection: OldConnection,
     /// Attempts to get another pod's credentials, with the agent at work.
     pub theft: Vec<Theft>,
+}
+
+/// A connection to the metadata service that is older than any guard.
+#[derive(Debug, Clone, Serialize)]
+pub struct OldConnection {
+    /// Packets that came to the service while nothing guarded it.
+    pub before: usize,
+    /// Packets of it that came once an agent was there.
+    pub after: usize,
 }
 
 /// An attempt to reach the metadata service.
@@ -119,6 +132,9 @@ impl Report {
                 );
             }
         }
+        let OldConnection { before, after } = self.old_connection;
+        ensure!(before > 0, "there was no connection before the agent");
+        ensure!(after == 0, "a connection from before the agent lives on");
         for theft in &self.theft {
             ensure!(!theft.stolen, "{}: {}", theft.attack, theft.heard);
         }
@@ -141,6 +157,12 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
+        let OldConnection { before, after } = self.old_connection;
+        writeln!(
+            f,
+            "{:<32}{before:>11}{after:>10}",
+            "a connection from before"
+        )?;
         writeln!(f)?;
         for theft in &self.theft {
             let outcome = if theft.stolen { "STOLEN" } else { "nothing" };
@@ -187,6 +209,7 @@ pub fn play(programs: &Programs, xtask: &Path, phases: &[Phase]) -> Result<Repor
         .collect::<Result<_>>()?;
     let mut theft = Vec::new();
     let server = scene.stage.start_server(&[])?;
+    let old_connection = scene.old_connection()?;
     for phase in phases {
         let mut agent = Some(scene.agent()?);
         match phase {
@@ -223,7 +246,11 @@ pub fn play(programs: &Programs, xtask: &Path, phases: &[Phase]) -> Result<Repor
         }
     }
     drop(server);
-    Ok(Report { reach, theft })
+    Ok(Report {
+        reach,
+        old_connection,
+        theft,
+    })
 }
 
 /// A node with its metadata service, a hostile pod and its victim.
@@ -275,6 +302,25 @@ impl Scene {
         Ok(self.packets() - before)
     }
 
+    /// One that was made while nothing guarded the service, asked on when an agent is there.
+    fn old_connection(&self) -> Result<OldConnection> {
+        let start = self.packets();
+        let holder = python(self.attacker.place(), &["hold", "v4"]);
+        let holder = Program::start("an old connection", holder)?;
+        let line = |begin: &'static str| move |line: &str| line.starts_with(begin).then_some(());
+        holder.wait_for("that it is there", LIMIT, line("connected"))?;
+        std::thread::sleep(SETTLE);
+        let before = self.packets() - start;
+        let agent = self.agent()?;
+        holder.signal(Signal::SIGUSR1)?;
+        holder.wait_for("what came of it", LIMIT, line("heard"))?;
+        std::thread::sleep(SETTLE);
+        let after = self.packets() - start - before;
+        drop(holder);
+        drop(agent);
+        Ok(OldConnection { before, after })
+    }
+
     fn packets(&self) -> usize {
         let output = self.counter.output();
         output
@@ -313,6 +359,17 @@ impl Scene {
         let other_agent = self.stage.start_agent(&elsewhere, &[])?;
         let other = elsewhere.node().ip().to_string();
         let via = "169.254.169.254";
+        let door = self.stage.sandbox().scratch().join("door");
+        let door = door.to_string_lossy().into_owned();
+        let lender = Program::start("the victim", python(self.victim.place(), &["lend", &door]))?;
+        lender.wait_for("that it lends", LIMIT, |line| {
+            (line == "lending").then_some(())
+        })?;
+        let disguise = format!(
+            "kubepods-burstable-pod{}.slice/cri-containerd-{:064}.scope",
+            self.victim.uid().replace('-', "_"),
+            0
+        );
         let attempts: &[(&str, &[&str])] = &[
             ("the victim's role by name", &["http", via, "80", &role]),
             ("?ip= of the victim", &["http", via, "80", &query]),
@@ -332,11 +389,23 @@ impl Scene {
             ("another node's agent", &["http", &other, &port, ROLES]),
             ("request smuggling", &["smuggle", &role]),
             (
+                "a cgroup named as the victim's",
+                &["disguised", &disguise, &role],
+            ),
+            (
+                "a socket that the victim connects",
+                &["borrow", &door, &role],
+            ),
+            (
                 "the victim's address as its own",
                 &["spoof", &victim, &role],
             ),
+            (ADDRESS_REUSED, &["spoof", &victim, &role]),
         ];
         let thefts = attempts.iter().map(|(attack, words)| {
+            if *attack == ADDRESS_REUSED {
+                self.stage.objects().remove_pod(("team-a", "victim"))?;
+            }
             let heard = self.run(&self.attacker, words)?;
             let granted = *attack == "another node's agent" && heard.contains("200 OK");
             Ok(Theft {
@@ -346,7 +415,7 @@ impl Scene {
             })
         });
         let thefts = thefts.collect();
-        drop(other_agent);
+        drop((other_agent, lender));
         thefts
     }
 }

@@ -4,6 +4,7 @@ An attempt prints what it heard, if anything. That it fails is no error of this 
 """
 import ctypes
 import os
+import signal
 import socket
 import struct
 import sys
@@ -174,6 +175,148 @@ def frame(which):
     sock.send(neighbour + sock.getsockname()[4] + struct.pack("!H", kind) + datagram(which))
 
 
+def by_ring(which):
+    """A connect that no system call of that name makes (io_uring)."""
+    import mmap
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    parameters = (ctypes.c_uint32 * 30)()
+    ring = libc.syscall(425, 4, ctypes.byref(parameters))
+    if ring < 0:
+        raise OSError(ctypes.get_errno(), "io_uring_setup")
+    # include/uapi/linux/io_uring.h: the offsets of the submission ring begin with the tenth word,
+    # those of the completion ring with the twentieth.
+    entries, completions = parameters[0], parameters[1]
+    _, tail, _, _, _, _, array = parameters[10:17]
+    rings = mmap.mmap(ring, max(array + entries * 4, parameters[25] + completions * 16), offset=0)
+    sqes = mmap.mmap(ring, entries * 64, offset=0x10000000)
+    sock = stream(ADDRESSES[which])
+    sock.setblocking(True)
+    address = struct.pack("=H", family(ADDRESSES[which])) + struct.pack("!H", 80)
+    if which == "v4":
+        address += socket.inet_aton(V4) + bytes(8)
+    else:
+        address += bytes(4) + socket.inet_pton(socket.AF_INET6, ADDRESSES[which]) + bytes(4)
+    kept = ctypes.create_string_buffer(address, len(address))
+    # IORING_OP_CONNECT: the address's length is where an offset would be.
+    sqes[0:32] = struct.pack("=BBHiQQI", 16, 0, 0, sock.fileno(), len(address), ctypes.addressof(kept), 0) + bytes(4)
+    rings[array : array + 4] = struct.pack("=I", 0)
+    rings[tail : tail + 4] = struct.pack("=I", 1)
+    if libc.syscall(426, ring, 1, 1, 1, None, 0) < 0:
+        raise OSError(ctypes.get_errno(), "io_uring_enter")
+    talk(sock)
+
+
+def source_routed(which):
+    """By way of the node, with the service as the next stop (RFC 791, loose source route)."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    route = b"\x83\x07\x04" + socket.inet_aton(V4) + b"\x01"
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
+    sock.sendto(b"x", ("169.254.169.1", 80))
+
+
+def own_dnat(which):
+    """Another address, which the pod's own firewall turns into the service's."""
+    rule = "OUTPUT -d 198.51.100.9/32 -p tcp -j DNAT --to-destination 169.254.169.254:80"
+    if os.system(f"iptables -w -t nat -A {rule} 2>/dev/null"):
+        raise OSError("no iptables")
+    try:
+        sock = stream(V4)
+        sock.connect(("198.51.100.9", 80))
+        talk(sock)
+    finally:
+        os.system(f"iptables -w -t nat -D {rule}")
+
+
+def own_cgroup(name):
+    """Enters a cgroup of its own making, below its pod's."""
+    with open("/proc/self/cgroup") as lines:
+        path = next(line[3:].strip() for line in lines if line.startswith("0::"))
+    with open("/proc/self/mounts") as lines:
+        root = next(line.split()[1] for line in lines if line.split()[2] == "cgroup2")
+    folder = f"{root}{path}/{name}"
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/cgroup.procs", "w") as processes:
+        processes.write(str(os.getpid()))
+
+
+def moved(which):
+    """A socket from before the process entered another cgroup."""
+    sock = stream(ADDRESSES[which])
+    own_cgroup("elsewhere")
+    sock.connect((ADDRESSES[which], 80))
+    talk(sock)
+
+
+def disguised(name, path):
+    """From a cgroup that is named as the victim's."""
+    own_cgroup(name)
+    sock = stream(V4)
+    sock.connect((V4, 80))
+    talk(sock, f"GET {path} HTTP/1.1\r\nHost: {V4}\r\nConnection: close\r\n\r\n".encode())
+
+
+def passed_on(which):
+    """A socket that another process made, which is gone when this one connects it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    if os.fork() == 0:
+        try:
+            own_cgroup("maker")
+            made = stream(ADDRESSES[which])
+            socket.send_fds(theirs, [b"x"], [made.fileno()])
+        finally:
+            os._exit(0)
+    ours.settimeout(5)
+    _, [made], _, _ = socket.recv_fds(ours, 1, 1)
+    os.wait()
+    sock = socket.socket(fileno=made)
+    sock.settimeout(LIMIT)
+    sock.connect((ADDRESSES[which], 80))
+    talk(sock)
+
+
+def lend(path):
+    """Run in the victim: connects whatever socket it is given, and gives it back."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    door.bind(path)
+    door.listen()
+    print("lending", flush=True)
+    guest, _ = door.accept()
+    _, [made], _, _ = socket.recv_fds(guest, 1, 1)
+    sock = socket.socket(fileno=made)
+    sock.settimeout(2)
+    sock.connect((V4, 80))
+    guest.send(b"x")
+    time.sleep(3)
+
+
+def borrow(door, path):
+    """Has the victim connect a socket, and asks on it."""
+    sock = stream(V4)
+    guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    guest.connect(door)
+    socket.send_fds(guest, [b"x"], [sock.fileno()])
+    guest.recv(1)
+    talk(sock, f"GET {path} HTTP/1.1\r\nHost: {V4}\r\nConnection: close\r\n\r\n".encode())
+
+
+def hold(which):
+    """A connection from before anything guards the node, asked on when something does."""
+    sock = stream(ADDRESSES[which])
+    sock.connect((ADDRESSES[which], 80))
+    print("connected", flush=True)
+    signal.sigwait({signal.SIGUSR1})
+    for _ in range(3):
+        sock.send(REQUEST)
+        time.sleep(0.1)
+    sock.settimeout(1)
+    try:
+        heard = sock.recv(4096).decode(errors="replace")
+    except OSError as error:
+        heard = f"failed: {error}"
+    print(f"heard {heard}", flush=True)
+
+
 def new_namespaces(which):
     """A user and network namespace of its own, and no way out of it but by the hooks."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -256,6 +399,8 @@ def count():
                         print(f"packet v6 {v6[sock]}", flush=True)
 
 
+# Before anything can send it.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 try:
     globals()[sys.argv[1]](*sys.argv[2:])
 except OSError as error:

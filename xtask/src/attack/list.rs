@@ -32,6 +32,11 @@ pub(super) const REACH: &[Reach] = &[
     works("TCP Fast Open, mapped", &["fast_open", "mapped"]),
     works("bind before connect", &["bind_first", "v4"]),
     works("connect again and again", &["again", "v4"]),
+    works("io_uring", &["by_ring", "v4"]),
+    works("io_uring, mapped", &["by_ring", "mapped"]),
+    works("own cgroup, made after the socket", &["moved", "v4"]),
+    works("a socket passed by fd", &["passed_on", "v4"]),
+    works("own firewall's DNAT", &["own_dnat", "v4"]),
     works("SO_MARK, SO_BINDTODEVICE", &["marked", "v4"]),
     works("TCP, IP options", &["optioned", "v4"]),
     works("UDP, IP options", &["udp_optioned", "v4"]),
@@ -46,6 +51,12 @@ pub(super) const REACH: &[Reach] = &[
     works("raw IPv6, own header", &["raw", "v6"]),
     works("AF_PACKET", &["frame", "v4"]),
     works("AF_PACKET, IPv6", &["frame", "v6"]),
+    // The node takes no source route (accept_source_route), and the guard none either.
+    Reach {
+        name: "loose source route",
+        words: &["source_routed", "v4"],
+        works: false,
+    },
     Reach {
         name: "user and network namespace",
         words: &["new_namespaces", "v4"],
