@@ -19,6 +19,7 @@ use kiam_common::role::RoleError;
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{Acceptor, ServerTls, TlsError, TlsMetrics, TlsSide};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use prometheus::Registry;
 use tokio::net::TcpListener;
 
 use crate::args::{Args, ClusterFlags, NodeAuthorization, NodeFlags};
@@ -29,7 +30,7 @@ use crate::credentials::{
 };
 use crate::instance::InstanceError;
 use crate::legacy::{Holds, LegacyService};
-use crate::node::proof::{NodeProof, TokenProof, Tokens};
+use crate::node::proof::{NodeProof, ReviewMetrics, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::report::AuditError;
 use crate::source::{FileError, Files, SourceFlag, WatchMetrics, Watches};
@@ -213,7 +214,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         }
     };
     let reports = reports::start(&audit_log, client.clone(), &cluster, &registry, &mut tasks)?;
-    let proof = node_proof(&nodes, client, &cluster)?;
+    let proof = node_proof(&nodes, client, &cluster, &registry)?;
 
     let issuer = match issuer {
         Some(issuer) => issuer,
@@ -332,6 +333,7 @@ fn node_proof(
     flags: &NodeFlags,
     client: Option<kube::Client>,
     cluster: &Arc<Cluster>,
+    registry: &Registry,
 ) -> Result<NodeProof, StartError> {
     Ok(match flags.node_authorization {
         NodeAuthorization::Token => {
@@ -341,8 +343,9 @@ fn node_proof(
                 Arc::new(Tokens::new(client)),
                 Arc::clone(cluster),
                 flags.token_audience.clone(),
-                &account.namespace,
-                &account.name,
+                (&account.namespace, &account.name),
+                Arc::new(SystemClock),
+                ReviewMetrics::new(registry)?,
             )))
         }
         NodeAuthorization::Certificate => NodeProof::Certificate,

@@ -1,6 +1,9 @@
 //! Which node is calling.
 
 mod certificate;
+mod remembered;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use std::sync::Arc;
 use kiam_common::tls::PeerNames;
 
 use super::NodeName;
-pub use token::{ReviewError, Reviewed, TokenProof, TokenReviews, Tokens};
+pub use token::{ReviewError, ReviewMetrics, Reviewed, TokenProof, TokenReviews, Tokens};
 
 /// What a call brings that may prove its node.
 #[derive(Debug, Default)]

@@ -3,18 +3,15 @@
 mod reports;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use kiam_common::api::node::v1::pod_applied::Outcome as Told;
 use kiam_common::api::node::v1::watch_response::Update;
 use kiam_common::role::BaseArn;
-use kiam_common::tls::PeerNames;
 use proptest::prelude::*;
 use tokio::sync::{Notify, mpsc};
 
-use super::proof::{Evidence, NodeProof, ReviewError, Reviewed, TokenProof, TokenReviews};
 use super::session::Session;
 use super::*;
 use crate::cluster::Cluster;
@@ -314,117 +311,4 @@ fn names_that_no_node_has_are_refused() {
     for name in ["", "Node", "-a", "a-", "a/b", "a b", "ü", long.as_str()] {
         assert!(name.parse::<NodeName>().is_err(), "{name}");
     }
-}
-
-/// Reviews as it was told to.
-struct Reviews(Mutex<Result<Reviewed, ReviewError>>);
-
-#[async_trait]
-impl TokenReviews for Reviews {
-    async fn review(&self, _token: &str, audience: &str) -> Result<Reviewed, ReviewError> {
-        assert_eq!(audience, "kiam-server");
-        self.0.lock().unwrap().clone()
-    }
-}
-
-#[tokio::test]
-async fn a_token_proves_the_node_of_its_pod_and_no_other() {
-    let cluster = Arc::new(Cluster::new());
-    cluster.apply(pod("agent-1", "kube-system", "kiam-agent-x", "node-1").into());
-    let agent = || Reviewed {
-        user: "system:serviceaccount:kube-system:kiam-agent".to_owned(),
-        pod_uid: Some("agent-1".to_owned()),
-        node: Some("node-1".to_owned()),
-    };
-    let with = |change: fn(&mut Reviewed)| {
-        let mut reviewed = agent();
-        change(&mut reviewed);
-        Ok(reviewed)
-    };
-    let cases: [(&str, Result<Reviewed, ReviewError>, &str); 9] = [
-        ("node-1", Ok(agent()), ""),
-        // An API server that tells no node: the pod itself does.
-        ("node-1", with(|r| r.node = None), ""),
-        ("node-2", Ok(agent()), "comes from node-1"),
-        (
-            "node-1",
-            with(|r| r.user = "system:serviceaccount:web:default".to_owned()),
-            "web:default",
-        ),
-        ("node-1", with(|r| r.pod_uid = None), "not bound to a pod"),
-        (
-            "node-2",
-            with(|r| r.node = Some("node-2".to_owned())),
-            "not the node that its pod",
-        ),
-        (
-            "node-1",
-            with(|r| {
-                r.node = None;
-                r.pod_uid = Some("gone".to_owned());
-            }),
-            "not known here",
-        ),
-        (
-            "node-1",
-            Err(ReviewError::Refused("expired".to_owned())),
-            "expired",
-        ),
-        (
-            "node-1",
-            Err(ReviewError::Unavailable("down".to_owned())),
-            "cannot be checked now",
-        ),
-    ];
-    for (asked, reviewed, expected) in cases {
-        let reviews = Arc::new(Reviews(Mutex::new(reviewed)));
-        let (cluster, audience) = (Arc::clone(&cluster), "kiam-server".to_owned());
-        let proof = TokenProof::new(reviews, cluster, audience, "kube-system", "kiam-agent");
-        let evidence = Evidence {
-            token: Some("token"),
-            ..Evidence::default()
-        };
-        let outcome = NodeProof::Token(Arc::new(proof))
-            .check(&asked.parse().unwrap(), evidence)
-            .await;
-        match outcome {
-            Ok(proved) => {
-                assert_eq!(expected, "");
-                assert_eq!(proved.agent_pod.as_deref(), Some("agent-1"));
-            }
-            Err(error) => {
-                let text = error.to_string();
-                assert!(
-                    !expected.is_empty() && text.contains(expected),
-                    "{asked}: {text}"
-                );
-                assert!(!text.contains("token\""), "{text}");
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn without_the_right_evidence_no_node_is_proved() {
-    let node: NodeName = "node-1".parse().unwrap();
-    let evidence = |dns: &[&str]| Evidence {
-        names: PeerNames {
-            dns: dns.iter().map(ToString::to_string).collect(),
-            ..PeerNames::default()
-        },
-        token: None,
-    };
-    let check = async |dns: &[&str]| NodeProof::Certificate.check(&node, evidence(dns)).await;
-    assert!(check(&["node-1.node.kiam"]).await.is_ok());
-    assert!(check(&["other", "node-1.node.kiam"]).await.is_ok());
-    let error = check(&["node-2.node.kiam"]).await.unwrap_err().to_string();
-    assert!(error.contains("node-2"), "{error}");
-    let error = check(&["kiam-server"]).await.unwrap_err().to_string();
-    assert!(error.contains("NODE.node.kiam"), "{error}");
-    assert!(
-        NodeProof::None
-            .check(&node, Evidence::default())
-            .await
-            .is_ok()
-    );
 }

@@ -1,13 +1,18 @@
 //! The node of a service-account token: the one that the agent's pod is bound to.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::api::{Api, PostParams};
+use prometheus::{IntCounterVec, Opts, Registry};
+use tokio::sync::Semaphore;
 
 use super::ProofError;
+use super::remembered::{Key, Known, Remembered};
+use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::node::NodeName;
 
@@ -17,6 +22,10 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 /// The longest token that is sent on, in bytes.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
+/// Reviews under way at once: all agents of a cluster may come to one server together.
+const MAX_REVIEWS: usize = 64;
+/// The API counts as out of reach then, and what is remembered of a token must do.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the API says of a token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,7 +39,7 @@ pub struct Reviewed {
 }
 
 /// An agent's pod, and the node that it is bound to.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AgentPod {
     pub(super) pod_uid: Box<str>,
     pub(super) node: NodeName,
@@ -54,12 +63,53 @@ pub trait TokenReviews: Send + Sync + 'static {
     async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, ReviewError>;
 }
 
+/// What is counted about reviews of tokens.
+#[derive(Debug, Clone)]
+pub struct ReviewMetrics(IntCounterVec);
+
+impl ReviewMetrics {
+    /// Registers them.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let reviews = IntCounterVec::new(
+            Opts::new(
+                "kiam_node_token_reviews_total",
+                "Agents' tokens that were asked about, by what answered: the API (accepted, refused), \
+                 memory (remembered), memory as the API did not (remembered_api_down), nobody \
+                 (unavailable).",
+            ),
+            &["result"],
+        )?;
+        registry.register(Box::new(reviews.clone()))?;
+        for result in [
+            "accepted",
+            "refused",
+            "remembered",
+            "remembered_api_down",
+            "unavailable",
+        ] {
+            reviews.with_label_values(&[result]);
+        }
+        Ok(Self(reviews))
+    }
+
+    fn count(&self, result: &str) {
+        self.0.with_label_values(&[result]).inc();
+    }
+}
+
 /// Proof of node by token.
 pub struct TokenProof {
     reviews: Arc<dyn TokenReviews>,
     cluster: Arc<Cluster>,
     audience: String,
     user: String,
+    clock: Arc<dyn Clock>,
+    remembered: Mutex<Remembered>,
+    under_way: Semaphore,
+    metrics: ReviewMetrics,
 }
 
 impl TokenProof {
@@ -69,8 +119,9 @@ impl TokenProof {
         reviews: Arc<dyn TokenReviews>,
         cluster: Arc<Cluster>,
         audience: String,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
+        clock: Arc<dyn Clock>,
+        metrics: ReviewMetrics,
     ) -> Self {
         let user = format!("system:serviceaccount:{namespace}:{name}");
         Self {
@@ -78,6 +129,10 @@ impl TokenProof {
             cluster,
             audience,
             user,
+            clock,
+            remembered: Mutex::default(),
+            under_way: Semaphore::new(MAX_REVIEWS),
+            metrics,
         }
     }
 
@@ -88,14 +143,68 @@ impl TokenProof {
                 problem: "it is empty or too long".to_owned(),
             });
         }
-        let reviewed =
-            self.reviews
-                .review(token, &self.audience)
-                .await
-                .map_err(|error| match error {
-                    ReviewError::Refused(problem) => ProofError::Refused { problem },
-                    ReviewError::Unavailable(problem) => ProofError::Unavailable { problem },
-                })?;
+        let key = Key::of(token);
+        let pod_of = |uid: &str| self.cluster.pod(uid);
+        let known = self.remembered().get(&key, self.clock.now(), pod_of);
+        if let Known::Fresh(agent) = known {
+            self.metrics.count("remembered");
+            return Ok(agent);
+        }
+        match self.review(token).await {
+            Ok(reviewed) => {
+                self.metrics.count("accepted");
+                let judged = self.judge(reviewed);
+                let pod = judged.as_ref().ok().and_then(|agent| {
+                    let pod = pod_of(&agent.pod_uid);
+                    pod.filter(|pod| pod.node.as_deref() == Some(agent.node.as_str()))
+                });
+                let mut remembered = self.remembered();
+                match (&judged, pod) {
+                    (Ok(agent), Some(pod)) => {
+                        remembered.put(key, token, agent, pod, self.clock.now());
+                    }
+                    _ => remembered.forget(&key),
+                }
+                judged
+            }
+            Err(ReviewError::Refused(problem)) => {
+                self.metrics.count("refused");
+                self.remembered().forget(&key);
+                Err(ProofError::Refused { problem })
+            }
+            Err(ReviewError::Unavailable(problem)) => {
+                // Time has passed, in which the pod or the token may have come to their end.
+                match self.remembered().get(&key, self.clock.now(), pod_of) {
+                    Known::Fresh(agent) | Known::Stale(agent) => {
+                        self.metrics.count("remembered_api_down");
+                        tracing::warn!(node = %agent.node, "took a token that was reviewed before, as it cannot be now: {problem}");
+                        Ok(agent)
+                    }
+                    Known::Unknown => {
+                        self.metrics.count("unavailable");
+                        Err(ProofError::Unavailable { problem })
+                    }
+                }
+            }
+        }
+    }
+
+    async fn review(&self, token: &str) -> Result<Reviewed, ReviewError> {
+        let asked = async {
+            // Never closed.
+            let _turn = self.under_way.acquire().await;
+            self.reviews.review(token, &self.audience).await
+        };
+        let answer = tokio::time::timeout(REVIEW_TIMEOUT, asked).await;
+        answer.unwrap_or_else(|_elapsed| {
+            let seconds = REVIEW_TIMEOUT.as_secs();
+            Err(ReviewError::Unavailable(format!(
+                "the Kubernetes API has not answered a TokenReview within {seconds} s"
+            )))
+        })
+    }
+
+    fn judge(&self, reviewed: Reviewed) -> Result<AgentPod, ProofError> {
         if reviewed.user != self.user {
             let (user, expected) = (reviewed.user, self.user.clone());
             return Err(ProofError::OtherAccount { user, expected });
@@ -125,6 +234,12 @@ impl TokenProof {
             pod_uid: uid.into(),
             node,
         })
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
