@@ -3,6 +3,7 @@
 mod health;
 mod reports;
 mod roles;
+mod taint;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -111,6 +112,9 @@ pub enum StartError {
         "--node-authorization=token needs a Kubernetes API to check tokens with, which --source=file has not; use --node-authorization=certificate"
     )]
     TokenWithoutApi,
+    /// Taints are the API's.
+    #[error("--node-taint needs a Kubernetes API, which --source=file has not")]
+    TaintWithoutApi,
     /// An audit log that cannot be written.
     #[error("--audit-log: {0}")]
     Audit(#[from] AuditError),
@@ -214,7 +218,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         }
     };
     let reports = reports::start(&audit_log, client.clone(), &cluster, &registry, &mut tasks)?;
-    let proof = node_proof(&nodes, client, &cluster, &registry)?;
+    let proof = node_proof(&nodes, client.clone(), &cluster, &registry)?;
 
     let issuer = match issuer {
         Some(issuer) => issuer,
@@ -252,6 +256,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         tasks.stop(),
     )
     .reporting_to(reports);
+    taint::start(&nodes, client, service.streams(), &registry, &mut tasks)?;
     let status = Status::new(
         Arc::clone(&cluster),
         store,

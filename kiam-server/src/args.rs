@@ -15,6 +15,7 @@ use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use crate::policy::SessionTag;
 use crate::report::AuditLog;
 use crate::source::SourceFlag;
+use crate::taint::Taint;
 pub use command::{Cli, Command, HealthArgs};
 pub use compat::CompatFlags;
 
@@ -107,6 +108,15 @@ pub struct NodeFlags {
         value_name = "NAMESPACE/NAME"
     )]
     pub agent_service_account: ServiceAccountName,
+
+    /// Take this taint off nodes once their agents guard them, as in
+    /// kiam.io/agent-not-ready:NoSchedule, and put it back when the agent is gone
+    #[arg(long, value_name = "KEY[:EFFECT]")]
+    pub node_taint: Option<Taint>,
+
+    /// Put the taint back when a node has had no agent's pod for this long
+    #[arg(long, default_value = "5m", value_parser = duration::parse, value_name = "DURATION")]
+    pub node_taint_after: Duration,
 }
 
 /// How an agent proves which node it is on.
@@ -247,6 +257,8 @@ mod tests {
                 "stdout, file:PATH or off",
             ),
             (vec!["--agent-service-account=x"], "NAMESPACE/NAME"),
+            (vec!["--node-taint=kiam.io/x=y:NoSchedule"], "KEY:EFFECT"),
+            (vec!["--node-taint=kiam.io/x:Never"], "NoExecute"),
         ] {
             let error = parse(&flags).unwrap_err().to_string();
             assert!(error.contains(part), "{flags:?}: {error}");

@@ -26,5 +26,6 @@ pub mod report;
 pub mod source;
 pub mod status;
 pub mod sts;
+pub mod taint;
 #[cfg(test)]
 mod testing;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::NodeName;
@@ -96,6 +97,7 @@ impl StreamAge {
 pub struct Streams {
     gauge: IntGauge,
     by_node: ByNode,
+    changed: watch::Sender<()>,
 }
 
 type ByNode = Arc<Mutex<HashMap<NodeName, Vec<Arc<Attached>>>>>;
@@ -119,6 +121,7 @@ pub(crate) struct Place {
     gauge: IntGauge,
     by_node: ByNode,
     attached: Arc<Attached>,
+    changed: watch::Sender<()>,
 }
 
 impl Streams {
@@ -126,6 +129,7 @@ impl Streams {
         Self {
             gauge: metrics.streams.clone(),
             by_node: Arc::default(),
+            changed: watch::Sender::default(),
         }
     }
 
@@ -149,11 +153,20 @@ impl Streams {
         });
         streams.push(Arc::clone(&attached));
         self.gauge.inc();
+        drop(by_node);
+        self.changed.send_replace(());
         Some(Place {
             gauge: self.gauge.clone(),
             by_node: Arc::clone(&self.by_node),
             attached,
+            changed: self.changed.clone(),
         })
+    }
+
+    /// Wakes whoever waits for a stream to open or to close. Changes in quick succession are one.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Of each node that has a stream open, the newest: while an agent is replaced there are two.
@@ -177,6 +190,8 @@ impl Drop for Place {
                 by_node.remove(&self.attached.node);
             }
         }
+        drop(by_node);
+        self.changed.send_replace(());
     }
 }
 
@@ -196,14 +211,18 @@ mod tests {
             .map(|_| streams.open(&one, "1", true).unwrap())
             .collect();
         assert!(streams.open(&one, "1", true).is_none());
+        let mut changes = streams.changes();
         let other = streams.open(&two, &"x".repeat(1000), false);
         assert!(other.is_some());
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
         let mut newest = streams.newest();
         newest.sort_by(|a, b| a.node.as_str().cmp(b.node.as_str()));
         let versions = newest.iter().map(|stream| stream.agent_version.len());
         assert_eq!(versions.collect::<Vec<_>>(), [1, MAX_VERSION]);
         assert_eq!((newest[0].guarded, newest[1].guarded), (true, false));
         places.pop();
+        assert!(changes.has_changed().unwrap());
         assert!(streams.open(&one, "1", true).is_some());
         drop((places, other));
         assert_eq!(streams.gauge.get(), 0);

@@ -237,6 +237,20 @@ impl Objects {
         Ok(())
     }
 
+    /// Deletes what manifests made.
+    ///
+    /// # Errors
+    /// When they are malformed or the API refuses.
+    pub async fn delete(&self, manifests: &str) -> Result<()> {
+        for Manifest { name, kind, object } in Manifest::all(manifests)? {
+            let api = self.dynamic(&kind, object.metadata.namespace.as_deref());
+            api.delete(&name, &DeleteParams::default())
+                .await
+                .with_context(|| format!("cannot delete {} {name}", kind.kind))?;
+        }
+        Ok(())
+    }
+
     /// Lets the API check manifests as if they were applied, unknown fields too, and nothing be
     /// stored. Returns how many were checked, and the kinds that this API does not know.
     ///
@@ -260,15 +274,19 @@ impl Objects {
 
     async fn patch(&self, manifest: &Manifest, params: &PatchParams) -> Result<()> {
         let Manifest { name, kind, object } = manifest;
-        let resource = ApiResource::from_gvk(kind);
-        let api: Api<DynamicObject> = match &object.metadata.namespace {
-            Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &resource),
-            None => Api::all_with(self.0.clone(), &resource),
-        };
-        api.patch(name, params, &Patch::Apply(object))
+        self.dynamic(kind, object.metadata.namespace.as_deref())
+            .patch(name, params, &Patch::Apply(object))
             .await
             .with_context(|| format!("cannot apply {} {name}", kind.kind))?;
         Ok(())
+    }
+
+    fn dynamic(&self, kind: &GroupVersionKind, namespace: Option<&str>) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk(kind);
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.0.clone(), namespace, &resource),
+            None => Api::all_with(self.0.clone(), &resource),
+        }
     }
 
     /// A token of a service account, for this audience (the API itself, if none is given), bound

@@ -21,6 +21,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("server.updateStrategy=OnDelete", "leave it out"),
     ("server.sessionDuration=15", "/server/sessionDuration"),
     ("server.roleBaseArn=role/", "/server/roleBaseArn"),
+    ("server.nodeTaint=kiam.io/x=y", "/server/nodeTaint"),
     ("agent.imdsV2=maybe", "/agent/imdsV2"),
     ("agent.hots.port=1", "'hots' not allowed"),
 ];

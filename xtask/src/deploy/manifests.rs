@@ -21,6 +21,13 @@ const FILES: &[(&str, &[&str])] = &[
     ("agent.yaml", &["agent-daemonset"]),
 ];
 
+/// What is not applied unless it is wanted: the file, its templates, and the value that they need.
+const OPTION: (&str, &[&str], &str) = (
+    "node-taint.yaml",
+    &["rbac-node-taint"],
+    "server.nodeTaint=kiam.io/agent-not-ready",
+);
+
 const KUSTOMIZATION: &str = "kustomization.yaml";
 
 /// Writes them.
@@ -45,6 +52,9 @@ fn make() -> Result<Vec<(PathBuf, String)>> {
         .iter()
         .map(|(name, templates)| (folder.join(name), collect(&rendered, templates)))
         .collect();
+    let (name, templates, value) = OPTION;
+    let rendered = helm::template(&["--set", VALUES, "--set", value])?;
+    files.push((folder.join(name), collect(&rendered, templates)));
     files.push((folder.join(KUSTOMIZATION), kustomization()));
     Ok(files)
 }

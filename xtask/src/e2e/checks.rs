@@ -6,6 +6,7 @@ mod outages;
 mod proof;
 mod rights;
 mod roles;
+mod taint;
 mod tools;
 
 use std::time::Duration;
@@ -60,6 +61,10 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     ("every metric that is told is documented", |w| {
         metrics::documented(w).boxed_local()
     }),
+    (
+        "a node is tainted until its agent guards it, and again when that is gone",
+        |w| taint::keeps(w).boxed_local(),
+    ),
     ("a restart of the server does not disturb a pod", |w| {
         outages::server(w).boxed_local()
     }),

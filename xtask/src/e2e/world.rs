@@ -160,6 +160,11 @@ impl World {
 
     /// Starts the server and waits until it has read the cluster.
     pub(super) fn start_server(&mut self) -> Result<()> {
+        self.start_server_with(&[])
+    }
+
+    /// The same, with more flags.
+    pub(super) fn start_server_with(&mut self, more: &[&str]) -> Result<()> {
         let base = format!("--role-base-arn={BASE_ARN}");
         // moto takes any keys for those of its account's owner.
         let keys = Keys {
@@ -167,13 +172,14 @@ impl World {
             secret_key: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned(),
             session_token: None,
         };
+        let flags: Vec<_> = [base.as_str()].iter().chain(more).copied().collect();
         let options = ServerOptions {
             tls: &self.server_tls,
             source: Source::Kubernetes(self.kubeconfig.clone()),
             node_authorization: "token",
             sts_url: MOTO_URL,
             sts_keys: &keys,
-            flags: &[&base],
+            flags: &flags,
         };
         let server = Server::start(&self.programs, self.sandbox.control(), &options)?;
         self.server.insert(server).ready()

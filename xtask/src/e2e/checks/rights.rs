@@ -48,7 +48,11 @@ pub(super) async fn exact(world: &mut World) -> Result<Facts> {
     Ok(vec![format!("the server: {}", SERVER_RIGHTS.join(", "))])
 }
 
-async fn rights(world: &World, account: (&str, &str), namespace: &str) -> Result<BTreeSet<String>> {
+pub(super) async fn rights(
+    world: &World,
+    account: (&str, &str),
+    namespace: &str,
+) -> Result<BTreeSet<String>> {
     let review = SelfSubjectRulesReview {
         spec: SelfSubjectRulesReviewSpec {
             namespace: Some(namespace.to_owned()),

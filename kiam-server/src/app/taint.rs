@@ -1,0 +1,28 @@
+//! The taint on nodes without an agent, where that is asked for.
+
+use kiam_common::tasks::Tasks;
+use prometheus::Registry;
+
+use super::StartError;
+use crate::args::NodeFlags;
+use crate::node::Streams;
+use crate::taint::{Keeper, TaintMetrics};
+
+/// Keeps the taint, if there is one to keep.
+pub(super) fn start(
+    flags: &NodeFlags,
+    client: Option<kube::Client>,
+    streams: Streams,
+    registry: &Registry,
+    tasks: &mut Tasks,
+) -> Result<(), StartError> {
+    let Some(taint) = flags.node_taint.clone() else {
+        return Ok(());
+    };
+    let client = client.ok_or(StartError::TaintWithoutApi)?;
+    let metrics = TaintMetrics::new(registry)?;
+    let (after, agents) = (flags.node_taint_after, &flags.agent_service_account);
+    let keeper = Keeper::new(client, (taint, after), agents, streams, metrics);
+    tasks.spawn("node taint", keeper.run(tasks.stop()));
+    Ok(())
+}
