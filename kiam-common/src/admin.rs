@@ -54,6 +54,8 @@ struct State {
     registry: Registry,
     readiness: Readiness,
     pages: Vec<Page>,
+    /// Pages may be work: one is made at a time, beside the program's own.
+    page: Semaphore,
 }
 
 impl fmt::Debug for Admin {
@@ -103,6 +105,7 @@ impl Admin {
             registry,
             readiness,
             pages,
+            page: Semaphore::new(1),
         });
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -124,7 +127,7 @@ impl Admin {
             tokio::spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
                     let state = Arc::clone(&state);
-                    async move { Ok::<_, Infallible>(state.answer(request, local).await) }
+                    async move { Ok::<_, Infallible>(answer(&state, request, local).await) }
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -141,40 +144,48 @@ impl Admin {
     }
 }
 
-impl State {
-    async fn answer(&self, request: Request<Incoming>, local: bool) -> Answer {
-        if request.uri().path() == "/log-level" {
-            return log_level(request, local).await;
-        }
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET here\n");
-        }
-        match request.uri().path() {
-            "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => {
-                let pending = self.readiness.pending();
-                if pending.is_empty() {
-                    text(StatusCode::OK, "ok\n")
-                } else {
-                    let body = format!("not ready: awaiting {}\n", pending.join(", "));
-                    text(StatusCode::SERVICE_UNAVAILABLE, body)
-                }
+async fn answer(state: &Arc<State>, request: Request<Incoming>, local: bool) -> Answer {
+    if request.uri().path() == "/log-level" {
+        return log_level(request, local).await;
+    }
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET here\n");
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => {
+            let pending = state.readiness.pending();
+            if pending.is_empty() {
+                text(StatusCode::OK, "ok\n")
+            } else {
+                let body = format!("not ready: awaiting {}\n", pending.join(", "));
+                text(StatusCode::SERVICE_UNAVAILABLE, body)
             }
-            "/metrics" => match TextEncoder::new().encode_to_string(&self.registry.gather()) {
-                Ok(body) => with_type(StatusCode::OK, "text/plain; version=0.0.4", body),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
-            path => self
-                .pages
-                .iter()
-                .find_map(|page| page(Asked { path, local }))
-                .unwrap_or_else(|| {
-                    text(
-                        StatusCode::NOT_FOUND,
-                        "here are /metrics, /healthz and /readyz\n",
-                    )
-                }),
         }
+        "/metrics" => match TextEncoder::new().encode_to_string(&state.registry.gather()) {
+            Ok(body) => with_type(StatusCode::OK, "text/plain; version=0.0.4", body),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        path => added(state, path.to_owned(), local).await,
+    }
+}
+
+/// The answer of the page that is at a path, made on a thread where it may take its time.
+async fn added(state: &Arc<State>, path: String, local: bool) -> Answer {
+    // Never closed.
+    let _turn = state.page.acquire().await;
+    let of = Arc::clone(state);
+    let made = tokio::task::spawn_blocking(move || {
+        let asked = Asked { path: &path, local };
+        of.pages.iter().find_map(|page| page(asked))
+    });
+    match made.await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => text(
+            StatusCode::NOT_FOUND,
+            "here are /metrics, /healthz and /readyz\n",
+        ),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
@@ -273,6 +284,34 @@ mod tests {
         stop.cancel();
         running.await.unwrap();
     }
+
+    #[tokio::test]
+    async fn a_page_that_takes_its_time_keeps_nothing_else_waiting() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        let page: Page = Arc::new(move |asked| {
+            (asked.path == "/slow").then(|| {
+                wait.lock().unwrap().recv().unwrap();
+                text(StatusCode::OK, "at last")
+            })
+        });
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let admin = Admin::bind(local, Registry::new(), Readiness::new()).unwrap();
+        let address = admin.address().unwrap();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(admin.run(vec![page], stop.clone()));
+        let slow = tokio::spawn(async move { get(address, "/slow").await });
+        // This runtime has one thread.
+        for _ in 0..20 {
+            assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        }
+        assert!(!slow.is_finished());
+        go.send(()).unwrap();
+        assert!(slow.await.unwrap().ends_with("at last"));
+        stop.cancel();
+        running.await.unwrap();
+    }
+
     async fn put(address: SocketAddr, level: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let length = level.len();

@@ -17,6 +17,7 @@ pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod credentials;
+mod decision;
 pub mod identity;
 pub mod instance;
 pub mod legacy;

@@ -13,10 +13,12 @@ use kiam_common::api::legacy::{
 use kiam_common::credentials::SessionCredentials;
 use kiam_common::role::resolve;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::Holds;
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Member};
+use crate::decision;
 use crate::policy::{self, Outcome, Settings};
 
 /// `GetPodRole` knows no such pod.
@@ -66,7 +68,18 @@ impl LegacyService {
         if asked.is_empty() {
             return Err(EMPTY_ROLE.to_owned());
         }
-        let identity = match policy::decide(member, &self.settings) {
+        let outcome = policy::decide(member, &self.settings);
+        let span = decision::span(&member.pod, &outcome);
+        self.answer(member, outcome, asked).instrument(span).await
+    }
+
+    async fn answer(
+        &self,
+        member: &Member,
+        outcome: Outcome,
+        asked: &str,
+    ) -> Result<Credentials, String> {
+        let identity = match outcome {
             Outcome::NoRole => return Err(EMPTY_ROLE.to_owned()),
             Outcome::Undecided { awaiting } => {
                 return Err(format!("{awaiting} is not known yet; try again"));

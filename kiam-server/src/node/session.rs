@@ -18,6 +18,7 @@ use super::streams::StreamMetrics;
 use crate::cluster::object::Pod;
 use crate::cluster::{Cluster, Member, Signal};
 use crate::credentials::{Lease, Store};
+use crate::decision;
 use crate::identity::Identity;
 use crate::policy::{Outcome, Settings, decide};
 use crate::report::{NodeReports, Reports};
@@ -138,7 +139,8 @@ impl Session {
             match told {
                 Some(told) if told.outcome == outcome => reported = told.reported,
                 _ => {
-                    log_decision(&member.pod, &outcome);
+                    let _span = decision::span(&member.pod, &outcome).entered();
+                    decision::log(&member.pod, &outcome);
                     if let Some(decisions) = &self.decisions {
                         decisions.with_label_values(&[outcome.as_label()]).inc();
                     }
@@ -239,30 +241,6 @@ impl Session {
                 self.reports.identity(&told.pod, identity, &snapshot);
             }
         }
-    }
-}
-
-fn log_decision(pod: &Pod, outcome: &Outcome) {
-    let (namespace, name) = (&pod.namespace, &pod.name);
-    match outcome {
-        Outcome::NoRole => {}
-        Outcome::Granted(identity) => tracing::info!(
-            pod.namespace = %namespace,
-            pod.name = %name,
-            pod.iam.role = %identity.role,
-            "granted"
-        ),
-        Outcome::Forbidden { role, reason } => tracing::warn!(
-            pod.namespace = %namespace,
-            pod.name = %name,
-            pod.iam.role = ?role,
-            "forbidden: {reason}"
-        ),
-        Outcome::Undecided { awaiting } => tracing::info!(
-            pod.namespace = %namespace,
-            pod.name = %name,
-            "undecided: awaiting {awaiting}"
-        ),
     }
 }
 

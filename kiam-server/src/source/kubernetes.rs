@@ -141,14 +141,11 @@ pub(super) async fn follow<K>(
                 listed = HashSet::new();
             }
             Ok(Event::Apply(object)) => {
+                metrics.lag(kind, metadata(&object));
                 apply(cluster, kind, object, &trim);
             }
             Ok(Event::Delete(object)) => {
-                let metadata = match &object.0 {
-                    Ok(object) => object.meta(),
-                    Err(invalid) => &invalid.metadata,
-                };
-                if let Some(key) = key_of(kind, metadata) {
+                if let Some(key) = key_of(kind, metadata(&object)) {
                     cluster.delete(&key);
                 }
             }
@@ -157,6 +154,13 @@ pub(super) async fn follow<K>(
                 tracing::warn!(kind = kind.as_str(), reason, %error, "the watch broke; trying again");
             }
         }
+    }
+}
+
+fn metadata<K: kube::Resource>(object: &DeserializeGuard<K>) -> &ObjectMeta {
+    match &object.0 {
+        Ok(object) => object.meta(),
+        Err(invalid) => &invalid.metadata,
     }
 }
 

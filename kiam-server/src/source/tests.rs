@@ -242,6 +242,52 @@ async fn a_watch_that_breaks_keeps_what_was_known_and_counts_why() {
     assert!(text.contains(last), "{text}");
 }
 
+/// A clock that stands.
+struct Standing(std::time::SystemTime);
+
+impl crate::clock::Clock for Standing {
+    fn now(&self) -> std::time::SystemTime {
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn the_lag_is_from_when_the_api_wrote_to_when_the_watch_told() {
+    let (cluster, registry) = (Cluster::new(), prometheus::Registry::new());
+    let now = std::time::UNIX_EPOCH + Duration::from_secs(1_767_225_607);
+    let metrics = WatchMetrics::new(&registry, Arc::new(Standing(now))).unwrap();
+    let at = |time: &'static str| {
+        move |pod: &mut serde_json::Value| {
+            pod["metadata"]["creationTimestamp"] = "2025-12-31T00:00:00Z".into();
+            pod["metadata"]["managedFields"] = serde_json::json!([
+                { "manager": "kubectl", "time": "2025-12-31T00:00:00Z" },
+                { "manager": "kubelet", "time": time },
+            ]);
+        }
+    };
+    let listed = |pod: &mut serde_json::Value| at("2026-01-01T00:00:00Z")(pod);
+    let events = vec![
+        Ok(Event::Init),
+        // Listed: nobody knows since when it could have been told.
+        Ok(Event::InitApply(sent("a", listed))),
+        Ok(Event::InitDone),
+        Ok(Event::Apply(sent("a", at("2026-01-01T00:00:00Z")))),
+        // From the future, and from nowhere.
+        Ok(Event::Apply(sent("a", at("2027-01-01T00:00:00Z")))),
+        Ok(Event::Apply(sent("b", |_| {}))),
+    ];
+    let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
+    follow(&cluster, &metrics, Kind::Pod, stream::iter(events), trim).await;
+    let text = prometheus::TextEncoder::new();
+    let text = text.encode_to_string(&registry.gather()).unwrap();
+    for line in [
+        "kiam_k8s_watch_lag_seconds_count{kind=\"Pod\"} 2\n",
+        "kiam_k8s_watch_lag_seconds_sum{kind=\"Pod\"} 7\n",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
 #[tokio::test]
 async fn a_watch_that_begins_again_forgets_what_is_gone_and_skips_what_is_malformed() {
     let cluster = Cluster::new();
