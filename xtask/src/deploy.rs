@@ -1,6 +1,7 @@
 //! What is deployed: the chart and what is made from it, checked with the real tools.
 
 mod alerts;
+pub(crate) mod book;
 mod chart;
 pub(crate) mod helm;
 mod manifests;
@@ -55,6 +56,22 @@ pub fn docs(args: &DocsArgs) -> Result<()> {
 pub struct AlertsArgs {
     #[command(flatten)]
     consent: Consent,
+}
+
+/// Flags of `cargo xtask book`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BookArgs {
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Makes a book of the pages in `docs`.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn book(args: &BookArgs) -> Result<()> {
+    setup::prepare(&[Need::Book], args.consent)?;
+    book::make()
 }
 
 /// Flags of `cargo xtask workflows`.

@@ -38,6 +38,8 @@ enum Command {
     Image(image::Args),
     /// Check format, clippy, documentation and dependencies
     Lint(lint::Args),
+    /// Make a book of the pages in docs
+    Book(deploy::BookArgs),
     /// Check the workflows of .github
     Workflows(deploy::WorkflowsArgs),
     /// Make nodes and pods to try something in by hand
@@ -86,6 +88,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Docs(args) => deploy::docs(&args),
         Command::Image(args) => image::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Book(args) => deploy::book(&args),
         Command::Workflows(args) => deploy::workflows(&args),
         Command::Sandbox(args) => room::run(&args),
         Command::Conformance(args) => conformance::run(&args),

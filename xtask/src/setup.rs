@@ -7,6 +7,7 @@
 
 mod apt;
 mod cache;
+mod cargo_tool;
 mod kernel;
 mod plan;
 mod python;
@@ -18,6 +19,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 pub use cache::{Cache, fingerprint};
+pub(crate) use cargo_tool::CargoTool;
 pub use plan::{Package, Plan, Step};
 pub use python::{AWS, MOTO, Python, ZIZMOR};
 
@@ -52,6 +54,8 @@ pub enum Need {
     Kubectl,
     /// promtool.
     Promtool,
+    /// mdbook.
+    Book,
     /// actionlint and zizmor.
     Workflows,
     /// What an image's root file system is made from.
@@ -88,6 +92,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Kubectl => crate::cluster::kubectl::plan(&mut plan),
             Need::Helm => crate::deploy::helm::plan(&mut plan),
             Need::Promtool => promtool(&mut plan),
+            Need::Book => crate::deploy::book::plan(&mut plan),
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
             Need::ImageRoot => image_root(&mut plan),
             Need::Image => image(&mut plan),

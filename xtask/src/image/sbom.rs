@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -11,40 +10,22 @@ use serde_json::{Value, json};
 use super::root::Root;
 use crate::build_ebpf::workspace;
 use crate::sandbox::exec;
-use crate::setup::{Cache, Plan, Step, cargo};
+use crate::setup::{CargoTool, Plan, cargo};
 
-const VERSION: &str = "0.5.7";
+const CYCLONEDX: CargoTool = CargoTool {
+    name: "cargo-cyclonedx",
+    version: "0.5.7",
+    why: "lists the crates that an image is made of",
+    seconds: 90,
+    flags: &[],
+};
 const PROGRAMS: [&str; 2] = ["kiam-agent", "kiam-server"];
 /// As cargo-cyclonedx names what it writes beside a crate's `Cargo.toml`.
 const WRITTEN: &str = "kiam-image-sbom";
 
 /// Adds what is missing.
 pub(crate) fn plan(plan: &mut Plan) {
-    let cache = cache();
-    if cache.is_complete() {
-        return;
-    }
-    plan.step(Step {
-        what: format!("cargo-cyclonedx {VERSION}, built by cargo"),
-        why: "lists the crates that an image is made of",
-        about: Some(Duration::from_secs(90)),
-        run: Box::new(move || {
-            cache.fill(|folder, log| {
-                let mut install = cargo();
-                install
-                    .args(["install", "cargo-cyclonedx", "--locked", "--version"])
-                    .args([VERSION, "--root"])
-                    .arg(folder)
-                    .env_remove("CARGO_TARGET_DIR")
-                    .current_dir("/");
-                log.exec(&mut install)
-            })
-        }),
-    });
-}
-
-fn cache() -> Cache {
-    Cache::new(&format!("cargo-cyclonedx-{VERSION}"))
+    CYCLONEDX.plan(plan);
 }
 
 /// Makes the document.
@@ -91,7 +72,7 @@ fn text(value: &Value, name: &str) -> String {
 /// The crates of one program, without those that only tests and builds need.
 fn crates(program: &str) -> Result<Value> {
     let mut command = cargo();
-    let tool = cache().path().join("bin/cargo-cyclonedx");
+    let tool = CYCLONEDX.path()?;
     let mut path = vec![tool.parent().map(Path::to_owned).unwrap_or_default()];
     path.extend(std::env::split_paths(
         &std::env::var_os("PATH").unwrap_or_default(),
