@@ -5,7 +5,10 @@
 //! plays controllers, scheduler and kubelets.
 
 mod checks;
+mod dashboard;
 mod docs;
+mod picture;
+mod prometheus;
 mod report;
 mod world;
 
@@ -81,6 +84,7 @@ fn set_up(args: &Args) -> Result<()> {
         Need::Sdks,
         Need::Moto,
         Need::Cluster,
+        Need::Promtool,
     ];
     if args.image || args.docs {
         needs.push(Need::Containers);

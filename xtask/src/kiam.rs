@@ -20,8 +20,8 @@ use crate::setup::cargo;
 pub const SERVER_PORT: u16 = 9610;
 /// Where the agent listens for pods.
 pub const METADATA_PORT: u16 = 8181;
-/// Where the programs tell how they are.
-const SERVER_ADMIN_PORT: u16 = 9611;
+/// Where the server tells how it is, in the control namespace.
+pub const SERVER_ADMIN_PORT: u16 = 9611;
 /// Where the agent tells how it is, in its node.
 pub const AGENT_ADMIN_PORT: u16 = 9612;
 

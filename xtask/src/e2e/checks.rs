@@ -1,6 +1,7 @@
 //! What must be so. Each check makes its own pods, so that it can also run alone.
 
 mod changes;
+mod dashboards;
 mod metrics;
 mod outages;
 mod proof;
@@ -77,6 +78,9 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     }),
     ("an agent with another token gets nothing", |w| {
         proof::other_tokens(w).boxed_local()
+    }),
+    ("dashboards show this run", |w| {
+        dashboards::drawn(w).boxed_local()
     }),
     ("nothing reached the nodes' own metadata services", |w| {
         no_leak(w).boxed_local()

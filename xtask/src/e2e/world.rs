@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tokio::time::Instant;
 
+use super::prometheus::Prometheus;
 use super::report::Facts;
 use crate::cluster::{ControlPlane, Kubelet, Objects, PodTemplate, Running};
 use crate::doubles::imds::Imds;
@@ -56,6 +57,7 @@ pub struct World {
     pub(super) tls: PemFiles,
     pub(super) programs: Programs,
     moto: Program,
+    pub(super) prometheus: Prometheus,
     pub(super) plane: ControlPlane,
     pub(super) sandbox: Sandbox,
 }
@@ -97,6 +99,7 @@ impl World {
         };
         let tls = authority.write(&sandbox.folder("agent")?, &leaf)?;
 
+        let prometheus = Prometheus::start(sandbox, kubelets[0].node())?;
         moto_ready(&moto).await?;
         let kubeconfig = write_kubeconfig(sandbox, &plane, &objects).await?;
         let agent_pod = run_agent_pod(&kubelets[0]).await?;
@@ -115,6 +118,7 @@ impl World {
             tls,
             programs: programs.clone(),
             moto,
+            prometheus,
             plane,
             sandbox: sandbox.clone(),
         };
