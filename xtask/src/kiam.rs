@@ -228,6 +228,24 @@ impl Rights<'_> {
     }
 }
 
+/// Builds this program, optimised. Where it is then.
+///
+/// # Errors
+/// When something does not compile.
+pub fn xtask_release() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args([
+        "build",
+        "--quiet",
+        "--locked",
+        MESSAGES,
+        "-p",
+        "xtask",
+        "--release",
+    ]);
+    executable("xtask", &exec(&mut command)?)
+}
+
 /// Where the server gets the cluster's objects.
 #[derive(Debug, Clone)]
 pub enum Source {

@@ -24,6 +24,7 @@
 //! ```
 
 pub mod attack;
+pub mod bench;
 pub mod bench_ebpf;
 pub mod build_ebpf;
 pub mod cluster;

@@ -86,6 +86,24 @@ pub struct Args {
     pub check: bool,
 }
 
+impl Args {
+    /// A cluster of that size, for a few seconds.
+    #[must_use]
+    pub const fn of(pods: u64, nodes: u64, roles: u64) -> Self {
+        Self {
+            pods,
+            nodes,
+            namespaces: 2_000,
+            roles,
+            rate: 100,
+            seconds: 10,
+            quiet: 5,
+            json: false,
+            check: false,
+        }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    attack, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, image, lint, load, probe,
-    restarts, room, steady, test,
+    attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, image, lint, load,
+    probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -48,6 +48,14 @@ enum Command {
     Attack(attack::Args),
     /// Compare a metadata service, this agent's or any other, with what is known of the real one
     Conformance(conformance::Args),
+    /// Measure what kiam costs, in one report
+    Bench(bench::Args),
+    /// Ask as fast as possible; run by bench in pods
+    #[command(hide = true)]
+    BenchClient(bench::ClientArgs),
+    /// Serve as fast as hyper can; run by bench on nodes
+    #[command(hide = true)]
+    BenchLimit(bench::LimitArgs),
     /// Measure what the kernel programs cost traffic that is none of their business
     BenchEbpf(bench_ebpf::Args),
     /// Work as a pod does; run by bench-ebpf in pods
@@ -93,6 +101,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Sandbox(args) => room::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Attack(args) => attack::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchClient(args) => bench::client(&args),
+        Command::BenchLimit(args) => bench::limit(&args),
         Command::BenchEbpf(args) => bench_ebpf::run(&args),
         Command::PodWork(args) => bench_ebpf::work(&args),
         Command::Load(args) => load::run(&args),
