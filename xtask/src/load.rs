@@ -77,6 +77,10 @@ pub struct Args {
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     pub quiet: u64,
 
+    /// Run the server under a profiler, `perf record -g -o FILE` say: memory and CPU are the profiler's then
+    #[arg(long, value_name = "COMMAND")]
+    pub under: Option<String>,
+
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -98,6 +102,7 @@ impl Args {
             rate: 100,
             seconds: 10,
             quiet: 5,
+            under: None,
             json: false,
             check: false,
         }
@@ -154,13 +159,20 @@ async fn load(args: &Args, programs: &Programs, scratch: &Path) -> Result<Report
         namespaces: 0,
         ..fleet
     };
-    let idle = Stand::begin(empty, programs, &authority, &scratch.join("empty")).await?;
+    let idle = Stand::begin(empty, programs, None, &authority, &scratch.join("empty")).await?;
     sleep(quiet).await;
     let empty_rss_bytes = idle.server.memory()?;
     drop(idle);
 
     let started = Instant::now();
-    let stand = Stand::begin(fleet, programs, &authority, &scratch.join("full")).await?;
+    let stand = Stand::begin(
+        fleet,
+        programs,
+        args.under.as_deref(),
+        &authority,
+        &scratch.join("full"),
+    )
+    .await?;
     let startup = started.elapsed();
     sleep(quiet).await;
     let pods_rss_bytes = stand.server.memory()?;
@@ -187,6 +199,8 @@ async fn load(args: &Args, programs: &Programs, scratch: &Path) -> Result<Report
     );
     let lists = stand.api.lists_of_pods();
     ensure!(lists == 1, "the server listed the pods {lists} times");
+    // In order: a profiler writes what it has seen at the end.
+    stand.server.stop()?;
     Ok(Report::new(&report::Figures {
         args,
         identities,
@@ -252,6 +266,7 @@ impl Stand {
     async fn begin(
         fleet: Fleet,
         programs: &Programs,
+        under: Option<&str>,
         authority: &Authority,
         folder: &Path,
     ) -> Result<Self> {
@@ -259,7 +274,7 @@ impl Stand {
         let api = Api::start(fleet).await?;
         let kubeconfig: PathBuf = api.kubeconfig(folder)?;
         let sts = Sts::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)?;
-        let server = Server::start(programs, &tls, &kubeconfig, &sts)?;
+        let server = Server::start(programs, under, &tls, &kubeconfig, &sts)?;
         let bind = server.ready(SETTLE_LIMIT).await?;
         Ok(Self {
             server,

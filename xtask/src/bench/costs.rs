@@ -39,6 +39,7 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<Section> {
     crowd(stage, &node, MANY)?;
     let agent = stage.start_agent(&node, &[])?;
     let some = resident(&agent)?;
+    let anonymous = memory(agent.program().pid(), "RssAnon:")?;
     let (before, begun) = (cpu(agent.program().pid())?, Instant::now());
     std::thread::sleep(IDLE);
     let idle = (cpu(agent.program().pid())? - before) / begun.elapsed().as_secs_f64();
@@ -64,13 +65,14 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<Section> {
             (line == "holding").then_some(())
         })?;
     }
-    let held = rss(agent.program().pid())?;
+    let held = memory(agent.program().pid(), "VmRSS:")?;
     Ok(Section {
         title: "An agent's memory and CPU",
         path: "`VmRSS` and CPU time of a `kiam-agent` (release) in the sandbox, with a real stream of `kiam-server`; five pods share a role. The connections are of 16 pods, through the kernel's rewriting, and each has had an answer.".into(),
         figures: vec![
             Figure::one("agent_rss_mib_0", "no pods", "MiB", nothing / MIB).aiming(Aim::AtMost(12.0)),
             Figure::one("agent_rss_mib_110", "110 pods", "MiB", some / MIB).aiming(Aim::AtMost(12.0)),
+            Figure::one("agent_anonymous_mib_110", "110 pods, without what is of the executable's file", "MiB", anonymous / MIB),
             Figure::one("agent_rss_mib_500", "500 pods", "MiB", many / MIB).aiming(Aim::AtMost(16.0)),
             Figure::one("agent_rss_mib_500_1000", "500 pods and 1,008 open connections", "MiB", held / MIB).aiming(Aim::AtMost(16.0)),
             Figure::one("agent_idle_cpu_percent", "CPU with 110 pods that ask nothing", "% of a core", idle * 100.0).aiming(Aim::AtMost(0.1)),
@@ -201,15 +203,16 @@ pub(super) fn programs(programs: &Programs) -> Result<Section> {
 /// Resident memory once nothing moves any more, in bytes.
 fn resident(agent: &Agent) -> Result<f64> {
     std::thread::sleep(SETTLE);
-    rss(agent.program().pid())
+    memory(agent.program().pid(), "VmRSS:")
 }
 
-/// `VmRSS` in proc_pid_status(5), in bytes.
-fn rss(pid: u32) -> Result<f64> {
+/// Of proc_pid_status(5), in bytes.
+fn memory(pid: u32, field: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(kib.context("no VmRSS")?.trim().parse::<f64>()? * 1024.0)
+    let kib = kib.with_context(|| format!("no {field}"))?;
+    Ok(kib.trim().parse::<f64>()? * 1024.0)
 }
 
 /// CPU time of all threads, in seconds, to the nanosecond (the first field of `schedstat`).

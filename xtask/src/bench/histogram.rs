@@ -50,15 +50,12 @@ impl Histogram {
 
 /// The begin of a bucket.
 const fn floor(nanos: u64) -> u64 {
-    let step = match nanos.checked_ilog2() {
-        Some(log) => (1 << log) / PARTS,
-        None => 0,
+    let log = match nanos.checked_ilog2() {
+        Some(log) if 1 << log >= PARTS => log,
+        _ => return nanos,
     };
-    if step == 0 {
-        nanos
-    } else {
-        nanos / step * step
-    }
+    let step = (1 << log) / PARTS;
+    nanos / step * step
 }
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ async fn serve(args: &Args, body: Bytes) -> Result<()> {
     println!("listening");
     loop {
         let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
+        // Fails for one that is reset already.
+        drop(stream.set_nodelay(true));
         let body = body.clone();
         if args.bare {
             tokio::spawn(parrot(stream, body));

@@ -17,6 +17,7 @@ use crate::probe::fetch;
 use crate::sandbox::Program;
 use crate::stage::BASE_ARN;
 
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 const READY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The server's process. It is killed when this is dropped.
@@ -29,15 +30,27 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn start(
         programs: &Programs,
+        under: Option<&str>,
         tls: &PemFiles,
         kubeconfig: &Path,
         sts: &Sts,
     ) -> Result<Self> {
         let (bind, admin) = (free()?, free()?);
         let keys = sts.server_keys();
-        let mut command = Command::new(programs.server());
+        let mut words = under.unwrap_or_default().split_whitespace();
+        let mut command = match words.next() {
+            Some(profiler) => {
+                let mut command = Command::new(profiler);
+                command.args(words).arg(programs.server());
+                command
+            }
+            None => {
+                let mut command = Command::new(programs.server());
+                command.env_clear();
+                command
+            }
+        };
         command
-            .env_clear()
             .env("AWS_ENDPOINT_URL_STS", sts.url())
             .env("AWS_REGION", "eu-west-1")
             .env("AWS_ACCESS_KEY_ID", &keys.access_key)
@@ -79,6 +92,17 @@ impl Server {
             );
             sleep(READY_PAUSE).await;
         }
+    }
+
+    /// Tells it to end, and waits for that.
+    pub(super) fn stop(self) -> Result<()> {
+        let ended = tokio::task::block_in_place(|| self.program.terminate(STOP_LIMIT))?;
+        ensure!(
+            ended.status.success(),
+            "the server failed: {}",
+            ended.stderr
+        );
+        Ok(())
     }
 
     /// Its resident memory, in bytes (`VmRSS` in proc_pid_status(5)).
