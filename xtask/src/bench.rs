@@ -10,15 +10,19 @@
 //! requests   requests of pods, by turns
 //! lives      an agent's start, and a pod's
 //! costs      memory, CPU, sizes
+//! growth     a server as its cluster grows
 //! histogram  how long things took
 //! report     tables and JSON
+//! plot       curves
 //! ```
 
 mod client;
 mod costs;
+mod growth;
 mod histogram;
 mod limit;
 mod lives;
+mod plot;
 mod report;
 mod requests;
 
@@ -63,11 +67,15 @@ pub struct Args {
     #[arg(long)]
     pub full: bool,
 
+    /// Load servers with clusters of eight sizes too, up to 150,000 pods: ten minutes more
+    #[arg(long)]
+    pub growth: bool,
+
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 
-    /// Put the tables into this page, between its marks
+    /// Put the tables into this page, between its marks, and plots into the folder of its name
     #[arg(long, value_name = "PAGE")]
     pub write: Option<PathBuf>,
 }
@@ -139,7 +147,17 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     sections.push(costs::server(args, programs)?);
     sections.push(connects(args, programs, &xtask)?);
     sections.push(costs::programs(programs)?);
-    Ok(Report { machine, sections })
+    let mut plots = requests::plots(&sections);
+    if args.growth {
+        let (section, curves) = growth::measure(programs)?;
+        sections.push(section);
+        plots.extend(curves);
+    }
+    Ok(Report {
+        machine,
+        sections,
+        plots,
+    })
 }
 
 /// What the kernel programs cost other traffic: the figures of `bench-ebpf`.

@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
+use super::plot::Plot;
+
 /// Begin and end of what `--write` replaces in a page.
 const BEGIN: &str = "<!-- made by cargo xtask bench --write -->";
 const END: &str = "<!-- end of what cargo xtask bench --write makes -->";
@@ -122,6 +124,8 @@ pub struct Report {
     pub machine: Machine,
     /// What was measured.
     pub sections: Vec<Section>,
+    /// Some of it as curves.
+    pub plots: Vec<Plot>,
 }
 
 /// The machine, and what else it did.
@@ -223,7 +227,7 @@ impl Report {
         text
     }
 
-    /// Puts the tables into a page, between its marks.
+    /// Puts the tables into a page, between its marks, and the plots into a folder beside it.
     ///
     /// # Errors
     /// When the page has no marks, or cannot be written.
@@ -233,7 +237,20 @@ impl Report {
         let missing = || format!("{name} has not both of {BEGIN} and {END}");
         let (before, rest) = text.split_once(BEGIN).with_context(missing)?;
         let (_, after) = rest.split_once(END).with_context(missing)?;
-        let text = format!("{before}{BEGIN}\n\n{}\n{END}{after}", self.text());
+        let mut tables = self.text();
+        let folder = page.with_extension("");
+        std::fs::create_dir_all(&folder)?;
+        for plot in &self.plots {
+            let file = format!("{}.svg", plot.name);
+            std::fs::write(folder.join(&file), plot.svg())?;
+            let folder = folder.file_name().unwrap_or_default().display();
+            let _ = write!(
+                tables,
+                "\n![{}, by {}]({folder}/{file})\n",
+                plot.title, plot.x
+            );
+        }
+        let text = format!("{before}{BEGIN}\n\n{tables}\n{END}{after}");
         std::fs::write(page, text).with_context(|| format!("cannot write {name}"))
     }
 }
@@ -272,7 +289,14 @@ mod tests {
             sections: vec![Section {
                 title: "It",
                 path: "Through a pod.".into(),
-                figures: vec![figure.clone().aiming(Aim::AtLeast(2.5))],
+                figures: vec![figure.aiming(Aim::AtLeast(2.5))],
+            }],
+            plots: vec![Plot {
+                name: "curve",
+                title: "A curve",
+                x: "pods",
+                y: "MiB",
+                curves: Vec::new(),
             }],
         };
         let json = report.json();
@@ -291,6 +315,7 @@ mod tests {
         let text = std::fs::read_to_string(&page).unwrap();
         assert!(text.starts_with("a\n<!--") && text.ends_with("-->\nz\n"));
         assert!(text.contains("| How fast | 2.00 (2.00–3.00) a second | ≥ 2.50: **missed** |"));
-        assert!(!text.contains("old"));
+        assert!(!text.contains("old") && text.contains("![A curve, by pods](page/curve.svg)"));
+        assert!(folder.path().join("page/curve.svg").is_file());
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::client::{How, Outcome};
+use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
 use super::{Against, Args, METADATA, client_command};
 use crate::kiam::METADATA_PORT;
@@ -185,6 +186,60 @@ impl Bench<'_> {
         }
         Ok(all)
     }
+}
+
+/// The agent and the limit by connections.
+pub(super) fn plots(sections: &[Section]) -> Vec<Plot> {
+    let find = |key: &str| {
+        let mut figures = sections.iter().flat_map(|section| &section.figures);
+        figures
+            .find(|figure| figure.key() == key)
+            .map(Figure::median)
+    };
+    let curve = |name: &str, what: &str, side: &str| {
+        let points = CONNECTIONS.iter().filter_map(|connections| {
+            let value = find(&format!("{name}_{side}_{what}_{connections}"))?;
+            Some((*connections as f64, value))
+        });
+        (side.to_owned(), points.collect())
+    };
+    let plot = |name, of: &str, what: &str, title, y| Plot {
+        name,
+        title,
+        x: "connections",
+        y,
+        curves: vec![curve(of, what, "agent"), curve(of, what, "limit")],
+    };
+    vec![
+        plot(
+            "keepalive-rate",
+            "keepalive",
+            "rate",
+            "Requests on connections that are kept",
+            "a second",
+        ),
+        plot(
+            "keepalive-p99",
+            "keepalive",
+            "p99",
+            "Requests on connections that are kept: p99",
+            "µs",
+        ),
+        plot(
+            "connect-rate",
+            "connect",
+            "rate",
+            "Requests on connections of their own",
+            "a second",
+        ),
+        plot(
+            "connect-p99",
+            "connect",
+            "p99",
+            "Requests on connections of their own: p99",
+            "µs",
+        ),
+    ]
 }
 
 fn sections(args: &Args, outcomes: &Outcomes) -> Vec<Section> {
