@@ -77,6 +77,10 @@ pub struct Args {
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     pub quiet: u64,
 
+    /// Take the server from this folder, and build none: to compare with an earlier one
+    #[arg(long, value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
+
     /// Run the server under a profiler, `perf record -g -o FILE` say: memory and CPU are the profiler's then
     #[arg(long, value_name = "COMMAND")]
     pub under: Option<String>,
@@ -102,6 +106,7 @@ impl Args {
             rate: 100,
             seconds: 10,
             quiet: 5,
+            programs: None,
             under: None,
             json: false,
             check: false,
@@ -115,7 +120,10 @@ impl Args {
 /// When something is wrong, or with `--check` a target is missed.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
-    let programs = Programs::build_release()?;
+    let programs = match &args.programs {
+        Some(folder) => Programs::in_folder(folder)?,
+        None => Programs::build_release()?,
+    };
     let report = measure(args, &programs)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -22,6 +22,7 @@ fn small_cluster() -> Result<()> {
         rate: 50,
         seconds: 2,
         quiet: 1,
+        programs: None,
         under: None,
         json: false,
         check: false,
