@@ -1,6 +1,7 @@
 //! What kiam's agent and server agree on.
 //!
 //! - [`api`]: the generated gRPC API: the node stream, and kiam v4's service
+//! - [`codec`]: how its messages are put on a stream
 //! - [`role`]: IAM role names and ARNs, as annotations spell them
 //! - [`credentials`]: session credentials, which never print or outlive their use
 //! - [`tls`]: mutual TLS whose certificates are replaced while it runs
@@ -17,6 +18,7 @@ pub mod admin;
 pub mod api;
 pub mod backoff;
 pub mod cli;
+pub mod codec;
 pub mod credentials;
 pub mod duration;
 pub mod flags;
