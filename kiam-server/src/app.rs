@@ -189,8 +189,8 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     let mut tasks = Tasks::new();
 
     let contract = ExpiryContract::new(roles.session_duration, roles.session_refresh)?;
-    let anchoring = roles.anchoring();
     let base = roles.base_arn().await?;
+    let reading = roles.reading(base.as_ref());
     let sts = roles.sts(base.as_ref())?;
     let settings = Arc::new(roles.settings(base));
     let tls = ServerTls::server(tls, TlsMetrics::new(TlsSide::Server, &registry)?)?;
@@ -205,14 +205,14 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             let watches = Watches::new(
                 client.clone(),
                 Arc::clone(&cluster),
-                anchoring,
+                reading,
                 WatchMetrics::new(&registry, Arc::new(SystemClock))?,
             );
             tasks.spawn("watches", watches.run(tasks.stop()));
             Some(client)
         }
         SourceFlag::Files(path) => {
-            let files = Files::new(path.clone(), Arc::clone(&cluster), anchoring)?;
+            let files = Files::new(path.clone(), Arc::clone(&cluster), reading)?;
             tasks.spawn("files", files.run(tasks.stop()));
             None
         }

@@ -172,6 +172,12 @@ pub struct RoleFlags {
     #[arg(long)]
     pub disable_strict_namespace_regexp: bool,
 
+    /// Read kube2iam's annotation iam.amazonaws.com/allowed-roles of namespaces, too: a JSON list of
+    /// names, paths or ARNs, in which a * stands for anything. What either annotation permits is
+    /// permitted
+    #[arg(long)]
+    pub kube2iam_allowed_roles: bool,
+
     /// Tag sessions with these, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TAGS")]
     pub session_tags: Vec<SessionTag>,

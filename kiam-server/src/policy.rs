@@ -6,6 +6,7 @@
 //! Every refusal is one line for the pod's owner: what refused, and which annotation to change.
 //! The module knows neither kube nor tonic nor AWS.
 
+mod allowed;
 mod permitted;
 mod session;
 mod session_name;
@@ -18,7 +19,8 @@ use kiam_common::role::{BaseArn, resolve};
 
 use crate::cluster::Member;
 use crate::identity::Identity;
-pub use permitted::{Anchoring, MAX_EXPRESSION_BYTES, Permitted, Verdict};
+pub use allowed::AllowedRoles;
+pub use permitted::{Anchoring, MAX_EXPRESSION_BYTES, Permitted, Reading, Verdict};
 pub use session::{SessionSettings, SessionTag};
 pub use session_name::session_name;
 
@@ -26,6 +28,8 @@ pub use session_name::session_name;
 pub const ROLE: &str = "iam.amazonaws.com/role";
 /// The annotation of a namespace that permits roles.
 pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
+/// kube2iam's annotation of a namespace that allows roles.
+pub const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
 /// The annotation of a pod that names its session.
 pub const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
 /// The annotation of a pod with the external id that its role's trust policy asks for.
@@ -138,13 +142,14 @@ pub fn decide(member: &Member, settings: &Settings) -> Outcome {
              regular expression that matches {role}"
         )),
         Verdict::Other(expression) => forbidden(format!(
-            "namespace {name} does not permit {role}: its annotation {PERMITTED}, {}, does not \
+            "namespace {name} does not permit {role}: its {}, {}, does not \
              match it from end to end; change the expression, or the pod's role",
+            namespace.permitted.annotations(),
             quoted(expression)
         )),
         Verdict::Invalid(problem) => forbidden(format!(
-            "namespace {name} permits no roles: its annotation {PERMITTED} is no regular \
-             expression: {problem}"
+            "namespace {name} permits no roles: its {} is no regular expression: {problem}",
+            namespace.permitted.annotations()
         )),
     }
 }

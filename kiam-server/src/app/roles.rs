@@ -6,19 +6,24 @@ use kiam_common::role::{BaseArn, RoleArn, resolve};
 
 use super::StartError;
 use crate::args::RoleFlags;
-use crate::policy::{Anchoring, SessionSettings, Settings};
+use crate::policy::{AllowedRoles, Anchoring, Reading, SessionSettings, Settings};
 use crate::sts::StsSettings;
 
 /// What AWS allows to sessions that are made from a session.
 const LONGEST_CHAINED: Duration = Duration::from_secs(60 * 60);
 
 impl RoleFlags {
-    pub(super) const fn anchoring(&self) -> Anchoring {
-        if self.disable_strict_namespace_regexp {
+    /// Which annotations of namespaces count; `base` completes kube2iam's short names.
+    pub(super) fn reading(&self, base: Option<&BaseArn>) -> Reading {
+        let anchoring = if self.disable_strict_namespace_regexp {
             Anchoring::Part
         } else {
             Anchoring::Whole
-        }
+        };
+        let allowed = self.kube2iam_allowed_roles.then(|| AllowedRoles {
+            base: base.cloned(),
+        });
+        Reading { anchoring, allowed }
     }
 
     /// What completes short names: given, or of this machine.

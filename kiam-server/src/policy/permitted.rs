@@ -2,11 +2,17 @@
 
 use regex::{Regex, RegexBuilder};
 
+use super::allowed::AllowedRoles;
+
 /// The longest expression that is compiled, in bytes.
 pub const MAX_EXPRESSION_BYTES: usize = 4096;
 /// The most memory that one compiled expression may take, in bytes. Whoever may annotate a
 /// namespace must not be able to fill the server's memory.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+
+const KIAM: &str = "annotation iam.amazonaws.com/permitted";
+const KUBE2IAM: &str = "annotation iam.amazonaws.com/allowed-roles";
+const BOTH: &str = "annotations iam.amazonaws.com/permitted and iam.amazonaws.com/allowed-roles";
 
 /// How much of a role's ARN an expression must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +22,24 @@ pub enum Anchoring {
     Whole,
     /// Any part: kiam's `--disable-strict-namespace-regexp`.
     Part,
+}
+
+/// Which annotations of namespaces count, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// How much of an ARN `iam.amazonaws.com/permitted` must match.
+    pub anchoring: Anchoring,
+    /// How kube2iam's `iam.amazonaws.com/allowed-roles` is read; not at all if not given.
+    pub allowed: Option<AllowedRoles>,
+}
+
+impl From<Anchoring> for Reading {
+    fn from(anchoring: Anchoring) -> Self {
+        Self {
+            anchoring,
+            allowed: None,
+        }
+    }
 }
 
 /// What a namespace permits, compiled once when its annotation changes.
@@ -29,6 +53,8 @@ pub enum Permitted {
         expression: Box<str>,
         /// Compiled and anchored.
         compiled: Regex,
+        /// Which annotations, in words.
+        annotations: &'static str,
     },
     /// The annotation is no expression, so nothing is permitted.
     Invalid {
@@ -36,6 +62,8 @@ pub enum Permitted {
         expression: Box<str>,
         /// Why, on one line.
         problem: Box<str>,
+        /// Which annotation, in words.
+        annotations: &'static str,
     },
 }
 
@@ -63,6 +91,7 @@ impl Permitted {
         let invalid = |problem: String| Self::Invalid {
             expression: expression.into(),
             problem: problem.into_boxed_str(),
+            annotations: KIAM,
         };
         if expression.len() > MAX_EXPRESSION_BYTES {
             let bytes = expression.len();
@@ -79,8 +108,59 @@ impl Permitted {
             Ok(compiled) => Self::Matching {
                 expression: expression.into(),
                 compiled,
+                annotations: KIAM,
             },
             Err(error) => invalid(one_line(&error)),
+        }
+    }
+
+    /// Compiles what both annotations permit; one that cannot be read permits nothing, whatever the
+    /// other says.
+    #[must_use]
+    pub fn read(permitted: Option<&str>, allowed: Option<&str>, reading: &Reading) -> Self {
+        let of_kiam = Self::compile(permitted, reading.anchoring);
+        let allowed = allowed.filter(|text| !text.is_empty());
+        let (Some(how), Some(annotation)) = (&reading.allowed, allowed) else {
+            return of_kiam;
+        };
+        let invalid = |problem: String| Self::Invalid {
+            expression: annotation.into(),
+            problem: problem.into_boxed_str(),
+            annotations: KUBE2IAM,
+        };
+        let globs = match how.expression(annotation) {
+            Ok(globs) => format!("^(?:{globs})$"),
+            Err(problem) => return invalid(problem),
+        };
+        let (pattern, expression, annotations) = match of_kiam {
+            Self::Nothing => (globs, annotation.to_owned(), KUBE2IAM),
+            Self::Invalid { .. } => return of_kiam,
+            Self::Matching {
+                expression,
+                compiled,
+                ..
+            } => (
+                format!("(?:{})|{globs}", compiled.as_str()),
+                format!("{expression} and {annotation}"),
+                BOTH,
+            ),
+        };
+        match build(&pattern) {
+            Ok(compiled) => Self::Matching {
+                expression: expression.into(),
+                compiled,
+                annotations,
+            },
+            Err(error) => invalid(one_line(&error)),
+        }
+    }
+
+    /// The annotations that say so, in words.
+    #[must_use]
+    pub const fn annotations(&self) -> &'static str {
+        match self {
+            Self::Nothing => KIAM,
+            Self::Matching { annotations, .. } | Self::Invalid { annotations, .. } => annotations,
         }
     }
 
@@ -105,10 +185,10 @@ impl Permitted {
     }
 }
 
-/// Equal expressions compile to equal things.
+/// Equal expressions of the same annotations compile to equal things.
 impl PartialEq for Permitted {
     fn eq(&self, other: &Self) -> bool {
-        self.expression() == other.expression()
+        self.expression() == other.expression() && self.annotations() == other.annotations()
     }
 }
 

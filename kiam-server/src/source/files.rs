@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifest::{self, NamespaceManifest, ServiceAccountManifest};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
-use crate::policy::Anchoring;
+use crate::policy::Reading;
 
 /// An editor that writes in steps is given this long before the file is read.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -84,7 +84,7 @@ pub struct Files {
     /// What each file held when it could last be parsed.
     held: BTreeMap<PathBuf, Vec<Object>>,
     changes: Changes,
-    anchoring: Anchoring,
+    reading: Reading,
 }
 
 impl Files {
@@ -95,7 +95,7 @@ impl Files {
     pub fn new(
         path: PathBuf,
         cluster: Arc<Cluster>,
-        anchoring: Anchoring,
+        reading: impl Into<Reading>,
     ) -> Result<Self, FileError> {
         let folder = if path.is_dir() {
             path.clone()
@@ -113,7 +113,7 @@ impl Files {
             cluster,
             held: BTreeMap::new(),
             changes,
-            anchoring,
+            reading: reading.into(),
         };
         files.read()?;
         Ok(files)
@@ -137,7 +137,7 @@ impl Files {
         let paths = self.paths()?;
         self.held.retain(|path, _| paths.contains(path));
         for path in paths {
-            match parse(&path, self.anchoring) {
+            match parse(&path, &self.reading) {
                 Ok((objects, errors)) => {
                     for error in errors {
                         tracing::error!(%error, "the object counts as absent");
@@ -190,7 +190,7 @@ fn parent(file: &Path) -> PathBuf {
 /// The objects of a file, and what is wrong with those that cannot be used.
 pub(super) fn parse(
     path: &Path,
-    anchoring: Anchoring,
+    reading: &Reading,
 ) -> Result<(Vec<Object>, Vec<FileError>), FileError> {
     let read_error = |source| FileError::Read {
         path: path.to_owned(),
@@ -216,7 +216,7 @@ pub(super) fn parse(
     let (mut objects, mut errors) = (Vec::new(), Vec::new());
     for (at, document) in documents.into_iter().enumerate() {
         let name = name_of(&document);
-        match object(document, anchoring) {
+        match object(document, reading) {
             Ok(Some(object)) => objects.push(object),
             Ok(None) => {}
             Err(problem) => {
@@ -233,7 +233,7 @@ pub(super) fn parse(
     Ok((objects, errors))
 }
 
-fn object(document: Value, anchoring: Anchoring) -> Result<Option<Object>, String> {
+fn object(document: Value, reading: &Reading) -> Result<Option<Object>, String> {
     fn typed<T: for<'de> Deserialize<'de>>(document: Value) -> Result<T, String> {
         serde_json::from_value(document).map_err(|error| error.to_string())
     }
@@ -246,7 +246,7 @@ fn object(document: Value, anchoring: Anchoring) -> Result<Option<Object>, Strin
         }
         ("v1", "Namespace") => {
             let NamespaceManifest { metadata, .. } = typed(document)?;
-            manifest::namespace(&metadata, anchoring)
+            manifest::namespace(&metadata, reading)
                 .map(|namespace| Some(namespace.into()))
                 .map_err(unusable)
         }

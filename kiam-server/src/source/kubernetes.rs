@@ -20,7 +20,7 @@ use super::manifest::{
 use super::metrics::WatchMetrics;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
-use crate::policy::Anchoring;
+use crate::policy::Reading;
 
 /// Objects in one answer of a list.
 const PAGE_SIZE: u32 = 500;
@@ -29,7 +29,7 @@ const PAGE_SIZE: u32 = 500;
 pub struct Watches {
     client: Client,
     cluster: Arc<Cluster>,
-    anchoring: Anchoring,
+    reading: Reading,
     metrics: WatchMetrics,
 }
 
@@ -43,19 +43,18 @@ impl fmt::Debug for Watches {
 type Trimmed = Result<Result<Object, ObjectKey>, ManifestError>;
 
 impl Watches {
-    /// Watches through `client`, into `cluster`; namespaces' expressions must match as `anchoring`
-    /// says.
+    /// Watches through `client`, into `cluster`; namespaces' annotations count as `reading` says.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         client: Client,
         cluster: Arc<Cluster>,
-        anchoring: Anchoring,
+        reading: impl Into<Reading>,
         metrics: WatchMetrics,
     ) -> Self {
         Self {
             client,
             cluster,
-            anchoring,
+            reading: reading.into(),
             metrics,
         }
     }
@@ -66,7 +65,7 @@ impl Watches {
         let Self {
             client,
             cluster,
-            anchoring,
+            reading,
             metrics,
         } = self;
         let pods = Api::all_with(client.clone(), &manifest::pod_resource());
@@ -78,8 +77,8 @@ impl Watches {
             &metrics,
             Kind::Namespace,
             Api::all(client.clone()),
-            |NamespaceManifest { metadata, .. }| {
-                manifest::namespace(&metadata, anchoring).map(|n| Ok(n.into()))
+            move |NamespaceManifest { metadata, .. }| {
+                manifest::namespace(&metadata, &reading).map(|n| Ok(n.into()))
             },
         );
         let accounts = watch(

@@ -13,7 +13,7 @@ use kube::core::Object as Shaped;
 use serde::Deserialize;
 
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, Pod, ServiceAccount};
-use crate::policy::{self, Anchoring, Permitted};
+use crate::policy::{self, Permitted, Reading};
 
 /// A pod as the API sends it, of which only this much is parsed.
 pub type PodManifest = Shaped<PodSpec, PodStatus>;
@@ -129,13 +129,14 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
 
 pub(super) fn namespace(
     metadata: &ObjectMeta,
-    anchoring: Anchoring,
+    reading: &Reading,
 ) -> Result<Namespace, ManifestError> {
     Ok(Namespace {
         name: required(metadata.name.as_deref(), "metadata.name")?.into(),
-        permitted: Permitted::compile(
+        permitted: Permitted::read(
             annotation(metadata, policy::PERMITTED).as_deref(),
-            anchoring,
+            annotation(metadata, policy::ALLOWED).as_deref(),
+            reading,
         ),
     })
 }

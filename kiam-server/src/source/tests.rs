@@ -184,7 +184,7 @@ fn an_error_names_file_object_and_field() {
         ("just text".to_owned(), ["object 1", "x.yaml", "?"]),
     ] {
         std::fs::write(&file, &text).unwrap();
-        let error = match files::parse(&file, Anchoring::Whole) {
+        let error = match files::parse(&file, &Anchoring::Whole.into()) {
             Ok((_, errors)) => errors[0].to_string(),
             Err(error) => error.to_string(),
         };

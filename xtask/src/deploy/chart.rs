@@ -10,7 +10,10 @@ use crate::sandbox::Sandbox;
 
 /// Values that are refused, and what the refusal says to do.
 const REFUSED: &[(&str, &str)] = &[
-    ("agent.allowRouteRegexp=.*", "leave it out"),
+    (
+        "agent.containerCredentialsAddress=x",
+        "/agent/containerCredentialsAddress",
+    ),
     ("psp.create=true", "pod-security.kubernetes.io/enforce"),
     ("tls.mode=secret", "agent.tlsSecret and server.tlsSecret"),
     ("agent.tlsSecret=mine", "set tls.mode=secret"),

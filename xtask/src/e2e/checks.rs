@@ -3,6 +3,7 @@
 mod changes;
 mod dashboards;
 mod metrics;
+mod migration;
 mod outages;
 mod proof;
 mod rights;
@@ -78,6 +79,9 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     }),
     ("an agent with another token gets nothing", |w| {
         proof::other_tokens(w).boxed_local()
+    }),
+    ("a cluster moves over from kiam v4, node by node", |w| {
+        migration::node_by_node(w).boxed_local()
     }),
     ("dashboards show this run", |w| {
         dashboards::drawn(w).boxed_local()

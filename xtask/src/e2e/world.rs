@@ -189,6 +189,11 @@ impl World {
         self.server.insert(server).ready()
     }
 
+    /// Kills the server, which waits for nobody then.
+    pub(super) fn kill_server(&mut self) {
+        drop(self.server.take());
+    }
+
     /// Stops the server in order.
     pub(super) fn stop_server(&mut self) -> Result<()> {
         let server = self.server.take().context("the server was stopped")?;

@@ -120,6 +120,5 @@ type: {{ .type }}
 {{- if $component.tlsFiles }}{{ if or $component.tlsFiles.key $component.tlsFiles.cert $component.tlsFiles.ca }}{{ fail (printf "%s.tlsFiles: private keys do not belong into values; put the files into a Secret and set tls.mode=secret and %s.tlsSecret" $name $name) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- if and .Values.server.service.targetPort (ne (int .Values.server.service.targetPort) (int .Values.server.service.port)) }}{{ fail "server.service.targetPort differs from server.service.port: the Service is headless, and agents connect to the pods' own port; set port only" }}{{ end -}}
-{{- if and .Values.agent.allowRouteRegexp (ne .Values.agent.allowRouteRegexp "^$") }}{{ fail (printf "agent.allowRouteRegexp is %q: this agent passes nothing on to the node's metadata service; leave it out, and see docs/migrate.md for what pods get instead" .Values.agent.allowRouteRegexp) }}{{ end -}}
 {{- if and (eq .Values.tls.mode "secret") (or (not .Values.agent.tlsSecret) (not .Values.server.tlsSecret)) }}{{ fail "tls.mode=secret needs agent.tlsSecret and server.tlsSecret" }}{{ end -}}
 {{- end -}}

@@ -1,0 +1,141 @@
+//! kube2iam's annotation by which a namespace allows roles: a JSON list of names, paths or ARNs, in
+//! which a `*` stands for anything.
+
+use kiam_common::role::BaseArn;
+
+use super::permitted::MAX_EXPRESSION_BYTES;
+
+/// How kube2iam's annotation is read.
+#[derive(Debug, Clone, Default)]
+pub struct AllowedRoles {
+    /// Completes what is no ARN.
+    pub base: Option<BaseArn>,
+}
+
+impl AllowedRoles {
+    /// The annotation as a regular expression that matches whole ARNs; or why it is none.
+    pub(super) fn expression(&self, annotation: &str) -> Result<String, String> {
+        if annotation.len() > MAX_EXPRESSION_BYTES {
+            let bytes = annotation.len();
+            return Err(format!(
+                "it is {bytes} bytes long; {MAX_EXPRESSION_BYTES} are allowed"
+            ));
+        }
+        let roles: Vec<String> = serde_json::from_str(annotation)
+            .map_err(|error| format!("it is no JSON list of texts: {error}"))?;
+        let patterns: Result<Vec<_>, _> = roles.iter().map(|role| self.pattern(role)).collect();
+        Ok(match patterns?.as_slice() {
+            // What matches nothing.
+            [] => r"[^\s\S]".to_owned(),
+            patterns => patterns.join("|"),
+        })
+    }
+
+    fn pattern(&self, role: &str) -> Result<String, String> {
+        let whole = if role.starts_with("arn:") {
+            role.to_owned()
+        } else {
+            let base = self.base.as_ref().ok_or_else(|| {
+                format!("{role:?} is no ARN, and the server has no --role-base-arn to complete it")
+            })?;
+            format!("{}{}", base.as_str(), role.trim_start_matches('/'))
+        };
+        let parts: Vec<_> = whole.split('*').map(regex::escape).collect();
+        Ok(parts.join(".*"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Anchoring, Permitted, Reading, Verdict};
+    use super::*;
+
+    const BASE: &str = "arn:aws:iam::123456789012:role/";
+
+    fn reading() -> Reading {
+        Reading {
+            anchoring: Anchoring::Whole,
+            allowed: Some(AllowedRoles {
+                base: Some(BaseArn::parse(BASE).unwrap()),
+            }),
+        }
+    }
+
+    fn permits(permitted: Option<&str>, allowed: Option<&str>, role: &str) -> bool {
+        let role = format!("{BASE}{role}");
+        let read = Permitted::read(permitted, allowed, &reading());
+        read.verdict(&role) == Verdict::Permitted
+    }
+
+    #[test]
+    fn a_list_allows_names_paths_and_arns_with_stars() {
+        for (allowed, role, expected) in [
+            (r#"["reader"]"#, "reader", true),
+            (r#"["reader"]"#, "reader-2", false),
+            (r#"["reader"]"#, "path/reader", false),
+            (r#"["/path/reader"]"#, "path/reader", true),
+            (r#"["a", "b-*"]"#, "b-1", true),
+            (r#"["a", "b-*"]"#, "a-1", false),
+            (r#"["*-reader"]"#, "x/y-reader", true),
+            (r#"["*"]"#, "anything/at/all", true),
+            (r#"["arn:aws:iam::123456789012:role/a*"]"#, "abc", true),
+            (r#"["arn:aws:iam::999999999999:role/*"]"#, "abc", false),
+            // Nothing of a pattern but the star means anything.
+            (r#"["a.c"]"#, "abc", false),
+            (r#"["a|b"]"#, "b", false),
+            (r#"["(a"]"#, "(a", true),
+            ("[]", "a", false),
+        ] {
+            assert_eq!(
+                permits(None, Some(allowed), role),
+                expected,
+                "{allowed} {role}"
+            );
+        }
+    }
+
+    #[test]
+    fn both_annotations_permit_what_either_does() {
+        let both = |role| permits(Some(&format!("{BASE}kiam-.*")), Some(r#"["k2i-*"]"#), role);
+        assert!(both("kiam-x") && both("k2i-x"));
+        assert!(!both("other") && !both("x/k2i-x") && !both("x-kiam-x"));
+    }
+
+    #[test]
+    fn what_is_no_list_permits_nothing_and_says_why() {
+        let long = format!("[\"{}\"]", "x".repeat(MAX_EXPRESSION_BYTES));
+        for (allowed, part) in [
+            ("reader", "no JSON list"),
+            (r#"{"a": 1}"#, "no JSON list"),
+            ("[1]", "no JSON list"),
+            (&long, "bytes long"),
+        ] {
+            let read = Permitted::read(Some(".*"), Some(allowed), &reading());
+            match read.verdict(&format!("{BASE}reader")) {
+                Verdict::Invalid(problem) => assert!(problem.contains(part), "{problem}"),
+                other => panic!("{allowed}: {other:?}"),
+            }
+        }
+        let without = Reading {
+            allowed: Some(AllowedRoles::default()),
+            ..Reading::default()
+        };
+        let read = Permitted::read(None, Some(r#"["reader"]"#), &without);
+        let verdict = read.verdict("arn:aws:iam::1:role/reader");
+        assert!(
+            matches!(verdict, Verdict::Invalid(problem) if problem.contains("--role-base-arn"))
+        );
+    }
+
+    #[test]
+    fn it_is_not_read_unless_asked_for() {
+        let read = Permitted::read(None, Some(r#"["*"]"#), &Reading::default());
+        assert_eq!(read.verdict(&format!("{BASE}reader")), Verdict::Nothing);
+        assert_eq!(read.annotations(), "annotation iam.amazonaws.com/permitted");
+        let read = Permitted::read(None, Some(r#"["x"]"#), &reading());
+        assert_eq!(
+            read.annotations(),
+            "annotation iam.amazonaws.com/allowed-roles"
+        );
+    }
+}
