@@ -1,7 +1,7 @@
 //! kiam itself: its two programs, built and run as child processes in the sandbox.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::probe;
 use crate::sandbox::{CONTROL_IP, Finished, Netns, Node, Place, Program, exec};
 use crate::setup::cargo;
 
+/// The server's address for agents, in the sandbox.
+pub const SERVER_ADDRESS: &str = "10.0.0.1:9610";
 /// Where the server listens for agents.
 pub const SERVER_PORT: u16 = 9610;
 /// Where the agent listens for pods.
@@ -117,6 +119,22 @@ impl Programs {
         }
     }
 
+    /// As [`Self::build`], with an agent that has a defect: a feature of its package. It is built
+    /// into a folder of its own, so that it is never taken for the agent.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_planted(feature: &str) -> Result<Self> {
+        let sound = Self::build()?;
+        let mut command = cargo();
+        command
+            .args(["build", "--quiet", "--locked", MESSAGES])
+            .args(["-p", "kiam-agent", "--features", feature])
+            .args(["--target-dir", "target/planted"]);
+        let agent = executable("kiam-agent", &exec(&mut command)?)?;
+        Ok(Self { agent, ..sound })
+    }
+
     /// Programs that were built before, in one folder.
     ///
     /// # Errors
@@ -147,11 +165,28 @@ impl Programs {
     }
 
     /// A command that runs one of them in a place, as it is or in a container.
-    fn launch(&self, place: &Place, command: &Command, rights: Rights<'_>) -> Result<Command> {
+    fn launch(
+        &self,
+        place: &Place,
+        starter: &[String],
+        command: &Command,
+        rights: Rights<'_>,
+    ) -> Result<Command> {
         if let Some(containers) = &self.image {
+            ensure!(
+                starter.is_empty(),
+                "what is in an image is started by a container's runtime"
+            );
             return containers.command(place, &rights.spec(command)?);
         }
-        let mut placed = place.command(command.get_program());
+        let mut placed = match starter {
+            [] => place.command(command.get_program()),
+            [first, rest @ ..] => {
+                let mut placed = place.command(first);
+                placed.args(rest).arg(command.get_program());
+                placed
+            }
+        };
         placed.env_clear().args(command.get_args());
         let set = |(name, value): (_, Option<_>)| value.map(|value| (name, value));
         placed.envs(command.get_envs().filter_map(set));
@@ -270,12 +305,15 @@ pub struct ServerOptions<'a> {
     pub sts_keys: &'a Keys,
     /// More flags.
     pub flags: &'a [&'a str],
+    /// What starts it: a program and arguments that the server's own command is put behind.
+    pub starter: &'a [String],
 }
 
 /// A server that runs in the control namespace. It is killed when dropped.
 #[derive(Debug)]
 pub struct Server {
     program: Program,
+    admin_port: u16,
     // Its cgroup goes with the last of these.
     place: Place,
 }
@@ -316,6 +354,7 @@ impl Server {
             sts_url,
             sts_keys,
             flags,
+            starter,
         } = options;
         let mut command = Command::new(&programs.server);
         command
@@ -336,9 +375,10 @@ impl Server {
         let tls = tls.cert.parent();
         let (Source::Files(cluster) | Source::Kubernetes(cluster)) = source;
         let folders: Vec<_> = tls.into_iter().chain(cluster.parent()).collect();
-        let command = programs.launch(place, &command, Rights::Server(&folders))?;
+        let command = programs.launch(place, starter, &command, Rights::Server(&folders))?;
         Ok(Self {
             program: Program::start(name, command)?,
+            admin_port,
             place: place.clone(),
         })
     }
@@ -348,7 +388,7 @@ impl Server {
     /// # Errors
     /// When it does not in time, or ends.
     pub fn ready(&mut self) -> Result<()> {
-        ready(&mut self.program, self.place.netns(), SERVER_ADMIN_PORT)
+        ready(&mut self.program, self.place.netns(), self.admin_port)
     }
 
     /// Its process and what it logs.
@@ -362,7 +402,7 @@ impl Server {
     /// # Errors
     /// When there is no answer.
     pub fn operator(&self, path: &str) -> Result<probe::Answer> {
-        fetch(self.place.netns(), SERVER_ADMIN_PORT, path)
+        fetch(self.place.netns(), self.admin_port, path)
     }
 
     /// Waits for its end.
@@ -389,10 +429,12 @@ pub struct AgentOptions<'a> {
     pub tls: &'a PemFiles,
     /// Its token.
     pub token_file: Option<&'a Path>,
-    /// The server's host.
-    pub server: (IpAddr, u16),
+    /// The server: host and port.
+    pub server: &'a str,
     /// More flags.
     pub flags: &'a [&'a str],
+    /// What starts it: a program and arguments that the agent's own command is put behind.
+    pub starter: &'a [String],
 }
 
 /// An agent that runs on a node. It is killed when dropped.
@@ -417,8 +459,9 @@ impl Agent {
         let AgentOptions {
             tls,
             token_file,
-            server: (host, port),
+            server,
             flags,
+            starter,
         } = options;
         let mut command = Command::new(&programs.agent);
         command
@@ -431,10 +474,7 @@ impl Agent {
             .env("NODE_NAME", node.name())
             .env("HOST_IP", node.ip().to_string())
             .arg(format!("--port={METADATA_PORT}"))
-            .arg(format!(
-                "--server-address={}",
-                SocketAddr::new(*host, *port)
-            ))
+            .arg(format!("--server-address={server}"))
             .args(tls_flags(tls))
             .arg(format!(
                 "--pods-cgroup={}",
@@ -452,7 +492,7 @@ impl Agent {
             .into_iter()
             .filter_map(|file| file?.parent())
             .collect();
-        let command = programs.launch(place, &command, Rights::Agent(&folders))?;
+        let command = programs.launch(place, starter, &command, Rights::Agent(&folders))?;
         Ok(Self {
             program: Program::start(&format!("kiam-agent of {}", node.name()), command)?,
             place: place.clone(),

@@ -6,6 +6,7 @@
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
 //! conformance  a metadata service, line by line against the real one
+//! faults       what pods notice while one part after another breaks
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! image        the container image
 //! lint         format, clippy, documentation, dependencies
@@ -23,6 +24,7 @@
 //! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
 
+pub mod ask;
 pub mod attack;
 pub mod bench;
 pub mod bench_ebpf;
@@ -34,6 +36,7 @@ pub mod demo;
 pub mod deploy;
 pub mod doubles;
 pub mod e2e;
+pub mod faults;
 pub mod image;
 pub mod kiam;
 pub mod lint;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, image, lint, load,
-    probe, restarts, room, steady, test,
+    ask, attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, faults, image,
+    lint, load, probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -65,6 +65,11 @@ enum Command {
     Load(load::Args),
     /// Upgrade and kill an agent again and again while its pod asks all the time
     Restarts(restarts::Args),
+    /// Break one part after another of a small cluster while its pods ask all the time
+    Faults(faults::Args),
+    /// Ask for credentials as a pod does, again and again; run by faults in pods
+    #[command(hide = true)]
+    Ask(ask::Args),
     /// Send requests at a steady rate; run by the others in pods
     #[command(hide = true)]
     Steady(steady::Args),
@@ -108,6 +113,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::PodWork(args) => bench_ebpf::work(&args),
         Command::Load(args) => load::run(&args),
         Command::Restarts(args) => restarts::run(&args),
+        Command::Faults(args) => faults::run(&args),
+        Command::Ask(args) => ask::run(&args),
         Command::Steady(args) => steady::run(&args),
         Command::Probe(args) => probe::run(&args),
     }

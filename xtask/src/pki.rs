@@ -9,10 +9,16 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
-use crate::sandbox::CONTROL_IP;
-
 /// Behind a node's name in its agent's certificate.
 const NODE_SUFFIX: &str = ".node.kiam";
+
+/// kiam-server's certificate: its name, its address in the sandbox, and that of a second replica.
+pub const SERVER: Leaf<'_> = Leaf {
+    name: "kiam-server",
+    organization: None,
+    alternative_names: &["kiam-server", "10.0.0.1", "10.0.0.2"],
+    expired: false,
+};
 
 /// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -26,6 +32,8 @@ pub struct Leaf<'a> {
     pub organization: Option<&'a str>,
     /// DNS names, addresses and URIs.
     pub alternative_names: &'a [&'a str],
+    /// Whether its time is over.
+    pub expired: bool,
 }
 
 /// PEM files, as flags name them.
@@ -84,6 +92,9 @@ impl Authority {
                 .distinguished_name
                 .push(DnType::OrganizationName, organization);
         }
+        if leaf.expired {
+            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        }
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -101,11 +112,14 @@ impl Authority {
     /// When a name is none or a file cannot be written.
     pub fn write(&self, folder: &Path, leaf: &Leaf<'_>) -> Result<PemFiles> {
         let (cert, key) = self.issue(leaf)?;
+        // Beside, and then in the place of what may be there, each file as a whole.
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
         let file = |name: &str, text: String| {
             let path = folder.join(name);
-            std::fs::write(&path, text)
+            let beside = path.with_extension("new");
+            std::fs::write(&beside, text)
+                .and_then(|()| std::fs::rename(&beside, &path))
                 .with_context(|| format!("cannot write {}", path.display()))?;
             Ok::<_, anyhow::Error>(path)
         };
@@ -116,18 +130,12 @@ impl Authority {
         })
     }
 
-    /// Issues kiam-server's certificate, for its name and its address in the sandbox.
+    /// Issues kiam-server's certificate, for its name and its addresses in the sandbox: [`SERVER`].
     ///
     /// # Errors
     /// When the files cannot be written.
     pub fn write_server(&self, folder: &Path) -> Result<PemFiles> {
-        let address = CONTROL_IP.to_string();
-        let leaf = Leaf {
-            name: "kiam-server",
-            alternative_names: &["kiam-server", &address],
-            ..Leaf::default()
-        };
-        self.write(folder, &leaf)
+        self.write(folder, &SERVER)
     }
 
     /// As [`Self::write`], for the agent of a node.

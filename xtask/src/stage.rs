@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::doubles::imds::Imds;
 use crate::doubles::sts::Sts;
-use crate::kiam::{Agent, AgentOptions, Programs, SERVER_PORT, Server, ServerOptions, Source};
+use crate::kiam::{Agent, AgentOptions, Programs, SERVER_ADDRESS, Server, ServerOptions, Source};
 use crate::pki::{Authority, PemFiles};
 use crate::sandbox::{CONTROL_IP, Node, NodeOptions, Pod, PodOptions, Sandbox};
 
@@ -117,6 +117,7 @@ impl Stage {
             sts_url: &self.sts.url(),
             sts_keys: &self.sts.server_keys(),
             flags: &[&[base.as_str()], flags].concat(),
+            starter: &[],
         };
         Server::start(&self.programs, self.sandbox.control(), &options)
     }
@@ -158,8 +159,9 @@ impl Stage {
         let options = AgentOptions {
             tls,
             token_file: None,
-            server: (CONTROL_IP, SERVER_PORT),
+            server: SERVER_ADDRESS,
             flags,
+            starter: &[],
         };
         Agent::start(&self.programs, &node.node, &place, &options)
     }

@@ -1,5 +1,6 @@
 //! The kubelet's part: nodes and pods of the API become nodes and pods of the sandbox.
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -110,11 +111,20 @@ impl Kubelet {
     /// # Errors
     /// When a tool fails.
     pub async fn start(&self, object: &PodObject) -> Result<Running> {
+        self.start_at(object, None).await
+    }
+
+    /// As [`Self::start`], at an address that was another pod's.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub async fn start_at(&self, object: &PodObject, ip: Option<Ipv4Addr>) -> Result<Running> {
         let metadata = &object.metadata;
         let host_network = object.spec.as_ref().and_then(|spec| spec.host_network);
         let options = PodOptions {
             uid: metadata.uid.clone(),
             host_network: host_network.unwrap_or_default(),
+            ip,
             ..PodOptions::default()
         };
         let node = self.node.clone();
@@ -164,13 +174,22 @@ impl Kubelet {
     /// # Errors
     /// When the API refuses.
     pub async fn stop(&self, running: Running) -> Result<()> {
+        let (namespace, name) = self.empty(running).await?;
+        self.objects.delete_pod(&namespace, &name).await
+    }
+
+    /// Ends a pod's processes and gives its address back. Its object stays: its namespace and name.
+    ///
+    /// # Errors
+    /// When the thread that does it panics.
+    pub async fn empty(&self, running: Running) -> Result<(String, String)> {
         let Running {
             namespace,
             name,
             room,
         } = running;
         tokio::task::spawn_blocking(move || drop(room)).await?;
-        self.objects.delete_pod(&namespace, &name).await
+        Ok((namespace, name))
     }
 
     /// Writes a pod's token into a folder, in the layout of a projected volume.

@@ -24,6 +24,7 @@ use super::http::{self as server, Answer, Traffic};
 use super::sigv4::{self, Authorization, Keys, TOKEN_HEADER};
 use crate::sandbox::Guest;
 use error::StsError;
+pub use issued::Record;
 use issued::{Issued, Principal};
 use request::{Action, AssumeRole};
 
@@ -153,6 +154,18 @@ impl Sts {
         caller
             .map(|caller| caller.arn)
             .map_err(|error| error.code().to_owned())
+    }
+
+    /// What was given out under an access key, if it was here.
+    #[must_use]
+    pub fn record(&self, access_key: &str) -> Option<Record> {
+        lock(&self.state.issued).record(access_key)
+    }
+
+    /// The secret keys and session tokens that were given out in the last hour.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<String> {
+        lock(&self.state.issued).secrets()
     }
 
     /// Sets its behaviour towards one role, or towards all others with `None`.

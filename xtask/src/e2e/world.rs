@@ -12,10 +12,10 @@ use super::report::Facts;
 use crate::cluster::{ControlPlane, Kubelet, Objects, PodTemplate, Running};
 use crate::doubles::imds::Imds;
 use crate::doubles::sigv4::Keys;
-use crate::kiam::{Agent, AgentOptions, Programs, SERVER_PORT, Server, ServerOptions, Source};
+use crate::kiam::{Agent, AgentOptions, Programs, SERVER_ADDRESS, Server, ServerOptions, Source};
 use crate::pki::{Authority, Leaf, PemFiles};
 use crate::probe;
-use crate::sandbox::{CONTROL_IP, Finished, NodeOptions, Place, Program, Sandbox, run};
+use crate::sandbox::{Finished, NodeOptions, Place, Program, Sandbox, run};
 use crate::sdk::Sdk;
 use crate::setup::MOTO;
 use crate::stage::BASE_ARN;
@@ -184,6 +184,7 @@ impl World {
             sts_url: MOTO_URL,
             sts_keys: &keys,
             flags: &flags,
+            starter: &[],
         };
         let server = Server::start(&self.programs, self.sandbox.control(), &options)?;
         self.server.insert(server).ready()
@@ -333,8 +334,9 @@ fn start_agent(
     let options = AgentOptions {
         tls,
         token_file: Some(token),
-        server: (CONTROL_IP, SERVER_PORT),
+        server: SERVER_ADDRESS,
         flags,
+        starter: &[],
     };
     Agent::start(programs, kubelet.node(), place, &options)
 }

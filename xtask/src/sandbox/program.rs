@@ -163,6 +163,15 @@ impl Program {
         self.output.lock().end()
     }
 
+    /// The lines of its output from the place of an earlier [`Self::mark`] on, both streams.
+    #[must_use]
+    pub fn lines_after(&self, mark: usize) -> Vec<String> {
+        let lines = self.output.lock();
+        let skip = mark.saturating_sub(lines.forgotten);
+        let kept = lines.kept.iter().skip(skip);
+        kept.map(|(_, line)| line.clone()).collect()
+    }
+
     /// All of its output so far, both streams, as it came.
     #[must_use]
     pub fn output(&self) -> String {

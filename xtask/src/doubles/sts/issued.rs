@@ -25,6 +25,15 @@ pub(super) struct Principal {
     expiration: Option<Timestamp>,
 }
 
+/// What was given out under an access key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The role's session, as `GetCallerIdentity` names it.
+    pub arn: String,
+    /// When the key ends.
+    pub expiration: Timestamp,
+}
+
 #[derive(Debug)]
 pub(super) struct Issued {
     server: Keys,
@@ -72,6 +81,22 @@ impl Issued {
 
     pub(super) fn find(&self, access_key: &str) -> Option<&(Keys, Principal)> {
         self.keys.get(access_key)
+    }
+
+    pub(super) fn record(&self, access_key: &str) -> Option<Record> {
+        let (_, principal) = self.find(access_key)?;
+        Some(Record {
+            arn: principal.arn.clone(),
+            expiration: principal.expiration?,
+        })
+    }
+
+    /// All that must be seen nowhere.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let keys = self.keys.values();
+        keys.flat_map(|(keys, _)| [Some(keys.secret_key.clone()), keys.session_token.clone()])
+            .flatten()
+            .collect()
     }
 
     pub(super) fn issue(

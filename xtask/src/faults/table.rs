@@ -1,0 +1,129 @@
+//! The faults: what breaks, how it is mended, and what may be noticed of it.
+
+mod agents;
+mod api;
+mod certificates;
+mod changes;
+mod clocks;
+mod network;
+mod resources;
+mod servers;
+mod sts;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures::future::LocalBoxFuture;
+
+use super::world::World;
+
+/// Breaks something, or mends it.
+pub(super) type Act = for<'a> fn(&'a mut World) -> LocalBoxFuture<'a, Result<()>>;
+
+/// What running pods may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// Nothing: each request is answered with the pod's credentials.
+    Nothing,
+    /// Failures until it has recovered, for this reason.
+    Failures(&'static str),
+}
+
+/// Whether new pods get credentials while it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NewPods {
+    /// As if nothing was broken.
+    Served,
+    /// None of them.
+    Starved,
+    /// Some, or nobody can tell: no pod can be made.
+    Either,
+}
+
+/// A fault.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fault {
+    pub(super) name: &'static str,
+    pub(super) inject: Act,
+    pub(super) lift: Act,
+    pub(super) notice: Notice,
+    pub(super) new_pods: NewPods,
+    /// How long it may take from its end until new pods on all nodes have credentials.
+    pub(super) recovery: Duration,
+    /// Faults of a group are not played together: one would mend the other.
+    pub(super) group: &'static str,
+}
+
+impl Fault {
+    /// One of which nothing is noticed, and that mends itself soon.
+    const fn new(name: &'static str, group: &'static str, inject: Act, lift: Act) -> Self {
+        Self {
+            name,
+            inject,
+            lift,
+            notice: Notice::Nothing,
+            new_pods: NewPods::Either,
+            recovery: SOON,
+            group,
+        }
+    }
+
+    /// New pods get credentials while it lasts, too.
+    const fn serves_new_pods(self) -> Self {
+        Self {
+            new_pods: NewPods::Served,
+            ..self
+        }
+    }
+
+    /// New pods get none: that is how it is seen to be broken.
+    const fn starves_new_pods(self) -> Self {
+        Self {
+            new_pods: NewPods::Starved,
+            ..self
+        }
+    }
+
+    /// It takes up to as long until new pods have credentials.
+    const fn recovers_within(self, recovery: Duration) -> Self {
+        Self { recovery, ..self }
+    }
+
+    /// Pods of the part that breaks see failures.
+    const fn fails(self, why: &'static str) -> Self {
+        Self {
+            notice: Notice::Failures(why),
+            ..self
+        }
+    }
+}
+
+/// Recovery that takes no more than a connection, a snapshot and a call of STS.
+const SOON: Duration = Duration::from_secs(10);
+/// Behind connections that the kernel has to give up first.
+const KEEPALIVE: Duration = Duration::from_secs(45);
+
+const NO_AGENT: &str = "no agent runs on the node";
+/// Agents wait up to 15 s between their attempts to connect, and then there are calls of STS.
+const RECONNECT: Duration = Duration::from_secs(25);
+
+/// All of them, in the order in which they are played.
+pub(super) fn all() -> Vec<Fault> {
+    [
+        servers::FAULTS,
+        network::FAULTS,
+        agents::FAULTS,
+        api::FAULTS,
+        sts::FAULTS,
+        changes::FAULTS,
+        certificates::FAULTS,
+        clocks::FAULTS,
+        resources::FAULTS,
+    ]
+    .concat()
+}
+
+/// Does nothing: what was broken mends itself.
+fn nothing(_world: &mut World) -> LocalBoxFuture<'_, Result<()>> {
+    Box::pin(async { Ok(()) })
+}

@@ -1,0 +1,114 @@
+//! Faults of the Kubernetes API and of etcd.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use nix::sys::signal::Signal;
+
+use super::{Fault, changes};
+use crate::ask::now;
+use crate::faults::world::World;
+use crate::sandbox::exec;
+
+const GROUP: &str = "api";
+/// Watches are tried again after up to half a minute.
+const WATCHES: Duration = Duration::from_secs(40);
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault::new(
+        "the Kubernetes API is killed",
+        GROUP,
+        |w| kill(w).boxed_local(),
+        |w| start(w).boxed_local(),
+    )
+    .recovers_within(WATCHES),
+    Fault::new(
+        "the Kubernetes API hangs (SIGSTOP)",
+        GROUP,
+        |w| signal(w, Signal::SIGSTOP).boxed_local(),
+        |w| signal(w, Signal::SIGCONT).boxed_local(),
+    )
+    .recovers_within(WATCHES),
+    Fault::new(
+        "the Kubernetes API takes a second longer",
+        GROUP,
+        |w| slow(w, Duration::from_millis(500)).boxed_local(),
+        |w| slow(w, Duration::ZERO).boxed_local(),
+    )
+    .serves_new_pods(),
+    Fault::new(
+        "etcd is lost and comes back",
+        GROUP,
+        |w| async { etcd(w) }.boxed_local(),
+        |w| async { w.plane.start_etcd() }.boxed_local(),
+    )
+    .recovers_within(WATCHES),
+    Fault::new(
+        "watches' history is compacted away (410)",
+        GROUP,
+        |w| compact(w).boxed_local(),
+        |w| uncompact(w).boxed_local(),
+    )
+    .recovers_within(WATCHES),
+];
+
+/// The servers lose the API, a role changes, and the history that tells of it is gone.
+async fn compact(world: &mut World) -> Result<()> {
+    world.api_way.open(false);
+    changes::role(world, Some(changes::OTHER_ROLE)).await?;
+    let client = world.plane.client().await?;
+    let pods = kube::Api::<Pod>::all(client);
+    let newest = pods.list(&ListParams::default().limit(1)).await?;
+    let revision = newest
+        .metadata
+        .resource_version
+        .context("a list has a version")?;
+    let body = format!(r#"{{"revision":"{revision}","physical":true}}"#);
+    let mut curl = Command::new("curl");
+    curl.args([
+        "-sS",
+        "--fail",
+        "-d",
+        &body,
+        "http://127.0.0.1:2379/v3/kv/compaction",
+    ]);
+    exec(&mut curl)?;
+    // Its watch cache would remember.
+    drop(world.plane.api_server().take().context("it runs")?);
+    start(world).await
+}
+
+async fn uncompact(world: &mut World) -> Result<()> {
+    world.api_way.open(true);
+    world.clients[changes::CHANGED].excuse(now() + WATCHES.as_millis() as u64);
+    changes::role(world, Some(changes::OWN_ROLE)).await
+}
+
+async fn kill(world: &mut World) -> Result<()> {
+    drop(world.plane.api_server().take().context("it runs")?);
+    Ok(())
+}
+
+async fn start(world: &mut World) -> Result<()> {
+    world.plane.start_api_server()?;
+    world.plane.ready().await.map(drop)
+}
+
+async fn signal(world: &mut World, signal: Signal) -> Result<()> {
+    let api = world.plane.api_server().as_ref().context("it runs")?;
+    api.signal(signal)
+}
+
+async fn slow(world: &mut World, delay: Duration) -> Result<()> {
+    world.api_way.delay(delay);
+    Ok(())
+}
+
+fn etcd(world: &mut World) -> Result<()> {
+    drop(world.plane.etcd().take().context("it runs")?);
+    Ok(())
+}
