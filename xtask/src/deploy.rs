@@ -71,6 +71,7 @@ pub struct BookArgs {
 /// When it cannot be made.
 pub fn book(args: &BookArgs) -> Result<()> {
     setup::prepare(&[Need::Book], args.consent)?;
+    book::terraform()?;
     book::make()
 }
 

@@ -1,10 +1,11 @@
-//! The pages of `docs` as a book.
+//! The pages of `docs` as a book, and their Terraform as HCL.
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::build_ebpf::workspace;
+use crate::cluster::tool::Tool;
 use crate::sandbox::exec;
 use crate::setup::{CargoTool, Plan};
 
@@ -16,9 +17,42 @@ const MDBOOK: CargoTool = CargoTool {
     flags: &["--no-default-features"],
 };
 
+const HCLFMT: Tool = Tool {
+    name: "hclfmt",
+    package: "github.com/hashicorp/hcl/v2/cmd/hclfmt",
+    version: "2.24.0",
+    why: "reads the pages' Terraform",
+    seconds: 10,
+};
+/// Pages with Terraform in them.
+const TERRAFORM: [&str; 1] = ["docs/iam.md"];
+
 /// Adds what is missing.
 pub(crate) fn plan(plan: &mut Plan) {
     MDBOOK.plan(plan);
+    HCLFMT.plan(plan);
+}
+
+/// The pages' Terraform is HCL, formatted as usual.
+#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+pub(super) fn terraform() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    for page in TERRAFORM {
+        let text = std::fs::read_to_string(workspace().join(page))?;
+        let mut blocks = 0;
+        for block in text.split("\n```hcl\n").skip(1) {
+            let (block, _rest) = block.split_once("\n```").context("a block has an end")?;
+            let file = scratch.path().join(format!("{blocks}.tf"));
+            std::fs::write(&file, format!("{block}\n"))?;
+            let mut check = HCLFMT.command()?;
+            exec(check.arg("-check").arg(&file))
+                .with_context(|| format!("{page}: its Terraform"))?;
+            blocks += 1;
+        }
+        ensure!(blocks > 0, "{page} has no Terraform");
+        println!("book: the Terraform in {page} is HCL, formatted as usual");
+    }
+    Ok(())
 }
 
 /// Makes it, in `target/book`.
