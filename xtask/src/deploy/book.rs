@@ -43,10 +43,15 @@ pub(super) fn terraform() -> Result<()> {
         for block in text.split("\n```hcl\n").skip(1) {
             let (block, _rest) = block.split_once("\n```").context("a block has an end")?;
             let file = scratch.path().join(format!("{blocks}.tf"));
-            std::fs::write(&file, format!("{block}\n"))?;
-            let mut check = HCLFMT.command()?;
-            exec(check.arg("-check").arg(&file))
-                .with_context(|| format!("{page}: its Terraform"))?;
+            let block = format!("{block}\n");
+            std::fs::write(&file, &block)?;
+            let mut format = HCLFMT.command()?;
+            let formatted =
+                exec(format.arg(&file)).with_context(|| format!("{page}: its Terraform"))?;
+            ensure!(
+                formatted.trim_end() == block.trim_end(),
+                "{page}: formatted, its Terraform is\n{formatted}"
+            );
             blocks += 1;
         }
         ensure!(blocks > 0, "{page} has no Terraform");
