@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::ask::now;
 use crate::kiam::Programs;
+use crate::page;
 use crate::sandbox::{self, Sandbox};
 use crate::setup::{self, Consent, Need, Package, Plan};
 use planted::Planted;
@@ -70,6 +71,10 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     logs: Option<PathBuf>,
 
+    /// Put the table into this page
+    #[arg(long, value_name = "PAGE")]
+    write: Option<PathBuf>,
+
     /// Print one JSON object, at the end
     #[arg(long)]
     json: bool,
@@ -111,6 +116,9 @@ pub fn run(args: &Args) -> Result<()> {
         let kept = args.logs.as_ref().map(|folder| keep(sandbox, folder));
         played.and(kept.unwrap_or(Ok(())))
     })?;
+    if let Some(page) = &args.write {
+        page::replace(page, "cargo xtask faults --write", &report.text())?;
+    }
     report.conclude()
 }
 
@@ -176,7 +184,8 @@ async fn play(
     }
     let mut random = StdRng::seed_from_u64(report.seed);
     while faults.len() > 1 && Instant::now() < end {
-        let pair: Vec<_> = faults.sample(&mut random, 2).collect();
+        let mut pair: Vec<&Fault> = faults.sample(&mut random, 2).copied().collect();
+        pair.sort_by_key(|fault| fault.rank());
         if pair[0].group != pair[1].group {
             report.add(broken(&mut world, &[pair[0], pair[1]], hold).await?);
         }
@@ -189,15 +198,18 @@ async fn play(
     world.end()
 }
 
+const CHANGED: Notice = Notice::Failures("what is new may come when the pair is over");
+
 /// What pods see while nothing is broken.
 async fn quiet(world: &mut World, hold: Duration) -> Result<Row> {
     // The first tries of all clients, and of processes that start, are no measure.
     tokio::time::sleep(SETTLE).await;
-    judge(world, &mut Row::new(String::new()), Notice::Nothing, 0)?;
+    let mut first = Row::new(String::new());
+    judge(world, &mut first, Notice::Nothing, None, 0)?;
     tokio::time::sleep(hold).await;
     let mut row = Row::new("(nothing)".to_owned());
     row.recovered_ms = Some(0);
-    judge(world, &mut row, Notice::Nothing, 0)?;
+    judge(world, &mut row, Notice::Nothing, None, 0)?;
     Ok(row)
 }
 
@@ -205,6 +217,7 @@ async fn quiet(world: &mut World, hold: Duration) -> Result<Row> {
 async fn broken(world: &mut World, faults: &[&Fault], hold: Duration) -> Result<Row> {
     let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
     let mut row = Row::new(names.join(" + "));
+    let begin = now();
     for fault in faults {
         (fault.inject)(world).await?;
     }
@@ -225,7 +238,8 @@ async fn broken(world: &mut World, faults: &[&Fault], hold: Duration) -> Result<
     tokio::time::sleep(SETTLE).await;
     let noticed = faults.iter().find(|fault| fault.notice != Notice::Nothing);
     let notice = noticed.map_or(Notice::Nothing, |fault| fault.notice);
-    judge(world, &mut row, notice, recovered)?;
+    let pair = (faults.len() > 1).then_some(begin);
+    judge(world, &mut row, notice, pair, recovered)?;
     world.tidy().await?;
     Ok(row)
 }
@@ -242,8 +256,18 @@ async fn new_pods(world: &mut World, faults: &[&Fault], row: &mut Row) {
     }
 }
 
-fn judge(world: &mut World, row: &mut Row, notice: Notice, recovered: u64) -> Result<()> {
+/// Judges what came since the last time. In a pair, begun at `pair`, what one fault changes may be
+/// kept from its pods by the other: they may see failures.
+fn judge(
+    world: &mut World,
+    row: &mut Row,
+    usual: Notice,
+    pair: Option<u64>,
+    recovered: u64,
+) -> Result<()> {
     for client in &mut world.clients {
+        let changed = pair.is_some_and(|begin| client.is_changed(begin));
+        let notice = if changed { CHANGED } else { usual };
         for asked in client.drain()? {
             let verdict = client.judge(&asked, &world.sts);
             row.add(client.pod.name(), &asked, verdict, notice, recovered);

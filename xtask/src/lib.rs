@@ -20,6 +20,7 @@
 //! cluster      etcd and kube-apiserver, built from their modules
 //! container    containers of the image
 //! kiam         kiam's programs, built and run in a sandbox
+//! page         parts of the pages in docs that commands make
 //! pki          certificate authorities and certificates
 //! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
@@ -41,6 +42,7 @@ pub mod image;
 pub mod kiam;
 pub mod lint;
 pub mod load;
+pub mod page;
 pub mod pki;
 pub mod probe;
 pub mod restarts;

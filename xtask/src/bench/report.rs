@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
 use super::plot::Plot;
+use crate::page;
 
-/// Begin and end of what `--write` replaces in a page.
-const BEGIN: &str = "<!-- made by cargo xtask bench --write -->";
-const END: &str = "<!-- end of what cargo xtask bench --write makes -->";
+/// Whose comments `--write` looks for in a page.
+const COMMAND: &str = "cargo xtask bench --write";
 
 /// What was aimed at.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -232,11 +232,6 @@ impl Report {
     /// # Errors
     /// When the page has no marks, or cannot be written.
     pub fn write(&self, page: &Path) -> Result<()> {
-        let name = page.display();
-        let text = std::fs::read_to_string(page).with_context(|| format!("cannot read {name}"))?;
-        let missing = || format!("{name} has not both of {BEGIN} and {END}");
-        let (before, rest) = text.split_once(BEGIN).with_context(missing)?;
-        let (_, after) = rest.split_once(END).with_context(missing)?;
         let mut tables = self.text();
         let folder = page.with_extension("");
         std::fs::create_dir_all(&folder)?;
@@ -250,8 +245,7 @@ impl Report {
                 plot.title, plot.x
             );
         }
-        let text = format!("{before}{BEGIN}\n\n{tables}\n{END}{after}");
-        std::fs::write(page, text).with_context(|| format!("cannot write {name}"))
+        page::replace(page, COMMAND, &tables)
     }
 }
 
@@ -310,7 +304,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let page = folder.path().join("page.md");
         assert!(report.write(&page).is_err());
-        std::fs::write(&page, format!("a\n{BEGIN}\nold\n{END}\nz\n")).unwrap();
+        std::fs::write(
+            &page,
+            format!(
+                "a\n<!-- made by {COMMAND} -->\nold\n<!-- end of what {COMMAND} makes -->\nz\n"
+            ),
+        )
+        .unwrap();
         report.write(&page).unwrap();
         let text = std::fs::read_to_string(&page).unwrap();
         assert!(text.starts_with("a\n<!--") && text.ends_with("-->\nz\n"));

@@ -91,7 +91,7 @@ impl Client {
             read: 0,
             roles: vec![Had {
                 role: Some(role.to_owned()),
-                since: 0,
+                since: now(),
                 until: u64::MAX,
             }],
             pod,
@@ -119,6 +119,11 @@ impl Client {
             since,
             until: u64::MAX,
         });
+    }
+
+    /// Whether its role was changed since then, in milliseconds since 1970; or it is that new.
+    pub(super) fn is_changed(&self, since: u64) -> bool {
+        self.roles.last().is_some_and(|had| had.since >= since)
     }
 
     /// Roles that were withdrawn lately may be seen until then, in milliseconds since 1970.

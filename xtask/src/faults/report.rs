@@ -50,31 +50,41 @@ impl Report {
         self.rows.push(row);
     }
 
+    /// All of it, as a part of a page.
+    pub(super) fn text(&self) -> String {
+        let lines = self.rows.iter().map(Row::line);
+        let rows = lines.collect::<Vec<_>>().join("\n");
+        let head = format!("`--seed {}`\n\n{HEAD}", self.seed);
+        format!("{head}\n{rows}\n{}\n", self.rest())
+    }
+
+    /// What stands below the table.
+    fn rest(&self) -> String {
+        let requests: usize = self.rows.iter().map(|row| row.requests).sum();
+        let wrong: usize = self.rows.iter().map(|row| row.wrong).sum();
+        let rows = self.rows.len();
+        let mut rest = format!("\n- {rows} rows, {requests} requests, {wrong} wrong answers");
+        let lines = [
+            self.late.as_ref().map(Late::line),
+            self.scan.as_ref().map(Scan::line),
+        ];
+        for line in lines.into_iter().flatten() {
+            let _ = write!(rest, "\n- {line}");
+        }
+        rest
+    }
+
     /// Prints the rest.
     ///
     /// # Errors
     /// When something is not as it must be.
     pub(super) fn conclude(&self) -> Result<()> {
-        let broken = self
-            .rows
-            .iter()
-            .filter(|row| !row.broken.is_empty())
-            .count();
-        let requests: usize = self.rows.iter().map(|row| row.requests).sum();
-        let wrong: usize = self.rows.iter().map(|row| row.wrong).sum();
+        let broken = self.rows.iter().filter(|row| !row.broken.is_empty());
+        let broken = broken.count();
         if self.json {
             println!("{}", serde_json::to_string(self)?);
         } else {
-            println!(
-                "\n{} rows, {requests} requests, {wrong} wrong answers",
-                self.rows.len()
-            );
-            if let Some(late) = &self.late {
-                println!("{}", late.line());
-            }
-            if let Some(scan) = &self.scan {
-                println!("{}", scan.line());
-            }
+            println!("{}", self.rest());
         }
         ensure!(
             broken == 0,

@@ -123,6 +123,28 @@ pub(super) fn all() -> Vec<Fault> {
     .concat()
 }
 
+/// Groups, those first that are broken first in a pair, and mended last: what starts again needs
+/// certificates, servers and the API, and changes are made by it.
+const ORDER: [&str; 9] = [
+    "agents",
+    "resources",
+    "changes",
+    "clocks",
+    "sts",
+    "network",
+    "servers",
+    "certificates",
+    "api",
+];
+
+impl Fault {
+    /// Its place in a pair.
+    pub(super) fn rank(&self) -> usize {
+        let place = ORDER.iter().position(|group| *group == self.group);
+        place.unwrap_or(ORDER.len())
+    }
+}
+
 /// Does nothing: what was broken mends itself.
 fn nothing(_world: &mut World) -> LocalBoxFuture<'_, Result<()>> {
     Box::pin(async { Ok(()) })

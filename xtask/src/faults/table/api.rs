@@ -44,7 +44,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "etcd is lost and comes back",
         GROUP,
         |w| async { etcd(w) }.boxed_local(),
-        |w| async { w.plane.start_etcd() }.boxed_local(),
+        |w| etcd_again(w).boxed_local(),
     )
     .recovers_within(WATCHES),
     Fault::new(
@@ -106,6 +106,11 @@ async fn signal(world: &mut World, signal: Signal) -> Result<()> {
 async fn slow(world: &mut World, delay: Duration) -> Result<()> {
     world.api_way.delay(delay);
     Ok(())
+}
+
+async fn etcd_again(world: &mut World) -> Result<()> {
+    world.plane.start_etcd()?;
+    world.plane.ready().await.map(drop)
 }
 
 fn etcd(world: &mut World) -> Result<()> {

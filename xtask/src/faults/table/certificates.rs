@@ -63,7 +63,7 @@ async fn rotate(world: &mut World) -> Result<()> {
         let folder = node.tls.cert.parent().context("it is in a folder")?;
         world.authority.write(folder, &AGENT)?;
     }
-    network::cut(world).await
+    network::cut(world)
 }
 
 async fn expire(world: &mut World) -> Result<()> {
@@ -72,17 +72,17 @@ async fn expire(world: &mut World) -> Result<()> {
         ..SERVER
     };
     server(world, &expired).await?;
-    network::cut(world).await
+    network::cut(world)
 }
 
 async fn another_ca(world: &mut World) -> Result<()> {
     write(world, &Authority::new("another")?, &SERVER)?;
-    network::cut(world).await
+    network::cut(world)
 }
 
 async fn torn(world: &mut World) -> Result<()> {
     let path = &world.servers.tls.cert;
     let whole = std::fs::read(path)?;
     std::fs::write(path, &whole[..whole.len() / 2])?;
-    network::cut(world).await
+    network::cut(world)
 }

@@ -13,7 +13,7 @@ use crate::doubles::dns::Says;
 use crate::faults::servers::ADDRESSES;
 use crate::faults::world::{SLOW_PORT, World, here};
 use crate::kiam::SERVER_PORT;
-use crate::sandbox::Netns;
+use crate::sandbox::{Netns, exec};
 
 const GROUP: &str = "network";
 const DELAY: Duration = Duration::from_millis(500);
@@ -107,7 +107,7 @@ async fn delay(world: &mut World) -> Result<()> {
     for way in &world.slow_ways {
         way.delay(DELAY);
     }
-    cut(world).await?;
+    cut(world)?;
     let ways = ADDRESSES.map(|server| {
         format!("ip daddr {server} tcp dport {SERVER_PORT} dnat ip to {server}:{SLOW_PORT}\n")
     });
@@ -121,19 +121,19 @@ async fn delay(world: &mut World) -> Result<()> {
 
 async fn dns(world: &mut World, says: Says) -> Result<()> {
     world.dns.say(says);
-    cut(world).await
+    cut(world)
 }
 
-/// Breaks the connections that there are.
-pub(super) async fn cut(world: &World) -> Result<()> {
-    rules(
-        world,
-        "tcp dport 9610 reject with tcp reset",
-        "tcp sport 9610 reject with tcp reset",
-    )?;
-    // Long enough for a packet of the kernel's, or for one of the stream's.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    mend(world)
+/// Breaks the connections that there are: as the kernel does when an interface is gone.
+pub(super) fn cut(world: &World) -> Result<()> {
+    for node in &world.nodes {
+        let mut command = Command::new("/usr/bin/nsenter");
+        command
+            .arg(format!("--net={}", node.netns().path().display()))
+            .args(["ss", "-K", "-t", &format!("dport = :{SERVER_PORT}")]);
+        exec(&mut command)?;
+    }
+    Ok(())
 }
 
 fn nft(netns: &Netns, rules: &str) -> Result<()> {
