@@ -190,9 +190,10 @@ impl World {
         self.server.insert(server).ready()
     }
 
-    /// Kills the server, which waits for nobody then.
-    pub(super) fn kill_server(&mut self) {
-        drop(self.server.take());
+    /// Stops the server, also where it has to cut connections off that nobody closes.
+    pub(super) fn end_server(&mut self) -> Result<()> {
+        let server = self.server.take().context("the server was stopped")?;
+        server.stop().map(drop)
     }
 
     /// Stops the server in order.

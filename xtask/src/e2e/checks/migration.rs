@@ -75,17 +75,9 @@ pub(super) async fn node_by_node(world: &mut World) -> Result<Facts> {
     let old = pod_of_old_node(&kubelet).await?;
     let ip: IpAddr = old.room().ip().context("a pod has an address")?.into();
 
-    // Servers as they are by default have nothing for it.
-    let refused = OldAgent::connect(world).await?.answer(ip).await;
-    let refused = refused.err().map(|status| status.code());
-    ensure!(
-        refused == Some(Code::Unimplemented),
-        "without the flag: {refused:?}"
-    );
-
     // 2: servers first. The pod of the moved node does not notice.
     let asking = Asking::begin(&moved, "billing-moved");
-    world.kill_server();
+    world.stop_server()?;
     world.start_server_with(&["--legacy-agents"])?;
     let role = served(world, ip).await?;
     ensure!(role == POD_ROLE, "kiam's agent is told {role}");
@@ -105,8 +97,8 @@ pub(super) async fn node_by_node(world: &mut World) -> Result<Facts> {
         "after the way back kiam's agent is told {again}"
     );
 
-    // 4: the flag goes away.
-    world.kill_server();
+    // 4: the flag goes away, and servers have nothing for kiam's agents.
+    world.end_server()?;
     world.start_server()?;
     let refused = OldAgent::connect(world).await?.answer(ip).await;
     let refused = refused.err().map(|status| status.code());
