@@ -1,5 +1,7 @@
 //! What several tests build on: objects, a clock and an issuer that do as they are told.
 
+pub(crate) mod api;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};

@@ -1,5 +1,7 @@
 //! Objects as they are written, in files that change and may be wrong, and as a watch sends them.
 
+mod api;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

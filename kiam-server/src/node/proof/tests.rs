@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prometheus::Registry;
+use serde_json::{Value, json};
 
 use super::remembered::{Key, MAX_REMEMBERED, Remembered};
 use super::token::AgentPod;
@@ -15,6 +16,7 @@ use super::*;
 use crate::clock::Clock as _;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, ObjectKey};
+use crate::testing::api::{FakeApi, Mood};
 use crate::testing::{TestClock, pod};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -386,4 +388,108 @@ async fn however_many_tokens_come_few_are_remembered_and_those_that_live_longest
     let later = now + Duration::from_secs(MAX_REMEMBERED as u64 - 10);
     tokio::time::advance(Duration::from_secs(MAX_REMEMBERED as u64 - 10)).await;
     assert_eq!(put(5000, later), 111);
+}
+
+/// What the API may say to a TokenReview, and what that is taken for.
+#[tokio::test(start_paused = true)]
+async fn whatever_the_api_says_of_a_token_only_a_full_yes_is_one() {
+    let user = json!({
+        "username": "system:serviceaccount:kube-system:kiam-agent",
+        "extra": {
+            "authentication.kubernetes.io/pod-uid": ["agent-1"],
+            "authentication.kubernetes.io/node-name": ["node-1"],
+        },
+    });
+    let yes = json!({ "authenticated": true, "audiences": ["kiam-server"], "user": user });
+    let with = |field: &str, value: Value| {
+        let mut status = yes.clone();
+        status[field] = value;
+        json!({ "status": status })
+    };
+    let other_user = |name: &str, extra: Value| json!({ "username": name, "extra": extra });
+    let account = "system:serviceaccount:kube-system:kiam-agent";
+    for (answer, expected) in [
+        (json!({ "status": yes }), None),
+        (with("authenticated", false.into()), Some("token_refused")),
+        (with("authenticated", Value::Null), Some("token_refused")),
+        (json!({}), Some("token_refused")),
+        (
+            json!({ "status": { "error": "invalid bearer token, token has expired" } }),
+            Some("token_refused"),
+        ),
+        // An API that knows no audiences, and a token that is for another.
+        (with("audiences", Value::Null), Some("token_refused")),
+        (with("audiences", json!([])), Some("token_refused")),
+        (with("audiences", json!(["vault"])), Some("token_refused")),
+        (with("user", Value::Null), Some("other_account")),
+        (
+            with(
+                "user",
+                other_user("system:serviceaccount:web:default", json!({})),
+            ),
+            Some("other_account"),
+        ),
+        (
+            with(
+                "user",
+                other_user(&format!("{account}-x"), user["extra"].clone()),
+            ),
+            Some("other_account"),
+        ),
+        (
+            with("user", other_user(account, json!({}))),
+            Some("unbound_token"),
+        ),
+        (
+            with(
+                "user",
+                other_user(
+                    account,
+                    json!({ "authentication.kubernetes.io/pod-uid": [] }),
+                ),
+            ),
+            Some("unbound_token"),
+        ),
+        // No answer of this API's at all.
+        (with("authenticated", "yes".into()), Some("unavailable")),
+        (json!("yes"), Some("unavailable")),
+        (Value::Null, Some("unavailable")),
+    ] {
+        let stage = Stage::new();
+        let api = FakeApi::new();
+        api.review(answer.clone());
+        let error = ask_api(&stage, &api).await.err();
+        let label = error.as_ref().map(ProofError::as_label);
+        assert_eq!(label, expected, "{answer}: {error:?}");
+        assert!(!format!("{error:?}").contains("c2ln"), "{error:?}");
+    }
+    for mood in [Mood::Unavailable, Mood::Refuses, Mood::Hangs] {
+        let stage = Stage::new();
+        let api = FakeApi::new();
+        api.mood(mood);
+        let began = tokio::time::Instant::now();
+        let error = ask_api(&stage, &api).await.unwrap_err();
+        assert_eq!(error.as_label(), "unavailable", "{mood:?}: {error}");
+        assert!(began.elapsed() <= Duration::from_secs(5), "{mood:?}");
+        assert!(!format!("{error:?} {error}").contains("c2ln"), "{error}");
+    }
+}
+
+/// A proof by the stage's token, reviewed by the API.
+async fn ask_api(stage: &Stage, api: &FakeApi) -> Result<Proved, ProofError> {
+    let proof = TokenProof::new(
+        Arc::new(Tokens::new(api.client())),
+        Arc::clone(&stage.cluster),
+        "kiam-server".to_owned(),
+        ("kube-system", "kiam-agent"),
+        Arc::new(stage.clock.clone()),
+        ReviewMetrics::new(&Registry::new()).unwrap(),
+    );
+    let token = stage.token(MINUTE);
+    let evidence = Evidence {
+        token: Some(&token),
+        ..Evidence::default()
+    };
+    let proof = NodeProof::Token(Arc::new(proof));
+    proof.check(&"node-1".parse().unwrap(), evidence).await
 }
