@@ -14,13 +14,14 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
+use kiam_common::http_client;
 
 use crate::args::{CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
 use crate::doctor::{self, State};
 use crate::iptables::{self, IptablesError};
 use crate::kernel::{self, Removed};
+use crate::route_guard;
 use crate::status::{self, Report, Server};
-use crate::{http_client, route_guard};
 
 /// For a status page.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -11,7 +11,6 @@ pub mod args;
 pub mod caller;
 pub mod commands;
 pub mod doctor;
-mod http_client;
 pub mod iptables;
 pub mod kernel;
 pub mod metadata;

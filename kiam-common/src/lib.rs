@@ -22,6 +22,7 @@ pub mod codec;
 pub mod credentials;
 pub mod duration;
 pub mod flags;
+pub mod http_client;
 pub mod limits;
 pub mod listen;
 pub mod page;

@@ -316,7 +316,7 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, 
     })
 }
 
-async fn kubernetes(flags: &ClusterFlags) -> Result<kube::Client, StartError> {
+pub(crate) async fn kubernetes(flags: &ClusterFlags) -> Result<kube::Client, StartError> {
     let config = match &flags.kubeconfig {
         Some(path) => {
             let error = |source| StartError::Kubeconfig {

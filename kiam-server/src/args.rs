@@ -16,7 +16,7 @@ use crate::policy::SessionTag;
 use crate::report::AuditLog;
 use crate::source::SourceFlag;
 use crate::taint::Taint;
-pub use command::{Cli, Command, HealthArgs};
+pub use command::{Cli, Command, ExplainArgs, Explained, HealthArgs, PodName};
 pub use compat::CompatFlags;
 
 /// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them

@@ -106,6 +106,13 @@ impl Cluster {
         self.read().pod(uid)
     }
 
+    /// A pod by its UID, and what decides about it.
+    #[must_use]
+    pub fn member(&self, uid: &str) -> Option<Member> {
+        let index = self.read();
+        index.pod(uid).map(|pod| index.member(&pod))
+    }
+
     /// How many pods, namespaces and service accounts are known.
     #[must_use]
     pub fn counts(&self) -> [(Kind, usize); 3] {

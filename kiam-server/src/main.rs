@@ -10,6 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// As in sysexits.h: the command line or what it names cannot be used.
 const EX_USAGE: u8 = 64;
+/// `explain` can tell neither yes nor no.
+const CANNOT_TELL: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(std::env::args_os()) {
@@ -45,13 +47,23 @@ fn print(text: &[u8]) -> ExitCode {
     }
 }
 
-async fn obey(Command::Health(args): Command) -> ExitCode {
-    match commands::health(*args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            drop(writeln!(std::io::stderr(), "kiam-server: {error}"));
-            ExitCode::FAILURE
-        }
+async fn obey(command: Command) -> ExitCode {
+    let failed = |error: &dyn std::error::Error, code| {
+        drop(writeln!(std::io::stderr(), "kiam-server: {error}"));
+        ExitCode::from(code)
+    };
+    match command {
+        Command::Health(args) => match commands::health(*args).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error, 1),
+        },
+        Command::Explain(args) => match commands::explain(*args).await {
+            Ok((text, granted)) => {
+                let printed = print(text.as_bytes());
+                if granted { printed } else { ExitCode::FAILURE }
+            }
+            Err(error) => failed(&error, CANNOT_TELL),
+        },
     }
 }
 

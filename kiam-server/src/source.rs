@@ -2,6 +2,7 @@
 
 mod files;
 mod kubernetes;
+mod lookup;
 mod manifest;
 mod metrics;
 #[cfg(test)]
@@ -12,6 +13,7 @@ use std::str::FromStr;
 
 pub use files::{FileError, Files};
 pub use kubernetes::Watches;
+pub use lookup::{LookupError, lookup};
 pub use manifest::{ManifestError, PodManifest};
 pub use metrics::WatchMetrics;
 

@@ -3,6 +3,7 @@
 //! No secret is on it: no access key id, no external id, no session tag. Its size is bounded: of
 //! each list the entries that matter most, and how many there are in all.
 
+mod pod;
 mod render;
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,7 @@ use std::time::SystemTime;
 
 use kiam_common::admin::Page;
 use kiam_common::page::{self, cut};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::cluster::Cluster;
@@ -21,6 +22,8 @@ use crate::credentials::{Snapshot, Store};
 use crate::identity::Identity;
 use crate::node::Streams;
 use crate::policy::{Outcome, Settings, decide};
+
+pub use pod::{PATH, PodStatus};
 
 /// Entries of each list.
 const MAX_LISTED: usize = 100;
@@ -80,22 +83,30 @@ struct Identities {
     listed: Vec<Held>,
 }
 
-#[derive(Debug, Serialize)]
-struct Held {
-    role: String,
-    session_name: String,
+/// An identity's credentials, as they are held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The role's ARN.
+    pub role: String,
+    /// The session's name.
+    pub session_name: String,
     /// None without credentials.
-    age_seconds: Option<u64>,
+    pub age_seconds: Option<u64>,
     /// Zero once they have expired.
-    expires_in_seconds: Option<u64>,
-    failure: Option<Failing>,
+    pub expires_in_seconds: Option<u64>,
+    /// Why there are no newer ones.
+    pub failure: Option<Failing>,
 }
 
-#[derive(Debug, Serialize)]
-struct Failing {
-    kind: &'static str,
-    error: String,
-    retry_in_seconds: u64,
+/// A failure of STS's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failing {
+    /// As in `kiam_sts_errors_total`.
+    pub kind: String,
+    /// What STS said.
+    pub error: String,
+    /// When it is asked again.
+    pub retry_in_seconds: u64,
 }
 
 /// The pods of attached nodes: who gets nothing, and why.
@@ -150,7 +161,10 @@ impl Status {
         Arc::new(move |asked| match asked.path {
             "/status" => Some(page::json(&self.report())),
             "/status.html" => Some(page::html(render::render(&self.report()))),
-            _ => None,
+            path => {
+                let uid = path.strip_prefix(PATH)?;
+                Some(page::json(&self.pod(uid)?))
+            }
         })
     }
 
@@ -276,7 +290,7 @@ impl Held {
             age_seconds: credentials.map(|credentials| since(credentials.issued)),
             expires_in_seconds: credentials.map(|credentials| until(credentials.expiration)),
             failure: snapshot.failure.as_ref().map(|failure| Failing {
-                kind: failure.error.kind.as_label(),
+                kind: failure.error.kind.as_label().to_owned(),
                 error: cut(&failure.error.message),
                 retry_in_seconds: until(failure.retry_at),
             }),

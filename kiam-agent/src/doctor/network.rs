@@ -13,8 +13,8 @@ use nix::sched::{CloneFlags, setns};
 
 use super::Finding;
 use crate::args::DoctorArgs;
-use crate::http_client::{self, HttpError};
 use crate::kernel::cgroup::Mount;
+use kiam_common::http_client::{self, HttpError};
 
 const LIMIT: Duration = Duration::from_secs(2);
 const METADATA: SocketAddr =

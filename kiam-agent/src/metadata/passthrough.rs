@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::service::{TOKEN, TOKEN_TTL};
-use crate::http_client::{self, HttpError};
+use kiam_common::http_client::{self, HttpError};
 
 /// Where the real metadata service is.
 pub(super) const METADATA: SocketAddr =

@@ -14,7 +14,7 @@ const LONGEST_CHAINED: Duration = Duration::from_secs(60 * 60);
 
 impl RoleFlags {
     /// Which annotations of namespaces count; `base` completes kube2iam's short names.
-    pub(super) fn reading(&self, base: Option<&BaseArn>) -> Reading {
+    pub(crate) fn reading(&self, base: Option<&BaseArn>) -> Reading {
         let anchoring = if self.disable_strict_namespace_regexp {
             Anchoring::Part
         } else {
@@ -27,7 +27,7 @@ impl RoleFlags {
     }
 
     /// What completes short names: given, or of this machine.
-    pub(super) async fn base_arn(&self) -> Result<Option<BaseArn>, StartError> {
+    pub(crate) async fn base_arn(&self) -> Result<Option<BaseArn>, StartError> {
         if !self.role_base_arn_autodetect {
             return self.given_base_arn();
         }
@@ -76,7 +76,7 @@ impl RoleFlags {
         })
     }
 
-    pub(super) fn settings(&self, base_arn: Option<BaseArn>) -> Settings {
+    pub(crate) fn settings(&self, base_arn: Option<BaseArn>) -> Settings {
         Settings {
             base_arn,
             session: SessionSettings {

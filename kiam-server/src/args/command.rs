@@ -1,12 +1,14 @@
 //! What the server's program does other than to serve.
 
+use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use kiam_common::duration;
 use kiam_common::flags::TlsFlags;
 use kiam_common::server_address::ServerAddress;
 
-use super::Args;
+use super::{Args, ClusterFlags, RoleFlags, ServiceAccountName, ServiceAccountNameError};
 
 /// The server's command line.
 pub type Cli = kiam_common::cli::Cli<Args, Command>;
@@ -16,6 +18,71 @@ pub type Cli = kiam_common::cli::Cli<Args, Command>;
 pub enum Command {
     /// Asks a server whether it serves agents, and ends with 0 if it does: for probes
     Health(Box<HealthArgs>),
+
+    /// Tells why a pod gets its role's credentials or does not, and what to do: which annotation,
+    /// which policy, which error of STS decides
+    ///
+    /// Reads the Kubernetes API, and asks a running server if it is reached (in its pod, or through
+    /// kubectl port-forward). The exit code is 0 if the pod gets them, 1 if not, 2 if that cannot
+    /// be told.
+    Explain(Box<ExplainArgs>),
+}
+
+/// What `kiam-server explain` is told.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ExplainArgs {
+    /// What is to be explained
+    #[arg(value_enum)]
+    pub kind: Explained,
+
+    /// Which
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub name: PodName,
+
+    /// Whether the pod would get this role, in any spelling
+    #[arg(long, value_name = "ROLE")]
+    pub role: Option<String>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// A running server's --prometheus-listen-addr
+    #[arg(long, default_value = "127.0.0.1:9620", value_name = "IP:PORT")]
+    pub server: SocketAddr,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub cluster: ClusterFlags,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub roles: RoleFlags,
+}
+
+/// What can be explained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Explained {
+    /// Why a pod gets what it gets
+    Pod,
+}
+
+/// Namespace and name of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodName {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl FromStr for PodName {
+    type Err = ServiceAccountNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ServiceAccountName { namespace, name } = text.parse()?;
+        Ok(Self { namespace, name })
+    }
 }
 
 /// What `kiam-server health` is told, named as kiam named it.

@@ -161,7 +161,7 @@ impl Index {
         node.pods.values().map(|pod| self.member(pod)).collect()
     }
 
-    fn member(&self, pod: &Arc<Pod>) -> Member {
+    pub(super) fn member(&self, pod: &Arc<Pod>) -> Member {
         Member {
             pod: Arc::clone(pod),
             namespace: self.namespaces.get(&pod.namespace).cloned(),

@@ -2,6 +2,7 @@
 
 mod changes;
 mod dashboards;
+mod explain;
 mod metrics;
 mod migration;
 mod outages;
@@ -56,6 +57,10 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     ("a pod's grant ends with the pod, and not before", |w| {
         changes::deletion(w).boxed_local()
     }),
+    (
+        "the server explains why a pod gets its role, or does not",
+        |w| explain::says(w).boxed_local(),
+    ),
     // Before the API crashes: it refuses what it can while it starts.
     ("server and agent have no more rights than they need", |w| {
         rights::exact(w).boxed_local()

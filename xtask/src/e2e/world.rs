@@ -12,7 +12,9 @@ use super::report::Facts;
 use crate::cluster::{ControlPlane, Kubelet, Objects, PodTemplate, Running};
 use crate::doubles::imds::Imds;
 use crate::doubles::sigv4::Keys;
-use crate::kiam::{Agent, AgentOptions, Programs, SERVER_ADDRESS, Server, ServerOptions, Source};
+use crate::kiam::{
+    Agent, AgentOptions, Programs, SERVER_ADDRESS, SERVER_ADMIN_PORT, Server, ServerOptions, Source,
+};
 use crate::pki::{Authority, Leaf, PemFiles};
 use crate::probe;
 use crate::sandbox::{Finished, NodeOptions, Place, Program, Sandbox, run};
@@ -235,6 +237,18 @@ impl World {
             .env("HOME", self.sandbox.folder("home")?)
             .env("AWS_ENDPOINT_URL_STS", MOTO_URL);
         run(sdk.name(), command, LIMIT)
+    }
+
+    /// What `kiam-server explain pod` says with the server's own rights, and how it ends.
+    pub(super) fn explain(&self, pod: &str, flags: &[&str]) -> Result<Finished> {
+        let mut command = self.sandbox.control().command(self.programs.server());
+        command
+            .env_clear()
+            .args(["explain", "pod", pod])
+            .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
+            .arg(format!("--server=127.0.0.1:{SERVER_ADMIN_PORT}"))
+            .args(flags);
+        run("kiam-server explain", command, LIMIT)
     }
 
     /// An agent's pod on a node, and its token.

@@ -1,12 +1,12 @@
-//! One HTTP request to one address: for the node's own metadata service, and for an agent on the
-//! same machine. Neither redirects, proxies nor DNS come into it, and an answer has a bound.
+//! One HTTP request to one address: for the node's own metadata service, and for programs of
+//! kiam's own. Neither redirects, proxies nor DNS come into it, and an answer has a bound.
 
 use std::io;
 use std::net::SocketAddr;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HttpError {
+pub enum HttpError {
     /// Nobody is there, or not reached.
     #[error("{address} cannot be connected to: {source}")]
     Connect {
@@ -45,7 +45,7 @@ pub(crate) enum HttpError {
 ///
 /// # Errors
 /// When there is no whole answer with a body of at most `limit` bytes.
-pub(crate) async fn send(
+pub async fn send(
     address: SocketAddr,
     request: Request<Empty<Bytes>>,
     limit: usize,
