@@ -25,7 +25,7 @@ use crate::args::{Args, Redirect};
 use crate::caller::Identify;
 use crate::metadata::{self, Listening, MetadataMetrics, Sources, V1Users};
 use crate::status::{Setting, Status};
-use crate::stream::{self, Client, Pace, StreamMetrics};
+use crate::stream::{self, Client, Pace, StreamMetrics, TlsDial};
 use crate::view::{Projection, View};
 
 /// Why the agent did not start.
@@ -190,13 +190,15 @@ pub async fn build_with(
         stream::Settings {
             node: args.node_name.clone(),
             server: args.server.server_address.to_string(),
-            name: args.server.server_address.name(),
             token_file: args.server.token_file.clone(),
             guarded,
             pace: Pace::default(),
         },
         Box::new(args.server.server_address.clone()),
-        Arc::clone(&tls),
+        Box::new(TlsDial {
+            name: args.server.server_address.name(),
+            tls: Arc::clone(&tls),
+        }),
         projection,
         StreamMetrics::new(&registry)?,
         snapshot,

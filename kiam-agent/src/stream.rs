@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! servers   which address to try next
+//! dial      how a server is called
 //! convert   from the wire to the view, checked
 //! error     what is at fault, in words
 //! standing  how the agent stands with the servers
@@ -12,6 +13,7 @@
 //! ```
 
 mod convert;
+mod dial;
 mod error;
 mod metrics;
 mod servers;
@@ -23,22 +25,19 @@ mod tests;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
 use kiam_common::api::node::v1 as api;
-use kiam_common::api::node::v1::node_service_client::NodeServiceClient;
 use kiam_common::backoff::Backoff;
 use kiam_common::readiness::Awaited;
-use kiam_common::tls::{self, ClientTls};
-use rustls::pki_types::ServerName;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Request, Streaming};
 
 pub use convert::Malformed;
+pub use dial::{Dial, DialError, Messages, TlsDial};
 pub use error::StreamError;
 pub use metrics::StreamMetrics;
 pub use servers::Resolve;
@@ -49,8 +48,6 @@ use metrics::unix_now;
 use servers::Servers;
 use standing::Teller;
 
-/// No message of one pod or one identity comes near this.
-const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 /// Updates that are taken in before readers see them, when so many have come at once.
 const MAX_BATCH: usize = 256;
 
@@ -70,6 +67,8 @@ pub struct Pace {
     pub sync: Duration,
     /// A stream that was synced for this long was a success.
     pub settled: Duration,
+    /// Gives numbers in 0..1, for jitter.
+    pub random: fn() -> f64,
 }
 
 impl Default for Pace {
@@ -80,6 +79,7 @@ impl Default for Pace {
             answer: Duration::from_secs(10),
             sync: Duration::from_secs(30),
             settled: Duration::from_secs(10),
+            random: rand::random::<f64>,
         }
     }
 }
@@ -91,8 +91,6 @@ pub struct Settings {
     pub node: String,
     /// `--server-address`, for messages.
     pub server: String,
-    /// What the server's certificate must be for.
-    pub name: ServerName<'static>,
     /// The file with the token that proves the node, if one is used.
     pub token_file: Option<PathBuf>,
     /// Whether redirect and guard are in place on the node.
@@ -105,7 +103,7 @@ pub struct Settings {
 pub struct Client {
     settings: Settings,
     resolve: Box<dyn Resolve>,
-    tls: Arc<ClientTls>,
+    dial: Box<dyn Dial>,
     projection: Projection,
     metrics: StreamMetrics,
     standing: Teller,
@@ -130,7 +128,7 @@ impl Client {
     pub fn new(
         settings: Settings,
         resolve: Box<dyn Resolve>,
-        tls: Arc<ClientTls>,
+        dial: Box<dyn Dial>,
         projection: Projection,
         metrics: StreamMetrics,
         first_snapshot: Awaited,
@@ -140,7 +138,7 @@ impl Client {
             backoff: Backoff::new(settings.pace.retry_first, settings.pace.retry_limit),
             settings,
             resolve,
-            tls,
+            dial,
             projection,
             metrics,
             standing: Teller::default(),
@@ -164,7 +162,7 @@ impl Client {
             };
             self.metrics.ended(ended.reason());
             self.standing.broken(ended.to_string(), SystemTime::now());
-            let wait = self.backoff.next(rand::random());
+            let wait = self.backoff.next((self.settings.pace.random)());
             self.log(&ended, wait);
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -207,13 +205,9 @@ impl Client {
             .ok_or_else(|| failed("the name has no address".into()))
     }
 
-    async fn call(
-        &self,
-        address: SocketAddr,
-    ) -> Result<Streaming<api::WatchResponse>, StreamError> {
+    async fn call(&self, address: SocketAddr) -> Result<Messages, StreamError> {
         let Settings {
             node,
-            name,
             token_file,
             guarded,
             pace,
@@ -229,12 +223,10 @@ impl Client {
                 .metadata_mut()
                 .insert("authorization", bearer(path)?);
         }
-        let channel = tls::connect(address, name.clone(), &self.tls).await?;
-        let mut client =
-            NodeServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        match timeout(pace.answer, client.watch(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(StreamError::status(address, &status)),
+        match timeout(pace.answer, self.dial.watch(address, request)).await {
+            Ok(Ok(messages)) => Ok(messages),
+            Ok(Err(DialError::Connect(error))) => Err(error.into()),
+            Ok(Err(DialError::Status(status))) => Err(StreamError::status(address, &status)),
             Err(_elapsed) => Err(StreamError::Silent {
                 address,
                 what: "answered",
@@ -246,7 +238,7 @@ impl Client {
     async fn take_in(
         &mut self,
         address: SocketAddr,
-        messages: Streaming<api::WatchResponse>,
+        messages: Messages,
         synced: &mut Option<Instant>,
     ) -> StreamError {
         let limit = self.settings.pace.sync;

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -11,11 +11,12 @@ use kiam_common::api::node::v1::node_service_server::{NodeService, NodeServiceSe
 use kiam_common::api::node::v1::watch_response::Update as Wire;
 use kiam_common::flags::TlsFlags;
 use kiam_common::readiness::Readiness;
-use kiam_common::tls::{Acceptor, ServerTls, TlsMetrics, TlsSide};
+use kiam_common::tls::{Acceptor, ClientTls, ServerTls, TlsMetrics, TlsSide};
 use prometheus::Registry;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
+use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -177,7 +178,6 @@ fn agent(tls: TlsFlags, token_file: Option<PathBuf>) -> Agent {
     let settings = Settings {
         node: "node-1".into(),
         server: "kiam-server:9610".into(),
-        name: ServerName::try_from("kiam-server").unwrap(),
         token_file,
         guarded: true,
         pace: Pace {
@@ -191,7 +191,10 @@ fn agent(tls: TlsFlags, token_file: Option<PathBuf>) -> Agent {
     let client = Client::new(
         settings,
         Box::new(names.clone()),
-        ClientTls::client(tls, metrics).unwrap(),
+        Box::new(TlsDial {
+            name: ServerName::try_from("kiam-server").unwrap(),
+            tls: ClientTls::client(tls, metrics).unwrap(),
+        }),
         projection,
         StreamMetrics::new(&registry).unwrap(),
         readiness.awaits("snapshot"),
@@ -418,7 +421,7 @@ async fn every_refusal_is_counted_as_what_it_is_and_tried_again() {
     // One that sends more than any pod can be.
     let call = server.call().await;
     let huge = api::PodRemoved {
-        uid: "x".repeat(MAX_MESSAGE_BYTES),
+        uid: "x".repeat(dial::MAX_MESSAGE_BYTES),
     };
     say(&call.answer, Wire::PodRemoved(huge));
     let call = server.call().await;

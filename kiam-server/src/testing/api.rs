@@ -10,10 +10,10 @@ use futures::{StreamExt as _, stream};
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::{Bytes, Frame};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tonic::codegen::{Bytes, Service};
 
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 type Sender = mpsc::UnboundedSender<std::io::Result<Bytes>>;
@@ -144,8 +144,11 @@ impl FakeApi {
             let (to, from) = mpsc::unbounded_channel();
             state.watchers.push((plural, to));
             let frames = stream::unfold(from, async |mut from| {
-                let line = from.recv().await?;
-                Some((line.map(Frame::data), from))
+                let frame = match from.recv().await? {
+                    Ok(line) => Ok(Full::new(line).frame().await?.unwrap()),
+                    Err(error) => Err(error),
+                };
+                Some((frame, from))
             });
             let body = StreamBody::new(frames.boxed());
             return Some(Ok(Response::new(body.boxed_unsync())));
@@ -192,7 +195,7 @@ fn failure(code: u16, message: &str) -> Answer {
     full(code, &status)
 }
 
-impl tower::Service<Request<Body>> for FakeApi {
+impl Service<Request<Body>> for FakeApi {
     type Response = Answer;
     type Error = std::io::Error;
     type Future = BoxFuture<'static, Result<Answer, std::io::Error>>;
