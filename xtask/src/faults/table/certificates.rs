@@ -1,6 +1,8 @@
 //! Faults of certificates' files. What they change is seen by new connections, so those that there
 //! are break as well.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 
@@ -43,6 +45,13 @@ pub(super) const FAULTS: &[Fault] = &[
     .serves_new_pods(),
 ];
 
+/// What was written is in use, and new connections show it.
+async fn taken_in(world: &World) -> Result<()> {
+    // Writers are waited for, some 200 ms, and there is no telling from outside.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    network::cut(world)
+}
+
 async fn server(world: &mut World, leaf: &Leaf<'_>) -> Result<()> {
     write(world, &world.authority, leaf)
 }
@@ -63,7 +72,7 @@ async fn rotate(world: &mut World) -> Result<()> {
         let folder = node.tls.cert.parent().context("it is in a folder")?;
         world.authority.write(folder, &AGENT)?;
     }
-    network::cut(world)
+    taken_in(world).await
 }
 
 async fn expire(world: &mut World) -> Result<()> {
@@ -72,17 +81,17 @@ async fn expire(world: &mut World) -> Result<()> {
         ..SERVER
     };
     server(world, &expired).await?;
-    network::cut(world)
+    taken_in(world).await
 }
 
 async fn another_ca(world: &mut World) -> Result<()> {
     write(world, &Authority::new("another")?, &SERVER)?;
-    network::cut(world)
+    taken_in(world).await
 }
 
 async fn torn(world: &mut World) -> Result<()> {
     let path = &world.servers.tls.cert;
     let whole = std::fs::read(path)?;
     std::fs::write(path, &whole[..whole.len() / 2])?;
-    network::cut(world)
+    taken_in(world).await
 }
