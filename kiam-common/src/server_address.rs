@@ -35,6 +35,15 @@ pub enum AddressError {
 }
 
 impl ServerAddress {
+    /// The addresses that the host has now.
+    ///
+    /// # Errors
+    /// When its name cannot be resolved.
+    pub async fn lookup(&self) -> std::io::Result<Vec<std::net::SocketAddr>> {
+        let found = tokio::net::lookup_host((self.host(), self.port())).await?;
+        Ok(found.collect())
+    }
+
     /// The name or address, without brackets.
     #[must_use]
     pub fn host(&self) -> &str {

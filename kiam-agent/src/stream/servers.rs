@@ -16,10 +16,7 @@ pub trait Resolve: Send + Sync {
 
 impl Resolve for ServerAddress {
     fn resolve(&self) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
-        Box::pin(async {
-            let found = tokio::net::lookup_host((self.host(), self.port())).await?;
-            Ok(found.collect())
-        })
+        Box::pin(self.lookup())
     }
 }
 

@@ -68,7 +68,7 @@ pub async fn health(args: HealthArgs) -> Result<(), HealthError> {
 /// One try, at every address that the name has: any of them may be the one that serves.
 async fn ask(address: &ServerAddress, tls: &ClientTls) -> Result<(), String> {
     let text = |error: &dyn Display| error.to_string();
-    let found = tokio::net::lookup_host((address.host(), address.port())).await;
+    let found = address.lookup().await;
     let mut problem = "its name has no address".to_owned();
     for at in found.map_err(|error| text(&error))? {
         match connect(at, address.name(), tls).await {
