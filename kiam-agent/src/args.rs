@@ -18,7 +18,7 @@ pub use metadata::MetadataFlags;
 #[cfg(test)]
 pub(crate) use metadata::allowed_routes;
 
-use crate::kernel::{self, Exemption, HostNetwork};
+use crate::kernel::{self, Exemption, HostNetwork, KernelLog};
 
 /// Where the chart has the agent's operator's port.
 const OPERATOR: &str = "127.0.0.1:9620";
@@ -158,6 +158,11 @@ pub struct Args {
     /// pods are refused
     #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
     pub bpffs: PathBuf,
+
+    /// Which decisions of the kernel programs are logged, one by one; what a pod can have refused
+    /// it can have logged as often
+    #[arg(long, value_enum, default_value_t = KernelLog::Off, value_name = "WHICH")]
+    pub kernel_log: KernelLog,
 
     #[command(flatten)]
     #[expect(

@@ -10,6 +10,7 @@
 //! cgroup      which pod a cgroup is of
 //! netns       the agent's own network namespace
 //! metrics     what the programs count
+//! events      what they decide, one by one
 //! sys         the kernel's calls that aya has not
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod attestor;
 pub mod cgroup;
 mod error;
+mod events;
 mod host_pods;
 mod links;
 mod metrics;
@@ -29,6 +31,7 @@ mod sys;
 
 pub use attestor::{Attested, Attestor};
 pub use error::KernelError;
+pub use events::{Events, KernelLog};
 pub use host_pods::{Choices, Exemption, HostNetwork, HostPods};
 pub use links::{Attached, Others, others};
 pub use metrics::KernelMetrics;

@@ -14,7 +14,7 @@ use kiam_ebpf::{
     Verdict, bucket,
 };
 
-use crate::packet::{IPPROTO_TCP, Ipv4, socket};
+use crate::packet::{IPPROTO_TCP, Ipv4, sender, socket};
 use crate::state::{ATTESTATIONS, NOTED, PROCEED, TAKEN, config, count, refuse};
 
 const SOCK_STREAM: u32 = 1;
@@ -36,13 +36,13 @@ pub(crate) fn attest(ctx: &SkBuffContext, destination: u32, header: usize) -> i3
         return PROCEED;
     }
     let Ok(source) = ctx.load::<u32>(offset_of!(Ipv4, source)) else {
-        return refuse(Hook::Egress, Verdict::Forged);
+        return refuse(Hook::Egress, Verdict::Forged, sender(ctx));
     };
     // Who holds no TCP socket of that address and port has made the packet by hand: nobody may
     // speak for another's connection.
     let sk = socket(ctx);
     if sk.is_null() {
-        return refuse(Hook::Egress, Verdict::Forged);
+        return refuse(Hook::Egress, Verdict::Forged, sender(ctx));
     }
     // SAFETY: checked to be a whole socket.
     let sk = unsafe { &*sk };
@@ -52,7 +52,7 @@ pub(crate) fn attest(ctx: &SkBuffContext, destination: u32, header: usize) -> i3
         || sk.src_ip4 != source
         || sk.src_port != u16::from_be(ports[0]) as u32
     {
-        return refuse(Hook::Egress, Verdict::Forged);
+        return refuse(Hook::Egress, Verdict::Forged, sender(ctx));
     }
     // SAFETY: helpers of this program type, with its context.
     let (cgroup, at) = unsafe { (bpf_skb_cgroup_id(ctx.skb.skb), bpf_ktime_get_ns()) };
@@ -62,7 +62,7 @@ pub(crate) fn attest(ctx: &SkBuffContext, destination: u32, header: usize) -> i3
         port: ports[0],
         reserved: 0,
     };
-    note(&caller, &Attestation { cgroup, share, at })
+    note(ctx, &caller, &Attestation { cgroup, share, at })
 }
 
 /// The pod or container that the socket is in. `None` above these.
@@ -77,35 +77,35 @@ fn share(ctx: &SkBuffContext, pods: u64) -> Option<u64> {
 
 /// Makes a note, unless that would be at another's cost.
 #[inline(always)]
-fn note(caller: &Caller, attestation: &Attestation) -> i32 {
+fn note(ctx: &SkBuffContext, caller: &Caller, attestation: &Attestation) -> i32 {
     // SAFETY: read at once; were it replaced meanwhile, the newer one holds below.
     if let Some(known) = unsafe { ATTESTATIONS.get(caller) } {
         let (cgroup, share, at) = (known.cgroup, known.share, known.at);
         if cgroup == attestation.cgroup {
             // The same SYN again, or the port's last connection never came about.
             if insert(caller, attestation, BPF_EXIST) {
-                return attested();
+                return attested(ctx);
             }
         } else if attestation.at.wrapping_sub(at) <= ATTESTATION_LIFE_NANOS {
-            return refuse(Hook::Egress, Verdict::Contested);
+            return refuse(Hook::Egress, Verdict::Contested, sender(ctx));
         } else if ATTESTATIONS.remove(caller).is_ok() {
             noted(share, MINUS_ONE);
         }
     }
     if under_way(attestation.share) >= u64::from(MAX_PER_SHARE) {
-        return refuse(Hook::Egress, Verdict::Flooding);
+        return refuse(Hook::Egress, Verdict::Flooding, sender(ctx));
     }
     // Another may have been quicker: then its note stays, and this SYN is sent again.
     if !insert(caller, attestation, BPF_NOEXIST) {
-        return refuse(Hook::Egress, Verdict::Overflow);
+        return refuse(Hook::Egress, Verdict::Overflow, sender(ctx));
     }
     noted(attestation.share, 1);
-    attested()
+    attested(ctx)
 }
 
 #[inline(always)]
-fn attested() -> i32 {
-    count(Hook::Egress, Verdict::Attested);
+fn attested(ctx: &SkBuffContext) -> i32 {
+    count(Hook::Egress, Verdict::Attested, sender(ctx));
     PROCEED
 }
 

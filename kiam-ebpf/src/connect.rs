@@ -13,6 +13,7 @@ use kiam_ebpf::{
     host_network, host_pod,
 };
 
+use crate::events::About;
 use crate::state::{
     HOST_NETWORK, HOST_PODS, PROCEED, REDIRECTED_CONTAINER, REDIRECTED_V4, REDIRECTED_V6, SOCKETS,
     Socket, config, container_v4, count, refuse,
@@ -39,7 +40,7 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
             PROCEED
         }
         Ok(None) => PROCEED,
-        Err(verdict) => refuse(Hook::Connect4, verdict),
+        Err(verdict) => refuse(Hook::Connect4, verdict, About::Caller),
     }
 }
 
@@ -83,7 +84,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
             PROCEED
         }
         Ok(None) => PROCEED,
-        Err(verdict) => refuse(Hook::Connect6, verdict),
+        Err(verdict) => refuse(Hook::Connect6, verdict, About::Caller),
     }
 }
 
@@ -109,7 +110,7 @@ fn decide(
             }
             _ => {
                 note(ctx, HOST_NETWORK);
-                count(hook, Verdict::HostNetwork);
+                count(hook, Verdict::HostNetwork, About::Caller);
                 return Ok(None);
             }
         }
@@ -120,7 +121,7 @@ fn decide(
         return Err(Verdict::ConnectRefused);
     }
     note(ctx, asked);
-    count(hook, Verdict::Redirected);
+    count(hook, Verdict::Redirected, About::Caller);
     Ok(Some((config.host_v4, config.port as u32)))
 }
 

@@ -12,7 +12,7 @@ use aya_ebpf::programs::SkBuffContext;
 use kiam_ebpf::{Hook, METADATA_V4, METADATA_V6, Verdict, egress};
 
 use crate::attest::attest;
-use crate::packet::{IPPROTO_TCP, Ipv4, Tcp, read, socket};
+use crate::packet::{IPPROTO_TCP, Ipv4, Tcp, read, sender, socket};
 use crate::state::{HOST_NETWORK, PROCEED, SOCKETS, Socket, config, refuse};
 
 const SYN: u8 = 0x02;
@@ -28,7 +28,7 @@ const MAX_IPV4: usize = 60;
 pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
     // The program sees packets from the network header on, which no packet is shorter than.
     let Some(header) = read::<Ipv4>(&ctx, 0) else {
-        return refuse(Hook::Egress, Verdict::PacketDropped);
+        return refuse(Hook::Egress, Verdict::PacketDropped, sender(&ctx));
     };
     if header.version_and_length >> 4 == 4 {
         guard_v4(&ctx, &header)
@@ -64,7 +64,7 @@ fn guard_v4(ctx: &SkBuffContext, header: &Ipv4) -> i32 {
 #[inline(always)]
 fn guard_v6(ctx: &SkBuffContext) -> i32 {
     let Some(destination) = read::<[u32; 4]>(ctx, IPV6_DESTINATION) else {
-        return refuse(Hook::Egress, Verdict::PacketDropped);
+        return refuse(Hook::Egress, Verdict::PacketDropped, sender(ctx));
     };
     // The last word first: it differs in almost every packet.
     if destination[3] == METADATA_V6[3]
@@ -106,7 +106,7 @@ fn to_metadata(ctx: &SkBuffContext) -> i32 {
     }
     let sk = socket(ctx);
     if sk.is_null() {
-        return refuse(Hook::Egress, Verdict::PacketDropped);
+        return refuse(Hook::Egress, Verdict::PacketDropped, sender(ctx));
     }
     // SAFETY: the socket was checked to be whole; the storage, if there is one, is its own.
     let fate = unsafe {
@@ -117,6 +117,6 @@ fn to_metadata(ctx: &SkBuffContext) -> i32 {
     if fate == HOST_NETWORK {
         PROCEED
     } else {
-        refuse(Hook::Egress, Verdict::PacketDropped)
+        refuse(Hook::Egress, Verdict::PacketDropped, sender(ctx))
     }
 }

@@ -68,6 +68,10 @@ pub const METADATA_PORT: u16 = u16::from_ne_bytes(80_u16.to_be_bytes());
 /// network byte order: where containers' SDKs ask. [`METADATA_V4`] if there is none.
 pub const CONTAINER_V4: &str = "CONTAINER_V4";
 
+/// The name of the constant that says down to which level decisions are told: `0` for none, and
+/// by `aya-log`'s numbers.
+pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
 /// The layout that this crate describes. Kept maps of another one are not used.
 pub const LAYOUT: u32 = 1;
 
@@ -239,6 +243,12 @@ impl Verdict {
         Self::Flooding,
         Self::Overflow,
     ];
+
+    /// Whether a connect or a packet went nowhere by it.
+    #[must_use]
+    pub const fn is_refusal(self) -> bool {
+        !matches!(self, Self::Redirected | Self::HostNetwork | Self::Attested)
+    }
 
     /// For metrics.
     #[must_use]

@@ -6,6 +6,7 @@
 //! peername   the application is shown the address that it asked for
 //! guard      no packet leaves for the metadata service; a SYN to the agent is noted with the
 //!            cgroup that sent it
+//! events     what is decided, one by one, for whoever listens
 //! ```
 //!
 //! Built by `cargo xtask build-ebpf`; a build for the host is a program that says so.
@@ -23,6 +24,8 @@
 mod attest;
 #[cfg(target_arch = "bpf")]
 mod connect;
+#[cfg(target_arch = "bpf")]
+mod events;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]

@@ -4,6 +4,8 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::programs::SkBuffContext;
 
+use crate::events::About;
+
 pub(crate) const IPPROTO_TCP: u8 = 6;
 
 /// RFC 791, without options.
@@ -47,6 +49,12 @@ pub(crate) fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
             bpf_sk_fullsock(sk)
         }
     }
+}
+
+/// Whoever sends the packet, to tell of.
+#[inline(always)]
+pub(crate) fn sender(ctx: &SkBuffContext) -> About {
+    About::Sender(ctx.skb.skb)
 }
 
 /// Reads from the packet itself, without a helper.

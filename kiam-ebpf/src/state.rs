@@ -8,6 +8,8 @@ use kiam_ebpf::{
     METADATA_V4, Verdict, count_index,
 };
 
+use crate::events::{About, tell};
+
 /// What a hook answers: let it be, as it may have been rewritten.
 pub(crate) const PROCEED: i32 = 1;
 /// Refuse it: the caller sees `EPERM`.
@@ -75,7 +77,8 @@ pub(crate) fn config() -> Option<&'static Config> {
 }
 
 #[inline(always)]
-pub(crate) fn count(hook: Hook, verdict: Verdict) {
+pub(crate) fn count(hook: Hook, verdict: Verdict, about: About) {
+    tell(hook, verdict, about);
     if let Some(count) = VERDICTS.get_ptr_mut(count_index(hook, verdict)) {
         // SAFETY: this CPU's own slot of the map, which lives as long as the program.
         unsafe { *count += 1 };
@@ -83,7 +86,7 @@ pub(crate) fn count(hook: Hook, verdict: Verdict) {
 }
 
 #[inline(always)]
-pub(crate) fn refuse(hook: Hook, verdict: Verdict) -> i32 {
-    count(hook, verdict);
+pub(crate) fn refuse(hook: Hook, verdict: Verdict, about: About) -> i32 {
+    count(hook, verdict, about);
     REFUSE
 }

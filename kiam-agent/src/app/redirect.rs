@@ -94,6 +94,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         host_network: args.host_network.host_network_pods,
         guard_egress: args.guard().egress,
         container: args.metadata.container_credentials_address,
+        log: args.kernel_log,
         bpffs: args.bpffs.clone(),
     })?;
     let Attached { new, taken_over } = programs.attached();
@@ -106,6 +107,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
     );
     let programs = Arc::new(programs);
     let (attestor, host_pods) = (programs.attestor(), programs.host_pods());
+    let events = programs.take_events();
     let HostNetworkFlags {
         host_network_pods,
         host_network_exempt,
@@ -122,7 +124,12 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         upkeep: Box::new(|view, stop| {
             Box::pin(async move {
                 let told = host_pods.keep(choices, view, stop.clone());
-                tokio::join!(attestor.keep(stop), told);
+                let heard = async {
+                    if let Some(events) = events {
+                        events.keep(stop.clone()).await;
+                    }
+                };
+                tokio::join!(attestor.keep(stop.clone()), told, heard);
             })
         }),
         metrics: vec![Box::new(KernelMetrics::new(Arc::clone(&programs))?)],

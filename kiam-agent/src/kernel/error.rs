@@ -13,6 +13,9 @@ use super::pins::PinsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
+    /// What the programs tell cannot be read.
+    #[error("cannot read what the kernel programs tell (--kernel-log): {0}")]
+    Events(String),
     /// The agent was built without the programs.
     #[error(
         "this agent was built without its kernel programs; run `cargo xtask build-ebpf`, then build it again"

@@ -4,16 +4,17 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kiam_ebpf::{
-    CONTAINER_V4, Config, Hook, LAYOUT, Verdict, count_index, egress, host_network, maps,
+    CONTAINER_V4, Config, Hook, LAYOUT, LOG_LEVEL, Verdict, count_index, egress, host_network, maps,
 };
 
 use super::attestor::{Attestor, Notes, Taken};
 use super::error::{KernelError, typed};
+use super::events::{Events, KernelLog};
 use super::host_pods::{HostNetwork, HostPods};
 use super::links::{self, Attached};
 use super::object;
@@ -34,6 +35,8 @@ pub struct Redirect {
     pub guard_egress: bool,
     /// Another address whose port 80 is brought to the agent.
     pub container: Option<Ipv4Addr>,
+    /// Which of their decisions the programs tell one by one.
+    pub log: KernelLog,
     /// A BPF file system, in which the programs outlive the agent.
     pub bpffs: PathBuf,
 }
@@ -44,6 +47,7 @@ pub struct Programs {
     verdicts: PerCpuArray<MapData, u64>,
     attestor: Arc<Attestor>,
     host_pods: HostPods,
+    events: Mutex<Option<Events>>,
     _object: Ebpf,
 }
 
@@ -84,11 +88,7 @@ impl Programs {
             host_netns_cookie: redirect.host_netns_cookie,
             pods_cgroup: pods.ino(),
         };
-        Self::attach_configured(
-            Some((&config, redirect.container)),
-            &redirect.pods,
-            &redirect.bpffs,
-        )
+        Self::attach_configured(Some((&config, redirect)), &redirect.pods, &redirect.bpffs)
     }
 
     /// Attaches the programs as an agent leaves them that dies before it has told them anything.
@@ -101,14 +101,17 @@ impl Programs {
     }
 
     fn attach_configured(
-        config: Option<(&Config, Option<Ipv4Addr>)>,
+        config: Option<(&Config, &Redirect)>,
         pods: &Path,
         bpffs: &Path,
     ) -> Result<Self, KernelError> {
         // Held until all is in place.
         let pins = Pins::open(bpffs)?;
-        let container = config.and_then(|(_, container)| container);
-        let mut object = load(Some(&pins), container)?;
+        let constants = config.map_or_else(Constants::default, |(_, redirect)| Constants {
+            container: redirect.container,
+            log: redirect.log,
+        });
+        let mut object = load(Some(&pins), constants)?;
         if let Some((config, _)) = config {
             configure(&mut object, config)?;
         }
@@ -126,6 +129,10 @@ impl Programs {
             });
         };
         let notes = typed(maps::ATTESTATIONS, Notes::new(notes))?;
+        let events = match constants.log {
+            KernelLog::Off => None,
+            KernelLog::Refused | KernelLog::All => Some(Events::of(&mut object)?),
+        };
         let host_pods = take(&mut object, maps::HOST_PODS)?;
         let host_pods = typed(maps::HOST_PODS, HostPods::new(host_pods, pods))?;
         let attached = links::attach(&mut object, pods, &pins)?;
@@ -135,6 +142,7 @@ impl Programs {
             verdicts,
             attestor: Arc::new(Attestor::new(notes, taken)),
             host_pods,
+            events: Mutex::new(events),
             _object: object,
         })
     }
@@ -155,6 +163,13 @@ impl Programs {
     #[must_use]
     pub fn host_pods(&self) -> HostPods {
         self.host_pods.clone()
+    }
+
+    /// What they tell one by one, if they do; once.
+    #[must_use]
+    pub fn take_events(&self) -> Option<Events> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.take()
     }
 
     /// What the programs have done since they were attached, over all CPUs and hooks.
@@ -190,15 +205,25 @@ impl Programs {
 /// # Errors
 /// When it does not.
 pub fn verify() -> Result<(), KernelError> {
-    links::load_all(&mut load(None, None)?)
+    links::load_all(&mut load(None, Constants::default())?)
 }
 
-fn load(pins: Option<&Pins>, container: Option<Ipv4Addr>) -> Result<Ebpf, KernelError> {
+/// What the programs are loaded for: constants to the verifier, which takes out what they rule out.
+#[derive(Debug, Clone, Copy, Default)]
+struct Constants {
+    container: Option<Ipv4Addr>,
+    log: KernelLog,
+}
+
+fn load(pins: Option<&Pins>, constants: Constants) -> Result<Ebpf, KernelError> {
     let bytes = object::embedded().ok_or(KernelError::NoObject)?;
     let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(Box::new(error)))?;
+    let container = constants.container;
+    let container = container.map(|address| u32::from_ne_bytes(address.octets()));
+    let level = constants.log.level();
     let mut loader = EbpfLoader::new();
     loader.btf(Some(&btf));
-    let container = container.map(|address| u32::from_ne_bytes(address.octets()));
+    loader.override_global(LOG_LEVEL, &level, true);
     if let Some(container) = &container {
         loader.override_global(CONTAINER_V4, container, true);
     }

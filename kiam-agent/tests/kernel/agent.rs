@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use kiam_agent::caller::{Identify as _, KernelIdentity, PodRef, PodUid, Refusal};
 use kiam_agent::kernel::cgroup::{Mount, Pods};
-use kiam_agent::kernel::{HostNetwork, Programs, Redirect};
+use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect};
 use kiam_ebpf::Verdict;
 
 use crate::sandbox::{AGENT, Listener, Node, PATIENCE};
@@ -79,6 +79,7 @@ pub(crate) fn redirect(node: &Node) -> Redirect {
         host_network: HostNetwork::Passthrough,
         guard_egress: true,
         container: None,
+        log: KernelLog::Off,
         bpffs: node.bpffs().to_owned(),
     }
 }

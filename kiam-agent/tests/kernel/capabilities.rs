@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
 use kiam_agent::kernel::cgroup::{Found, Mount, Pods};
-use kiam_agent::kernel::{HostNetwork, Programs, Redirect, own_netns_cookie};
+use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect, own_netns_cookie};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::Test;
@@ -36,6 +36,7 @@ pub(crate) fn child() -> bool {
         host_network: HostNetwork::Passthrough,
         guard_egress: true,
         container: None,
+        log: KernelLog::Off,
         bpffs: std::env::var_os(BPFFS).unwrap().into(),
     });
     match attached {

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
-use kiam_agent::kernel::{Programs, Redirect};
+use kiam_agent::kernel::{KernelLog, Programs, Redirect};
 use kiam_ebpf::Verdict;
 
 use crate::Test;
@@ -16,6 +16,7 @@ const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";
 pub(crate) const TESTS: &[Test] = &[
     ("redirects_and_attests_every_family", every_family),
     ("redirects_where_containers_sdks_ask", containers),
+    ("tells_what_it_decides_to_whom_listens", tells),
     ("redirects_mptcp_and_fast_open", mptcp_and_fast_open),
     ("tells_pods_apart", tells_pods_apart),
     ("refuses_without_a_configuration", unconfigured),
@@ -74,6 +75,33 @@ fn containers() {
     let report = a.run(&["tcp", "169.254.170.2", "80", "timeout=0.2"]);
     assert_eq!(report.heard, None, "{report:?}");
     assert_eq!(agent.count(Verdict::Redirected), 4);
+}
+
+fn tells() {
+    let mut node = Node::new();
+    let a = node.pod(A);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _context = runtime.enter();
+    for (log, listens) in [
+        (KernelLog::All, true),
+        (KernelLog::Refused, true),
+        (KernelLog::Off, false),
+    ] {
+        let agent = Agent::start_with(
+            &node,
+            &Redirect {
+                log,
+                ..redirect(&node)
+            },
+        );
+        // Loaded and attached at every level, and each does its work.
+        assert_eq!(agent.programs.take_events().is_some(), listens, "{log:?}");
+        let report = a.run(&["tcp", METADATA, "443", "timeout=0.2"]);
+        assert_eq!(report.error.as_deref(), Some("EPERM"), "{log:?}");
+        let client = a.start(&["tcp", METADATA, "80"]);
+        assert_eq!(agent.answer(), pod(A), "{log:?}");
+        assert_eq!(client.end().heard.as_deref(), Some(A), "{log:?}");
+    }
 }
 
 fn mptcp_and_fast_open() {

@@ -25,6 +25,11 @@ pub(crate) const TESTS: &[Test] = &[
         passes,
     ),
     (
+        "surface::the_kernel_programs_tell_what_they_refuse",
+        Needs::Programs,
+        kernel_log,
+    ),
+    (
         "surface::the_agent_s_status_says_who_is_served_and_why_not",
         Needs::Programs,
         status,
@@ -80,6 +85,27 @@ fn passes() -> Result<()> {
     }
     ensure!(seen.bytes() == before, "more came through");
     Ok(())
+}
+
+fn kernel_log() -> Result<()> {
+    let play = Play::begin_with(&["--kernel-log=refused"])?;
+    let elsewhere = format!("{METADATA_SERVICE}:81/");
+    // Refused by the kernel, so that there is no answer to look at.
+    drop(prober().get(play.alice.place(), &elsewhere)?);
+    drop(ask(play.alice.place(), "")?);
+    eventually(|| {
+        let said = play.agent.program().output();
+        let told = said
+            .lines()
+            .find(|line| line.contains("a kernel program refused"));
+        let told = told.context("nothing was told")?;
+        ensure!(
+            told.contains("connect4") && told.contains("connect_refused"),
+            "{told}"
+        );
+        ensure!(!said.contains("a kernel program let through"), "{said}");
+        Ok(())
+    })
 }
 
 fn status() -> Result<()> {
