@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{BtfError, Ebpf, EbpfLoader};
 use kiam_ebpf::{
     CONTAINER_V4, Config, Hook, LAYOUT, LOG_LEVEL, Verdict, count_index, egress, host_network, maps,
 };
@@ -19,6 +19,9 @@ use super::host_pods::{HostNetwork, HostPods};
 use super::links::{self, Attached};
 use super::object;
 use super::pins::Pins;
+
+/// The types of the running kernel.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// What the programs are told.
 #[derive(Debug, Clone)]
@@ -217,12 +220,18 @@ struct Constants {
 
 fn load(pins: Option<&Pins>, constants: Constants) -> Result<Ebpf, KernelError> {
     let bytes = object::embedded().ok_or(KernelError::NoObject)?;
-    let btf = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(Box::new(error)))?;
+    if let Err(error) = std::fs::metadata(BTF) {
+        let path = BTF.into();
+        return Err(KernelError::NoBtf(Box::new(BtfError::FileError {
+            path,
+            error,
+        })));
+    }
     let container = constants.container;
     let container = container.map(|address| u32::from_ne_bytes(address.octets()));
     let level = constants.log.level();
+    // Reads the kernel's BTF by itself: megabytes, of which nothing is kept.
     let mut loader = EbpfLoader::new();
-    loader.btf(Some(&btf));
     loader.override_global(LOG_LEVEL, &level, true);
     if let Some(container) = &container {
         loader.override_global(CONTAINER_V4, container, true);
