@@ -193,6 +193,13 @@ impl Projection {
             return Err(Refused::TooManyPods { uid });
         }
         let earlier = self.told.remove(&uid);
+        #[cfg(feature = "planted-role-kept")]
+        let decision = match &earlier {
+            Some(told) if matches!(told.decision, Decision::Granted { .. }) => {
+                told.decision.clone()
+            }
+            _ => decision,
+        };
         if let Some(told) = &earlier {
             self.release(&uid, &told.decision, &decision);
         }
