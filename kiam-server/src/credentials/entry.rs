@@ -80,6 +80,12 @@ impl Entry {
         self.readers.borrow().is_empty()
     }
 
+    /// How long the credentials in use still live.
+    fn left(&self, now: SystemTime) -> Duration {
+        let credentials = self.lock().credentials.clone();
+        credentials.map_or(Duration::ZERO, |credentials| credentials.remaining(now))
+    }
+
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {
         {
             let mut state = self.lock();
@@ -164,7 +170,8 @@ async fn refresh(entry: &Entry, shared: &Arc<Shared>) {
                 next
             }
             Err(error) => {
-                let wait = retries.after_failure(error.kind, random);
+                let left = entry.left(now);
+                let wait = retries.after_failure(error.kind, left, random);
                 shared.metrics.errors.inc();
                 shared
                     .metrics

@@ -107,14 +107,25 @@ impl Retries {
         Backoff::new(Duration::from_secs(first), Duration::from_secs(limit))
     }
 
-    pub(super) fn after_failure(&mut self, kind: IssueErrorKind, random: f64) -> Duration {
+    /// `left` is how long the credentials in use still live, if there are any: at most half of
+    /// that passes before another try, so that nobody loses them to a failure that is over.
+    pub(super) fn after_failure(
+        &mut self,
+        kind: IssueErrorKind,
+        left: Duration,
+        random: f64,
+    ) -> Duration {
         if self.kind != Some(kind) {
             *self = Self {
                 kind: Some(kind),
                 backoff: Self::of(kind),
             };
         }
-        self.backoff.next(random)
+        let wait = self.backoff.next(random);
+        if left.is_zero() {
+            return wait;
+        }
+        wait.min((left / 2).max(SHORTEST_INTERVAL))
     }
 
     pub(super) const fn after_success(&mut self) {
@@ -142,6 +153,25 @@ mod tests {
             assert!(error.to_string().contains(expected), "{error}");
         }
         assert!(ExpiryContract::new(60 * MINUTE, 30 * MINUTE).is_ok());
+    }
+
+    #[test]
+    fn a_failure_that_ends_before_the_credentials_do_is_noticed_in_time() {
+        let mut retries = Retries::new();
+        let mut left = 30 * MINUTE;
+        let mut tries = 0;
+        while left > SHORTEST_INTERVAL {
+            let wait = retries.after_failure(IssueErrorKind::AccessDenied, left, 0.5);
+            assert!(
+                wait <= (left / 2).max(SHORTEST_INTERVAL),
+                "{wait:?} of {left:?}"
+            );
+            left = left.saturating_sub(wait);
+            tries += 1;
+        }
+        assert!(tries < 30, "{tries} calls");
+        let wait = retries.after_failure(IssueErrorKind::AccessDenied, Duration::ZERO, 0.5);
+        assert!(wait > MINUTE, "what has ended presses no more: {wait:?}");
     }
 
     proptest! {
