@@ -7,6 +7,7 @@
 //! e2e          the whole path against a real Kubernetes API
 //! conformance  a metadata service, line by line against the real one
 //! faults       what pods notice while one part after another breaks
+//! fuzz         property tests of what hostile bytes reach, for long
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! image        the container image
 //! lint         format, clippy, documentation, dependencies
@@ -38,6 +39,7 @@ pub mod deploy;
 pub mod doubles;
 pub mod e2e;
 pub mod faults;
+pub mod fuzz;
 pub mod image;
 pub mod kiam;
 pub mod lint;

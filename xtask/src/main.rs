@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    ask, attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, faults, image,
-    lint, load, probe, restarts, room, steady, test,
+    ask, attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, faults, fuzz,
+    image, lint, load, probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -46,6 +46,8 @@ enum Command {
     Sandbox(room::Args),
     /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
     Attack(attack::Args),
+    /// Try what hostile bytes reach, for as long as is wanted
+    Fuzz(fuzz::Args),
     /// Compare a metadata service, this agent's or any other, with what is known of the real one
     Conformance(conformance::Args),
     /// Measure what kiam costs, in one report
@@ -104,6 +106,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Book(args) => deploy::book(&args),
         Command::Workflows(args) => deploy::workflows(&args),
         Command::Sandbox(args) => room::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Attack(args) => attack::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -4,6 +4,7 @@
 
 mod beside;
 mod connections;
+mod fuzz;
 mod passthrough;
 mod service;
 mod surface;

@@ -245,15 +245,20 @@ impl Service {
         socket.connect(self.address).await.unwrap()
     }
 
-    /// Sends bytes, ends the sending side, and reads to the end.
+    /// Sends a request, ends the sending side, and reads to the end.
     pub(crate) async fn raw(&self, pod: u8, request: &str) -> String {
+        self.bytes(pod, request.as_bytes()).await
+    }
+
+    /// As [`Self::raw`], whatever the bytes are.
+    pub(crate) async fn bytes(&self, pod: u8, request: &[u8]) -> String {
         let mut stream = self.connect(pod).await;
         // A request that is refused early may not be taken in whole.
-        drop(stream.write_all(request.as_bytes()).await);
+        drop(stream.write_all(request).await);
         drop(stream.shutdown().await);
         let mut answer = Vec::new();
         drop(stream.read_to_end(&mut answer).await);
-        String::from_utf8(answer).unwrap()
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     pub(crate) async fn request(&self, pod: u8, method: &str, path: &str) -> Answer {

@@ -1,0 +1,165 @@
+//! `cargo xtask fuzz`: the property tests of whatever hostile bytes reach, for as long as is wanted,
+//! with new seeds each round. `cargo xtask test` runs the same for a moment.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::time::Instant;
+
+use crate::setup::cargo;
+
+/// A property, and what it is about.
+struct Target {
+    name: &'static str,
+    package: &'static str,
+    /// As cargo names what holds the test.
+    of: &'static str,
+    test: &'static str,
+    /// Cases of one round: some seconds.
+    cases: u32,
+}
+
+const TARGETS: &[Target] = &[
+    Target {
+        name: "requests as bytes, through sockets",
+        package: "kiam-agent",
+        of: "--test=metadata",
+        test: "fuzz::no_bytes_get_another_s_credentials_or_stop_the_service",
+        cases: 5_000,
+    },
+    Target {
+        name: "paths of requests",
+        package: "kiam-agent",
+        of: "--lib",
+        test: "metadata::path::tests::a_canonical_path_has_no_way_out_and_stays_as_it_is",
+        cases: 20_000,
+    },
+    Target {
+        name: "paths that are let through",
+        package: "kiam-agent",
+        of: "--lib",
+        test: "metadata::passthrough::tests::what_is_passed_names_no_credentials_however_it_is_read",
+        cases: 5_000,
+    },
+    Target {
+        name: "tokens of IMDSv2",
+        package: "kiam-agent",
+        of: "--lib",
+        test: "metadata::tokens::tests::no_other_token_is_good",
+        cases: 50_000,
+    },
+    Target {
+        name: "paths of cgroups",
+        package: "kiam-agent",
+        of: "--lib",
+        test: "kernel::cgroup::path::tests::no_path_panics",
+        cases: 20_000,
+    },
+    Target {
+        name: "messages of the server",
+        package: "kiam-agent",
+        of: "--lib",
+        test: "stream::convert::tests::no_text_is_a_panic_or_gets_through_unbounded",
+        cases: 20_000,
+    },
+    Target {
+        name: "roles as annotated",
+        package: "kiam-common",
+        of: "--lib",
+        test: "role::tests::no_text_panics_and_what_resolves_is_an_arn",
+        cases: 100_000,
+    },
+    Target {
+        name: "annotations of pods and namespaces",
+        package: "kiam-server",
+        of: "--lib",
+        test: "policy::tests::nothing_that_is_annotated_panics_or_writes_control_characters",
+        cases: 10_000,
+    },
+];
+
+/// Flags of `cargo xtask fuzz`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// How long each target is tried
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+
+    /// Only the targets whose names contain this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a property does not hold, with the smallest case that shows it.
+#[expect(clippy::print_stdout, reason = "the command's result")]
+pub fn run(args: &Args) -> Result<()> {
+    let wanted = |target: &&Target| {
+        args.only
+            .as_ref()
+            .is_none_or(|part| target.name.contains(part))
+    };
+    let targets: Vec<_> = TARGETS.iter().filter(wanted).collect();
+    ensure!(!targets.is_empty(), "no target has that in its name");
+    for target in targets {
+        let binary = target.build()?;
+        let (begin, mut cases) = (Instant::now(), 0_u64);
+        while begin.elapsed() < Duration::from_secs(args.seconds) {
+            target.round(&binary)?;
+            cases += u64::from(target.cases);
+        }
+        let seconds = begin.elapsed().as_secs();
+        println!("ok  {:<38}{cases:>12} cases in {seconds} s", target.name);
+    }
+    Ok(())
+}
+
+impl Target {
+    /// The program that holds the test.
+    fn build(&self) -> Result<PathBuf> {
+        let mut command = cargo();
+        command
+            .args(["test", "--locked", "--no-run", "--message-format=json"])
+            .args(["-p", self.package, self.of]);
+        let output = command.output().context("cannot run cargo")?;
+        ensure!(
+            output.status.success(),
+            "{} does not compile: {}",
+            self.package,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+        let messages = messages.lines().rev();
+        let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
+        let found = messages.find_map(|message: serde_json::Value| {
+            let is_test = message["profile"]["test"] == true;
+            let path = message["executable"].as_str()?;
+            is_test.then(|| PathBuf::from(path))
+        });
+        found.with_context(|| format!("cargo built no tests of {}", self.package))
+    }
+
+    fn round(&self, binary: &PathBuf) -> Result<()> {
+        let mut command = Command::new(binary);
+        command
+            .args(["--exact", self.test])
+            .env("PROPTEST_CASES", self.cases.to_string())
+            // What is found goes to the terminal, and then into a test by name.
+            .env("PROPTEST_FAILURE_PERSISTENCE", "off");
+        let output = command.output().context("cannot run the test")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!("{}: {said}", self.name);
+        }
+        ensure!(
+            said.contains("1 passed"),
+            "{} was not run: {said}",
+            self.test
+        );
+        Ok(())
+    }
+}
