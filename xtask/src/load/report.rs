@@ -87,45 +87,48 @@ pub struct Target {
 
 impl Report {
     pub(super) fn new(figures: &Figures<'_>) -> Self {
-        let Figures {
-            args,
-            identities,
-            sts_calls,
-            startup,
-            settled,
-            empty_rss_bytes,
-            pods_rss_bytes,
-            full_rss_bytes,
-            idle_cpu,
-            churn_cpu,
-            pushed,
-        } = *figures;
         let per = |from: u64, to: u64, count: u64| to.saturating_sub(from) as f64 / count as f64;
         let quantile = |q: f64| {
-            let index = (pushed.len().saturating_sub(1) as f64 * q).ceil() as usize;
-            pushed.get(index).copied().map_or(f64::NAN, milliseconds)
+            let index = (figures.pushed.len().saturating_sub(1) as f64 * q).ceil() as usize;
+            figures
+                .pushed
+                .get(index)
+                .copied()
+                .map_or(f64::NAN, milliseconds)
         };
         let mut report = Self {
-            pods: args.pods,
-            nodes: args.nodes,
-            namespaces: args.namespaces,
-            rate: args.rate,
-            identities,
-            sts_calls,
-            startup_ms: milliseconds(startup),
-            all_pushed_ms: milliseconds(settled),
-            empty_rss_bytes,
-            pods_rss_bytes,
-            full_rss_bytes,
-            bytes_per_pod_without_streams: per(empty_rss_bytes, pods_rss_bytes, args.pods),
-            bytes_per_pod: per(empty_rss_bytes, full_rss_bytes, args.pods),
-            bytes_per_stream: per(pods_rss_bytes, full_rss_bytes, args.nodes),
-            cpu_idle_percent: idle_cpu * 100.0,
-            cpu_churn_percent: churn_cpu * 100.0,
+            pods: figures.args.pods,
+            nodes: figures.args.nodes,
+            namespaces: figures.args.namespaces,
+            rate: figures.args.rate,
+            identities: figures.identities,
+            sts_calls: figures.sts_calls,
+            startup_ms: milliseconds(figures.startup),
+            all_pushed_ms: milliseconds(figures.settled),
+            empty_rss_bytes: figures.empty_rss_bytes,
+            pods_rss_bytes: figures.pods_rss_bytes,
+            full_rss_bytes: figures.full_rss_bytes,
+            bytes_per_pod_without_streams: per(
+                figures.empty_rss_bytes,
+                figures.pods_rss_bytes,
+                figures.args.pods,
+            ),
+            bytes_per_pod: per(
+                figures.empty_rss_bytes,
+                figures.full_rss_bytes,
+                figures.args.pods,
+            ),
+            bytes_per_stream: per(
+                figures.pods_rss_bytes,
+                figures.full_rss_bytes,
+                figures.args.nodes,
+            ),
+            cpu_idle_percent: figures.idle_cpu * 100.0,
+            cpu_churn_percent: figures.churn_cpu * 100.0,
             bound_to_pushed_p50_ms: quantile(0.5),
             bound_to_pushed_p99_ms: quantile(0.99),
             bound_to_pushed_max_ms: quantile(1.0),
-            bound: pushed.len(),
+            bound: figures.pushed.len(),
             targets: Vec::new(),
         };
         let target = |figure, below, value: f64| Target {
