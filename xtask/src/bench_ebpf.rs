@@ -5,6 +5,7 @@
 //! place. What is reported are the medians, and the medians of the ratios within each turn: what else the
 //! machine does weighs on both sides of a ratio.
 
+mod counts;
 mod work;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use socket2::SockRef;
 
+pub use counts::Count;
 pub use work::{Args as WorkArgs, Work, run as work};
 
 use crate::kiam::{METADATA_PORT, Programs};
@@ -70,6 +72,8 @@ pub struct Report {
     pub tcp_accept_ratio: f64,
     /// All of it.
     pub rows: Vec<Row>,
+    /// What the kernel counts of each program, in a turn of its own: counting costs something.
+    pub programs: Vec<Count>,
 }
 
 /// One kind of work.
@@ -136,7 +140,19 @@ pub fn measure(args: &Args, programs: &Programs, xtask: &Path) -> Result<Report>
         }
     }
     let row = |work| Row::new(work, |setting| &rates[&(work, setting)]);
-    Ok(Report::new(Work::ALL.map(row).into()))
+    let rows = Work::ALL.map(row).to_vec();
+    let kinds: Vec<_> = Work::ALL
+        .into_iter()
+        .zip(rows.iter().map(|row| row.work))
+        .collect();
+    let mut counted = Vec::new();
+    with(Setting::Ebpf, &stage, &node, || {
+        counted = counts::of(&kinds, |work| {
+            once(work, args, &stage, &pod, xtask).map(drop)
+        })?;
+        Ok(())
+    })?;
+    Ok(Report::new(rows, counted))
 }
 
 /// Does something with a setting on the node, and takes it away again.
@@ -297,7 +313,7 @@ fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
 }
 
 impl Report {
-    fn new(rows: Vec<Row>) -> Self {
+    fn new(rows: Vec<Row>, programs: Vec<Count>) -> Self {
         let ratio = |index: usize| rows.get(index).map_or(f64::NAN, |row| row.ebpf_ratio[1]);
         Self {
             tcp_connect_ratio: ratio(0),
@@ -306,6 +322,7 @@ impl Report {
             udp_connect_ratio: ratio(3),
             tcp_accept_ratio: ratio(4),
             rows,
+            programs,
         }
     }
 }
@@ -332,6 +349,18 @@ impl fmt::Display for Report {
                 ratio(row.ebpf_ratio),
                 ratio(row.iptables_ratio)
             )?;
+        }
+        writeln!(f, "\nby the kernel's own count, in a turn of its own:")?;
+        for Count {
+            program,
+            instructions,
+            runs,
+        } in &self.programs
+        {
+            writeln!(f, "{program:<14}{instructions:>5} instructions")?;
+            for (work, times, each) in runs {
+                writeln!(f, "    {work:<21}{times:>10} runs{each:>8.0} ns each")?;
+            }
         }
         Ok(())
     }
