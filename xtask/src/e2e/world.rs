@@ -241,13 +241,13 @@ impl World {
 
     /// What `kiam-server explain pod` says with the server's own rights, and how it ends.
     pub(super) fn explain(&self, pod: &str, flags: &[&str]) -> Result<Finished> {
-        let mut command = self.sandbox.control().command(self.programs.server());
-        command
-            .env_clear()
-            .args(["explain", "pod", pod])
-            .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
-            .arg(format!("--server=127.0.0.1:{SERVER_ADMIN_PORT}"))
-            .args(flags);
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
+        let server = format!("--server=127.0.0.1:{SERVER_ADMIN_PORT}");
+        let mut args = vec!["explain", "pod", pod, &kubeconfig, &server];
+        args.extend(flags);
+        let folders: Vec<_> = self.kubeconfig.parent().into_iter().collect();
+        let programs = &self.programs;
+        let command = programs.server_tool(self.sandbox.control(), &args, &folders)?;
         run("kiam-server explain", command, LIMIT)
     }
 

@@ -1,0 +1,272 @@
+//! The two programs, as they are built, and how they are started: as they are, or in a container of
+//! the image with what the chart allows them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::build_ebpf;
+use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
+use crate::sandbox::{Place, exec};
+use crate::setup::cargo;
+
+/// The built programs.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    agent: PathBuf,
+    server: PathBuf,
+    image: Option<Containers>,
+}
+
+/// Where the executables are, cargo says itself.
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
+fn executable(name: &str, messages: &str) -> Result<PathBuf> {
+    let messages = messages.lines().rev();
+    let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
+    let found = messages.find_map(|message: serde_json::Value| {
+        let is_it = message["target"]["name"] == name;
+        let executable = message["executable"].as_str()?;
+        is_it.then(|| PathBuf::from(executable))
+    });
+    found.with_context(|| format!("cargo built no {name}"))
+}
+
+impl Programs {
+    /// Builds the kernel programs, and then both programs around them.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build() -> Result<Self> {
+        Self::built(&[])
+    }
+
+    /// As [`Self::build`], optimised.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_release() -> Result<Self> {
+        Self::built(&["--release"])
+    }
+
+    /// As [`Self::build_release`], for the image: smaller, for the image's own C library, and of this
+    /// commit.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_for_image(commit: &str) -> Result<Self> {
+        build_ebpf::run(&build_ebpf::Args::default())?;
+        let program = |name: &str| {
+            let mut command = cargo();
+            command
+                .args(["rustc", "--quiet", "--locked", "--release"])
+                .args(["-p", name, "--bin", name, MESSAGES])
+                .env("KIAM_COMMIT", commit)
+                // Relocations of a twentieth of the size; older C libraries cannot read them.
+                .args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
+            executable(name, &exec(&mut command)?)
+        };
+        Ok(Self {
+            agent: program("kiam-agent")?,
+            server: program("kiam-server")?,
+            image: None,
+        })
+    }
+
+    fn built(flags: &[&str]) -> Result<Self> {
+        build_ebpf::run(&build_ebpf::Args::default())?;
+        let mut command = cargo();
+        command
+            .args(["build", "--quiet", "--locked", MESSAGES])
+            .args(["-p", "kiam-agent", "-p", "kiam-server"])
+            .args(flags);
+        let messages = exec(&mut command)?;
+        Ok(Self {
+            agent: executable("kiam-agent", &messages)?,
+            server: executable("kiam-server", &messages)?,
+            image: None,
+        })
+    }
+
+    /// Programs of an image, which run in containers of it.
+    #[must_use]
+    pub fn in_image(root: &Path) -> Self {
+        Self {
+            agent: "/kiam-agent".into(),
+            server: "/kiam-server".into(),
+            image: Some(Containers::of(root)),
+        }
+    }
+
+    /// As [`Self::build`], with an agent that has a defect: a feature of its package. It is built
+    /// into a folder of its own, so that it is never taken for the agent.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_planted(feature: &str) -> Result<Self> {
+        let sound = Self::build()?;
+        let mut command = cargo();
+        command
+            .args(["build", "--quiet", "--locked", MESSAGES])
+            .args(["-p", "kiam-agent", "--features", feature])
+            .args(["--target-dir", "target/planted"]);
+        let agent = executable("kiam-agent", &exec(&mut command)?)?;
+        Ok(Self { agent, ..sound })
+    }
+
+    /// Programs that were built before, in one folder.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub fn in_folder(folder: &Path) -> Result<Self> {
+        let program = |name: &str| {
+            let path = folder.join(name);
+            ensure!(path.is_file(), "there is no {}", path.display());
+            Ok(path)
+        };
+        Ok(Self {
+            agent: program("kiam-agent")?,
+            server: program("kiam-server")?,
+            image: None,
+        })
+    }
+
+    /// The agent.
+    #[must_use]
+    pub fn agent(&self) -> &Path {
+        &self.agent
+    }
+
+    /// The server.
+    #[must_use]
+    pub fn server(&self) -> &Path {
+        &self.server
+    }
+
+    /// A command that runs one of them in a place, as it is or in a container.
+    pub(super) fn launch(
+        &self,
+        place: &Place,
+        starter: &[String],
+        command: &Command,
+        rights: Rights<'_>,
+    ) -> Result<Command> {
+        if let Some(containers) = &self.image {
+            ensure!(
+                starter.is_empty(),
+                "what is in an image is started by a container's runtime"
+            );
+            return containers.command(place, &rights.spec(command)?);
+        }
+        let mut placed = match starter {
+            [] => place.command(command.get_program()),
+            [first, rest @ ..] => {
+                let mut placed = place.command(first);
+                placed.args(rest).arg(command.get_program());
+                placed
+            }
+        };
+        placed.env_clear().args(command.get_args());
+        let set = |(name, value): (_, Option<_>)| value.map(|value| (name, value));
+        placed.envs(command.get_envs().filter_map(set));
+        Ok(placed)
+    }
+
+    /// The server's program for a question of its operator's, in a place; it sees these folders.
+    ///
+    /// # Errors
+    /// When no container of it can be made.
+    pub fn server_tool(&self, place: &Place, args: &[&str], folders: &[&Path]) -> Result<Command> {
+        let mut command = Command::new(&self.server);
+        command.args(args);
+        self.launch(place, &[], &command, Rights::Server(folders))
+    }
+
+    /// The folder that they are in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.agent.parent().unwrap_or(&self.agent)
+    }
+}
+
+/// Whom the chart runs servers as.
+const SERVER_USER: u32 = 65532;
+/// What the chart gives agents that redirect by kernel programs.
+const AGENT_CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"];
+/// Where the chart mounts the BPF file system.
+const BPFFS: &str = "/run/kiam/bpf";
+
+/// What a program in a container may do, and which folders it sees, as the chart has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rights<'a> {
+    /// No capability and an ordinary user.
+    Server(&'a [&'a Path]),
+    /// Root with what kernel programs need, and the cgroups.
+    Agent(&'a [&'a Path]),
+}
+
+impl Rights<'_> {
+    /// The container that stands for a command.
+    fn spec(self, command: &Command) -> Result<Spec> {
+        let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+        let mut args = vec![text(command.get_program())];
+        args.extend(command.get_args().map(text));
+        let env = command.get_envs();
+        let env = env.filter_map(|(name, value)| Some(format!("{}={}", text(name), text(value?))));
+        let mut spec = Spec {
+            args,
+            env: env.collect(),
+            ..Spec::default()
+        };
+        let bind = |path: &Path| Mount::Bind {
+            source: path.to_owned(),
+            destination: path.to_owned(),
+        };
+        match self {
+            Self::Server(folders) => {
+                spec.user = SERVER_USER;
+                for folder in folders {
+                    give(folder, SERVER_USER)?;
+                    spec.mounts.push(bind(folder));
+                }
+            }
+            Self::Agent(folders) => {
+                spec.capabilities = AGENT_CAPABILITIES.map(str::to_owned).to_vec();
+                spec.mounts
+                    .extend(folders.iter().map(|folder| bind(folder)));
+                spec.mounts.push(bind(Path::new("/sys/fs/cgroup")));
+                for argument in &mut spec.args {
+                    if let Some(path) = argument.strip_prefix("--pods-cgroup=") {
+                        let path = cgroup_inside(Path::new(path))?;
+                        *argument = format!("--pods-cgroup={}", path.display());
+                    }
+                }
+                spec.mounts.push(Mount::Bpf(BPFFS.into()));
+                let flag = |argument: &&mut String| argument.starts_with("--bpffs=");
+                if let Some(argument) = spec.args.iter_mut().find(flag) {
+                    *argument = format!("--bpffs={BPFFS}");
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// Builds this program, optimised. Where it is then.
+///
+/// # Errors
+/// When something does not compile.
+pub fn xtask_release() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args([
+        "build",
+        "--quiet",
+        "--locked",
+        MESSAGES,
+        "-p",
+        "xtask",
+        "--release",
+    ]);
+    executable("xtask", &exec(&mut command)?)
+}
