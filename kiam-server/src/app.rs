@@ -1,5 +1,6 @@
 //! The server, put together: everything is bound and checked first, then it runs.
 
+mod drain;
 mod health;
 mod reports;
 mod roles;
@@ -280,10 +281,8 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             .add_optional_service(legacy)
             .add_service(health_service)
             .add_service(reflection)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the gRPC server broke down");
-        }
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        drain::until_drained(server, stop).await;
     });
     let stop = tasks.stop();
     tasks.spawn("health", health::report(reporter, cluster, synced, stop));
