@@ -67,6 +67,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     // One provider for all of the process; it fails only if there is one already.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     tracing::debug!(files = limits::raise_open_files(), "may be open at once");
+    limits::leave_no_core_file();
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,

@@ -1,5 +1,6 @@
-//! What the kernel lets a process have.
+//! What the kernel lets a process have, and what it lets others have of it.
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Lets this process have as many files open as it may: a server has a connection for each node,
@@ -21,6 +22,15 @@ pub fn raise_open_files() -> u64 {
             tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
             soft
         }
+    }
+}
+
+/// Makes this process leave no core file, whatever `ulimit -c` and `kernel.core_pattern` say: its memory
+/// holds credentials. Processes of the same user cannot trace it either (`man 2 PR_SET_DUMPABLE`);
+/// root can, by `CAP_SYS_PTRACE`. A warning says where the kernel refuses it.
+pub fn leave_no_core_file() {
+    if let Err(error) = prctl::set_dumpable(false) {
+        tracing::warn!(%error, "cannot rule out core files: they would hold credentials");
     }
 }
 

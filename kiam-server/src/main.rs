@@ -69,6 +69,7 @@ async fn obey(command: Command) -> ExitCode {
 
 async fn run(args: Args) -> ExitCode {
     tracing::debug!(files = limits::raise_open_files(), "may be open at once");
+    limits::leave_no_core_file();
     let bound = match app::build(args).await {
         Ok(bound) => bound,
         Err(error) => return usage(&error),

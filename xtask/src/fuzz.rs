@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use tokio::time::Instant;
 
 use crate::setup::cargo;
@@ -107,15 +109,26 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(!targets.is_empty(), "no target has that in its name");
     for target in targets {
         let binary = target.build()?;
-        let (begin, mut cases) = (Instant::now(), 0_u64);
+        let (begin, used, mut cases) = (Instant::now(), processor_time()?, 0_u64);
         while begin.elapsed() < Duration::from_secs(args.seconds) {
             target.round(&binary)?;
             cases += u64::from(target.cases);
         }
         let seconds = begin.elapsed().as_secs();
-        println!("ok  {:<38}{cases:>12} cases in {seconds} s", target.name);
+        let used = (processor_time()? - used).num_seconds();
+        println!(
+            "ok  {:<38}{cases:>12} cases in {seconds} s, {used} s of a core",
+            target.name
+        );
     }
     Ok(())
+}
+
+/// What the programs that have ended took of the processors, by `getrusage(2)`: beside other work it
+/// is less than the time that went by.
+fn processor_time() -> Result<TimeVal> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    Ok(usage.user_time() + usage.system_time())
 }
 
 impl Target {
@@ -124,6 +137,7 @@ impl Target {
         let mut command = cargo();
         command
             .args(["test", "--locked", "--no-run", "--message-format=json"])
+            .args(["--profile", "fuzz"])
             .args(["-p", self.package, self.of]);
         let output = command.output().context("cannot run cargo")?;
         ensure!(

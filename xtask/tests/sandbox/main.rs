@@ -8,6 +8,7 @@ mod attack;
 mod bad_input;
 mod bad_peer;
 mod commands;
+mod core_files;
 mod credentials;
 mod guards;
 mod host_network;
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         sdk::TESTS,
         surface::TESTS,
         commands::TESTS,
+        core_files::TESTS,
         load::TESTS,
         attack::TESTS,
         host_network::TESTS,
