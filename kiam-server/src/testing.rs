@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::role::BaseArn;
 use prometheus::Registry;
 use tokio::time::Instant;
 
@@ -17,8 +18,22 @@ use crate::credentials::{
     ExpiryContract, IssueError, IssueErrorKind, Issuer, Limits, Store, StoreMetrics,
 };
 use crate::identity::Identity;
+use crate::policy::{SessionSettings, Settings};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+/// What servers of most tests are told: an account, and sessions of an hour.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        base_arn: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
+        session: SessionSettings {
+            name: "kiam".to_owned(),
+            duration: HOUR,
+            longest: HOUR,
+            ..SessionSettings::default()
+        },
+    }
+}
 
 pub(crate) fn pod(uid: &str, namespace: &str, name: &str, node: &str) -> Pod {
     Pod {

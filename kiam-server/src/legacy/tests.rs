@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use kiam_common::api::legacy::kiam_service_server::KiamService as _;
 use kiam_common::api::legacy::{GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest};
-use kiam_common::role::BaseArn;
 use prost::Message as _;
 use tonic::{Code, Request};
 
@@ -13,8 +12,8 @@ use super::{Holds, LegacyService};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, Namespace, Pod};
 use crate::credentials::{IssueErrorKind, Store};
-use crate::policy::{Anchoring, Permitted, SessionSettings, Settings};
-use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, store};
+use crate::policy::{Anchoring, Permitted};
+use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 struct Stage {
     service: LegacyService,
@@ -28,19 +27,10 @@ fn stage() -> Stage {
     let issuer = TestIssuer::new(&clock);
     let store = Arc::new(store(&issuer, &clock, PLENTY));
     let cluster = Arc::new(Cluster::new());
-    let settings = Settings {
-        base_arn: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
-        session: SessionSettings {
-            name: "kiam".to_owned(),
-            duration: HOUR,
-            longest: HOUR,
-            ..SessionSettings::default()
-        },
-    };
     let holds = Holds::new(Arc::clone(&store), HOUR);
     let service = LegacyService::new(
         Arc::clone(&cluster),
-        Arc::new(settings),
+        Arc::new(settings()),
         holds,
         Arc::new(clock),
     );

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use kiam_common::api::node::v1::pod_applied::Outcome as Told;
 use kiam_common::api::node::v1::watch_response::Update;
-use kiam_common::role::BaseArn;
 use proptest::prelude::*;
 use tokio::sync::{Notify, mpsc};
 
@@ -16,23 +15,11 @@ use super::session::Session;
 use super::*;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, ServiceAccount};
-use crate::policy::{Anchoring, Outcome, Permitted, SessionSettings, Settings, decide};
-use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, store};
+use crate::policy::{Anchoring, Outcome, Permitted, decide};
+use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 const NODE: &str = "node-1";
-
-fn settings() -> Settings {
-    Settings {
-        base_arn: Some(BaseArn::parse(BASE).unwrap()),
-        session: SessionSettings {
-            name: "kiam".to_owned(),
-            duration: HOUR,
-            longest: HOUR,
-            ..SessionSettings::default()
-        },
-    }
-}
 
 /// What an agent makes of what it is told.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use kiam_common::admin::Asked;
-use kiam_common::role::{BaseArn, RoleArn};
+use kiam_common::role::RoleArn;
 use prometheus::Registry;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -11,8 +11,8 @@ use super::*;
 use crate::cluster::object::{Annotations, Namespace, Pod};
 use crate::credentials::IssueErrorKind;
 use crate::node::StreamMetrics;
-use crate::policy::{Anchoring, Permitted, SessionSettings};
-use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, store};
+use crate::policy::{Anchoring, Permitted};
+use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 const HOSTILE: &str = "<script>alert('1')</script>\"&\u{1b}[31m";
 
@@ -31,19 +31,10 @@ impl Stage {
         let store = Arc::new(store(&issuer, &clock, PLENTY));
         let cluster = Arc::new(Cluster::new());
         let streams = Streams::new(&StreamMetrics::new(&Registry::new()).unwrap());
-        let settings = Settings {
-            base_arn: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
-            session: SessionSettings {
-                name: "kiam".to_owned(),
-                duration: HOUR,
-                longest: HOUR,
-                ..SessionSettings::default()
-            },
-        };
         let status = Status::new(
             Arc::clone(&cluster),
             Arc::clone(&store),
-            Arc::new(settings),
+            Arc::new(settings()),
             streams.clone(),
             Arc::new(clock),
         );

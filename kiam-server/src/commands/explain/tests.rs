@@ -2,29 +2,15 @@
 
 use std::sync::Arc;
 
-use kiam_common::role::BaseArn;
-
 use super::judge::judge;
 use super::*;
 use crate::cluster::Member;
 use crate::cluster::object::{Annotations, Namespace, ServiceAccount};
-use crate::policy::{Anchoring, Permitted, SessionSettings, Settings};
+use crate::policy::{Anchoring, Permitted};
 use crate::status::{Failing, Held};
-use crate::testing::{HOUR, pod};
+use crate::testing::{pod, settings};
 
 const ARN: &str = "arn:aws:iam::123456789012:role/reader";
-
-fn settings() -> Settings {
-    Settings {
-        base_arn: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
-        session: SessionSettings {
-            name: "kiam".to_owned(),
-            duration: HOUR,
-            longest: HOUR,
-            ..SessionSettings::default()
-        },
-    }
-}
 
 fn member(of_pod: Option<&str>, of_account: Option<&str>, permitted: Option<&str>) -> Member {
     let mut pod = pod("uid-1", "web", "till", "node-1");
