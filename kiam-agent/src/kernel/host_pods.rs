@@ -20,6 +20,9 @@ use super::cgroup::pod_of;
 use crate::caller::{PodRef, PodUid};
 use crate::view::{Outcome, Pod, Snapshot, View};
 
+/// Folders that cannot be watched, or a map that cannot be written, are tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// What becomes of `hostNetwork` pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum HostNetwork {
@@ -117,8 +120,6 @@ impl HostPods {
 
     /// Tells the programs of each pod that comes, goes or changes, until told to stop.
     pub async fn keep(self, choices: Choices, view: View, stop: CancellationToken) {
-        /// Folders that cannot be watched, or a map that cannot be written, are tried again.
-        const AGAIN: Duration = Duration::from_secs(10);
         let mut changes = view.changes();
         loop {
             let folders = self.folders();
@@ -137,6 +138,10 @@ impl HostPods {
                 // A class of service has got its folder, or lost it.
                 if self.folders() != folders {
                     break;
+                }
+                if told.is_ok() && choices.mode == HostNetwork::Passthrough {
+                    // What an earlier agent told is taken back, and no pod is told of.
+                    return stop.cancelled().await;
                 }
                 let works = told.is_ok() && news.is_some();
                 let heard = async {
