@@ -1,28 +1,24 @@
-//! Containers of the image: started by crun, with the user, capabilities, system calls and
-//! read-only root that a pod's manifest gives them.
-//!
-//! The cgroup is the one that the process joins before: the sandbox makes those, not the runtime.
+//! Containers of the image: run by containerd and runc, with the user, capabilities, system calls
+//! and read-only root that a pod's manifest gives them, in a cgroup below their pod's.
 
+mod containerd;
 mod seccomp;
 
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::sandbox::{Place, cgroup_mount};
-use crate::setup::find_program;
+use crate::image::Image;
+use crate::sandbox::{Place, Sandbox, cgroup_mount};
+use containerd::Containerd;
 
 /// Where containers see cgroup2.
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// crun knows no cgroup2 that is mounted beside version 1: it is shown cgroup2 alone. The first
-/// argument is where that is.
-const ALONE: &str = r#"mount --rbind "$0" /sys/fs/cgroup && exec "$@""#;
 
 /// A path in cgroup2 as containers see it.
 ///
@@ -36,18 +32,11 @@ pub fn cgroup_inside(path: &Path) -> Result<PathBuf> {
     ))
 }
 
-/// An image, to run containers of.
+/// An image that containerd has, to run containers of.
 #[derive(Debug, Clone)]
 pub struct Containers {
-    root: PathBuf,
-    bundles: Arc<Bundles>,
-}
-
-#[derive(Debug, Default)]
-struct Bundles {
-    made: AtomicU32,
-    // Made with the first container, removed with the last clone.
-    folder: OnceLock<TempDir>,
+    containerd: Arc<Containerd>,
+    made: Arc<AtomicU32>,
 }
 
 /// What runs in a container, and what it may do and see.
@@ -81,49 +70,31 @@ pub enum Mount {
 }
 
 impl Containers {
-    /// Of the image with this root file system.
-    #[must_use]
-    pub fn of(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            bundles: Arc::default(),
-        }
-    }
-
-    /// A command that runs a container in a place.
+    /// Of this image, by a containerd of the sandbox's own.
     ///
     /// # Errors
-    /// When there is no crun, or its files cannot be written.
+    /// When there is no containerd, or it does not take the image.
+    pub fn start(sandbox: &Sandbox, image: &Image) -> Result<Self> {
+        Ok(Self {
+            containerd: Arc::new(Containerd::start(sandbox, &image.archive)?),
+            made: Arc::default(),
+        })
+    }
+
+    /// A command that runs a container in a place: signals to it are the container's, and so is how
+    /// it ends. The container has a cgroup below the place's.
+    ///
+    /// # Errors
+    /// When its files cannot be written.
     pub fn command(&self, place: &Place, spec: &Spec) -> Result<Command> {
-        let folder = match self.bundles.folder.get() {
-            Some(folder) => folder,
-            None => {
-                let made = tempfile::tempdir()?;
-                self.bundles.folder.get_or_init(|| made)
-            }
-        };
-        let number = self.bundles.made.fetch_add(1, Ordering::Relaxed);
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
         let name = format!("kiam-{}-{number}", std::process::id());
-        let bundle = folder.path().join(&name);
-        std::fs::create_dir(&bundle)?;
-        let config = self.config(spec)?;
-        std::fs::write(bundle.join("config.json"), config.to_string())?;
-        let crun = find_program("crun").context("there is no crun in PATH")?;
-        let mut run = place.command("/usr/bin/unshare");
-        run.env_clear()
-            .args(["--mount", "--", "/bin/sh", "-c", ALONE])
-            .arg(cgroup_mount()?)
-            .arg(crun)
-            .args(["--cgroup-manager=disabled", "--root"])
-            .arg(folder.path().join("state"))
-            .args(["run", "--bundle"])
-            .arg(bundle)
-            .arg(name);
-        Ok(run)
+        let config = self.config(place, &name, spec)?;
+        self.containerd.run(&name, &config)
     }
 
     /// See the runtime specification's config.md.
-    fn config(&self, spec: &Spec) -> Result<Value> {
+    fn config(&self, place: &Place, name: &str, spec: &Spec) -> Result<Value> {
         let mut mounts = vec![
             json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
             json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
@@ -148,11 +119,14 @@ impl Containers {
                 "source": "bpf", "options": ["nosuid", "noexec", "nodev", "mode=0700"] }),
         }));
         let namespaces = ["mount", "ipc", "uts", "pid", "cgroup"];
-        let namespaces: Vec<_> = namespaces.map(|kind| json!({ "type": kind })).into();
+        let mut namespaces: Vec<_> = namespaces.map(|kind| json!({ "type": kind })).into();
+        namespaces.push(json!({ "type": "network", "path": place.netns().path() }));
+        let cgroup = place.cgroup().path().strip_prefix(cgroup_mount()?)?;
+        let cgroup = Path::new("/").join(cgroup).join(name);
         let capabilities = &spec.capabilities;
         Ok(json!({
             "ociVersion": "1.0.2",
-            "root": { "path": self.root, "readonly": true },
+            "root": { "path": self.containerd.root(), "readonly": true },
             "process": {
                 "cwd": "/",
                 "user": { "uid": spec.user, "gid": spec.user },
@@ -166,7 +140,11 @@ impl Containers {
                 },
             },
             "mounts": mounts,
-            "linux": { "namespaces": namespaces, "seccomp": seccomp::profile(capabilities)? },
+            "linux": {
+                "cgroupsPath": cgroup,
+                "namespaces": namespaces,
+                "seccomp": seccomp::profile(capabilities)?,
+            },
         }))
     }
 }

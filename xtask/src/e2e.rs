@@ -17,6 +17,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use tokio::time::Instant;
 
+use crate::container::Containers;
 use crate::image;
 use crate::kiam::Programs;
 use crate::sandbox::{self, Sandbox};
@@ -101,13 +102,7 @@ fn set_up(args: &Args) -> Result<()> {
 
 fn play(checks: &[&NamedCheck], image: bool, report: &mut Report) {
     let begin = Instant::now();
-    let programs = if image {
-        image::made().map(|image| Programs::in_image(&image.root))
-    } else {
-        Programs::build()
-    };
-    let begun = programs.and_then(|programs| Ok((programs, Sandbox::new()?)));
-    let (programs, sandbox) = match begun {
+    let (programs, sandbox) = match begin_with(image) {
         Ok(begun) => begun,
         Err(error) => {
             report.add(UP, begin.elapsed(), &Err(error));
@@ -124,12 +119,22 @@ fn play(checks: &[&NamedCheck], image: bool, report: &mut Report) {
     });
     let (begin, ended) = played.unwrap_or_else(|error| (Instant::now(), Err(error)));
     // The last clones of it: now it is removed.
-    drop((control, sandbox));
+    drop((control, programs, sandbox));
     let gone = ended.and_then(|()| {
         let left = traces.iter().find(|trace| trace.exists());
         left.map_or(Ok(Facts::new()), |left| bail!("{} is left", left.display()))
     });
     report.add(DOWN, begin.elapsed(), &gone);
+}
+
+fn begin_with(image: bool) -> Result<(Programs, Sandbox)> {
+    if image {
+        let image = image::made()?;
+        let sandbox = Sandbox::new()?;
+        let containers = Containers::start(&sandbox, &image)?;
+        return Ok((Programs::in_image(containers), sandbox));
+    }
+    Ok((Programs::build()?, Sandbox::new()?))
 }
 
 /// Returns the world as the checks left it, if it came up.

@@ -38,8 +38,8 @@ pub struct Args {
 /// An image that was made and checked.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Its root file system, as a runtime would unpack it.
-    pub root: PathBuf,
+    /// All of it, as an OCI archive.
+    pub archive: PathBuf,
 }
 
 /// Makes the image.
@@ -93,7 +93,7 @@ fn build() -> Result<()> {
             enter(&unpacked, program, "--version")?.trim()
         );
     }
-    let archive = folder.join(format!("kiam-{VERSION}-linux-{}.oci.tar", architecture()));
+    let archive = archive();
     let packed = layout.archive(&archive, &seconds)?;
     println!(
         "image: {:.1} MiB, and {:.1} MiB packed: {}",
@@ -109,12 +109,17 @@ fn build() -> Result<()> {
 /// # Errors
 /// When none was.
 pub fn made() -> Result<Image> {
-    let root = workspace().join("target/image/bundle/rootfs");
+    let archive = archive();
     ensure!(
-        root.join("kiam-agent").is_file(),
+        archive.is_file(),
         "there is no image; make one by `cargo xtask image`"
     );
-    Ok(Image { root })
+    Ok(Image { archive })
+}
+
+fn archive() -> PathBuf {
+    let name = format!("kiam-{VERSION}-linux-{}.oci.tar", architecture());
+    workspace().join("target/image").join(name)
 }
 
 /// Fills a folder with the root file system. Returns its size.

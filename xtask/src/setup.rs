@@ -170,11 +170,13 @@ fn image(plan: &mut Plan) {
 }
 
 fn containers(plan: &mut Plan) {
-    if find_program("crun").is_none() {
-        plan.package(Package {
-            name: "crun",
-            why: "runs containers of the image",
-        });
+    for (program, name, why) in [
+        ("containerd", "containerd", "runs containers of the image"),
+        ("runc", "runc", "makes them, for containerd"),
+    ] {
+        if find_program(program).is_none() {
+            plan.package(Package { name, why });
+        }
     }
     if !std::path::Path::new("/usr/share/containers/seccomp.json").is_file() {
         plan.package(Package {

@@ -20,7 +20,7 @@ use crate::cluster::{ControlPlane, Kubelet, Objects, Workloads, kubectl};
 use crate::container::Containers;
 use crate::deploy::helm;
 use crate::doubles::imds::Imds;
-use crate::image;
+use crate::image::{self, Image};
 use crate::sandbox::{NodeOptions, Place, Sandbox, run};
 use page::Step;
 
@@ -37,11 +37,11 @@ pub(super) fn play() -> Result<()> {
     let image = image::made()?;
     let sandbox = Sandbox::new()?;
     let control = sandbox.control().netns().clone();
-    control.block_on(async || in_cluster(&sandbox, &image.root, &steps).await)?
+    control.block_on(async || in_cluster(&sandbox, &image, &steps).await)?
 }
 
 #[expect(clippy::print_stdout, reason = "for whoever reads what was run")]
-async fn in_cluster(sandbox: &Sandbox, image: &Path, steps: &[Step]) -> Result<()> {
+async fn in_cluster(sandbox: &Sandbox, image: &Image, steps: &[Step]) -> Result<()> {
     let mut plane = ControlPlane::start(sandbox)?;
     let moto = start_moto(sandbox)?;
     let objects = Objects::new(plane.ready().await?);
@@ -53,7 +53,7 @@ async fn in_cluster(sandbox: &Sandbox, image: &Path, steps: &[Step]) -> Result<(
     let kubeconfig = folder.join("kubeconfig");
     plane.admin_kubeconfig(&kubeconfig)?;
     let runtime = Runtime {
-        image: (IMAGE.to_owned(), Containers::of(image)),
+        image: (IMAGE.to_owned(), Containers::start(sandbox, image)?),
         server: aws(&[
             ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"),
             (

@@ -91,11 +91,11 @@ impl Programs {
 
     /// Programs of an image, which run in containers of it.
     #[must_use]
-    pub fn in_image(root: &Path) -> Self {
+    pub fn in_image(containers: Containers) -> Self {
         Self {
             agent: "/kiam-agent".into(),
             server: "/kiam-server".into(),
-            image: Some(Containers::of(root)),
+            image: Some(containers),
         }
     }
 
