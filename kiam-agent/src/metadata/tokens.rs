@@ -4,7 +4,7 @@
 //! anew when the agent starts: a token from before is refused with 401, upon which SDKs ask for
 //! another.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -69,8 +69,19 @@ impl Tokens {
     fn hash(&self, pod: &PodRef, until: [u8; TIME_BYTES]) -> Hmac<Sha256> {
         let mut hash = Hmac::<Sha256>::new((&*self.key).into());
         hash.update(&until);
-        hash.update(pod.to_string().as_bytes());
+        // Feeding a hash cannot fail.
+        let _ = write!(Feed(&mut hash), "{pod}");
         hash
+    }
+}
+
+/// Takes text into a hash as it is written, without a copy of it: each request has a token.
+struct Feed<'a>(&'a mut Hmac<Sha256>);
+
+impl fmt::Write for Feed<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text.as_bytes());
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod allocations;
 mod beside;
 mod connections;
 mod fuzz;

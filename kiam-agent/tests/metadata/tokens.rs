@@ -13,7 +13,7 @@ impl Service {
         parse(&self.raw(pod, &request).await)
     }
 
-    async fn token(&self, pod: u8) -> String {
+    pub(crate) async fn token(&self, pod: u8) -> String {
         let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 21600\r\n";
         let answer = self.with(pod, "PUT", TOKEN, ttl).await;
         let echoed = answer.header("x-aws-ec2-metadata-token-ttl-seconds");

@@ -1,0 +1,162 @@
+//! What a request on a connection that is kept allocates: what hyper does by itself, and nothing of
+//! ours.
+
+use std::convert::Infallible;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::service::{Answer, IN_2096, LISTING, informed, issued, parse, pods};
+
+const REQUESTS: u64 = 1000;
+/// Buffers grow until then, and what is made once is made.
+const BEFORE: u64 = 100;
+/// For the clock: the date once a second, a timer's wheel. Far below one for each request.
+const BY_TIME: u64 = REQUESTS / 50;
+
+/// One thread, so that what is counted there is all that serves.
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+/// One request and its answer, whose length the first one shows.
+fn ask(stream: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) {
+    stream.write_all(request).unwrap();
+    if buffer.is_empty() {
+        buffer.resize(8192, 0);
+        let read = stream.read(buffer).unwrap();
+        buffer.truncate(read);
+    } else {
+        stream.read_exact(buffer).unwrap();
+    }
+}
+
+/// How often this thread allocates while its runtime serves the requests of another, and what they
+/// are answered.
+fn count(runtime: &Runtime, mut stream: TcpStream, request: String) -> (u64, Answer) {
+    let (warm, is_warm) = oneshot::channel();
+    let (go, may_go) = sync_channel::<()>(1);
+    let (done, is_done) = oneshot::channel();
+    let client = std::thread::spawn(move || {
+        let mut buffer = Vec::new();
+        let mut times = |times| {
+            for _ in 0..times {
+                ask(&mut stream, request.as_bytes(), &mut buffer);
+            }
+        };
+        times(BEFORE);
+        warm.send(()).unwrap();
+        may_go.recv().unwrap();
+        times(REQUESTS);
+        done.send(()).unwrap();
+        String::from_utf8(buffer).unwrap()
+    });
+    runtime.block_on(is_warm).unwrap();
+    let counted = measure(|| {
+        go.send(()).unwrap();
+        runtime.block_on(is_done).unwrap();
+    });
+    let answer = parse(&client.join().unwrap());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    (counted.count_total, answer)
+}
+
+async fn connect(to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    let from = Ipv4Addr::new(127, 0, 0, pods::GRANTED);
+    socket.bind((from, 0).into()).unwrap();
+    let stream = socket.connect(to).await.unwrap().into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn get(path: &str, headers: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n")
+}
+
+/// hyper alone, as the agent sets it up, with an answer that is given; `more` is done each time.
+fn bare(answer: &Answer, request: String, more: fn()) -> u64 {
+    let mut headers = HeaderMap::new();
+    for line in answer.head.lines().skip(1) {
+        let (name, value) = line.split_once(": ").unwrap();
+        // hyper's own.
+        if !["date", "content-length"].contains(&name) {
+            let name: HeaderName = name.parse().unwrap();
+            // As ours are: known when the program was built.
+            let value = HeaderValue::from_static(String::leak(value.to_owned()));
+            headers.insert(name, value);
+        }
+    }
+    let body = Bytes::from(answer.body.clone());
+    let runtime = runtime();
+    let stream = runtime.block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let stream = connect(listener.local_addr().unwrap()).await;
+        let (accepted, _) = listener.accept().await.unwrap();
+        let service = service_fn(move |_request| {
+            more();
+            let mut answer = Response::new(Full::new(body.clone()));
+            for (name, value) in &headers {
+                answer.headers_mut().insert(name, value.clone());
+            }
+            std::future::ready(Ok::<_, Infallible>(answer))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(5))
+            .serve_connection(TokioIo::new(accepted), service);
+        tokio::spawn(connection);
+        stream
+    });
+    count(&runtime, stream, request).0
+}
+
+#[test]
+fn a_request_on_a_kept_connection_allocates_nothing_of_ours() {
+    let runtime = runtime();
+    let (service, token) = runtime.block_on(async {
+        let mut service = informed().await;
+        service.tell([issued(pods::GRANTED, IN_2096)]);
+        let token = service.token(pods::GRANTED).await;
+        (service, token)
+    });
+    let token = format!("X-aws-ec2-metadata-token: {token}\r\n");
+    let sdk = "User-Agent: Boto3/1.34 Botocore/1.34 Python/3.11\r\n";
+    for (what, path, headers) in [
+        ("the role, by IMDSv2", LISTING.to_owned(), &*token),
+        ("credentials, by IMDSv2", format!("{LISTING}reader"), &token),
+        ("credentials, by IMDSv1", format!("{LISTING}reader"), sdk),
+    ] {
+        let request = get(&path, headers);
+        let stream = runtime.block_on(connect(service.address));
+        let (ours, answer) = count(&runtime, stream, request.clone());
+        let hyper = bare(&answer, request, || {});
+        println!("{what}: {ours}, hyper alone {hyper}, of {REQUESTS} requests");
+        assert!(
+            ours <= hyper + BY_TIME,
+            "{what}: {ours} allocations, hyper alone makes {hyper}, of {REQUESTS} requests"
+        );
+    }
+}
+
+#[test]
+fn an_allocation_for_each_request_would_be_seen() {
+    let answer = parse("HTTP/1.1 200 OK\r\nserver: EC2ws\r\n\r\nreader");
+    let none = bare(&answer, get(LISTING, ""), || {});
+    let one = bare(&answer, get(LISTING, ""), || drop(Box::new(1_u8)));
+    assert!(one >= none + REQUESTS, "{one} and {none}");
+}
