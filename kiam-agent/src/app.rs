@@ -133,7 +133,8 @@ pub async fn build(args: &Args) -> Result<Bound, StartError> {
             Redirect::Ebpf => redirect::ebpf(args, address)?,
             Redirect::Iptables => redirect::iptables(args, address).await?,
         };
-        Ok(redirect::with_route_guard(args, redirected)?)
+        let redirected = redirect::with_route_guard(args, redirected)?;
+        Ok(redirect::with_bypass_counter(args, redirected)?)
     })
     .await
 }

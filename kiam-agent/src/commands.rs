@@ -17,6 +17,7 @@ use http_body_util::Empty;
 use kiam_common::http_client;
 
 use crate::args::{CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
+use crate::bypass_counter;
 use crate::doctor::{self, State};
 use crate::iptables::{self, IptablesError};
 use crate::kernel::{self, Removed};
@@ -60,8 +61,13 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         )),
         Err(error) => Err(error.to_string()),
     };
+    let counter = match bypass_counter::cleanup() {
+        Ok(false) => Ok("nothing of kiam's is in nf_tables".to_owned()),
+        Ok(true) => Ok("removed kiam's table from nf_tables".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
     let mut code = ExitCode::SUCCESS;
-    for outcome in [pins, rules, routing] {
+    for outcome in [pins, rules, routing, counter] {
         match outcome {
             Ok(done) => println!("{done}"),
             Err(error) => {

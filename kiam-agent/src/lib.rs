@@ -8,6 +8,7 @@
 
 pub mod app;
 pub mod args;
+pub mod bypass_counter;
 pub mod caller;
 pub mod commands;
 pub mod doctor;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub(super) use guard::{fits, with_route_guard};
+pub(super) use guard::{fits, with_bypass_counter, with_route_guard};
 pub(super) use iptables::iptables;
 
 use super::Redirected;

@@ -6,6 +6,7 @@
 
 mod agent;
 mod attest;
+mod bypass_counter;
 mod capabilities;
 mod guard;
 mod iptables;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         pins::TESTS,
         iptables::TESTS,
         route_guard::TESTS,
+        bypass_counter::TESTS,
         capabilities::TESTS,
     ]
     .concat()

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Test;
 use crate::sandbox::{METADATA, METADATA_V6, NODE, Node, PATIENCE, Pod, run_in};
 
-const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
+pub(crate) const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const PORT: u16 = 4000;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -24,17 +24,25 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Where the metadata service listens, for either family.
-struct Service(UdpSocket);
+pub(crate) struct Service(UdpSocket);
 
 impl Service {
-    fn start(netns: &str) -> Self {
+    pub(crate) fn start(netns: &str) -> Self {
         let socket = run_in(netns, || UdpSocket::bind(("::", PORT)).unwrap());
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(socket)
     }
 
+    /// Has its neighbours find it, so that nothing waits while a marker overtakes it.
+    pub(crate) fn is_found(&self, node: &Node) {
+        for to in [METADATA, METADATA_V6] {
+            send(&node.netns(), to, b"first");
+            self.0.recv(&mut [0; 16]).unwrap();
+        }
+    }
+
     /// What has come before a datagram from `netns` to another address of the service does.
-    fn heard(&self, netns: &str, marker: &str) -> Vec<String> {
+    pub(crate) fn heard(&self, netns: &str, marker: &str) -> Vec<String> {
         send(netns, marker, b"marker");
         let mut heard = Vec::new();
         loop {
@@ -49,7 +57,7 @@ impl Service {
     }
 }
 
-fn send(netns: &str, to: &str, what: &[u8]) {
+pub(crate) fn send(netns: &str, to: &str, what: &[u8]) {
     run_in(netns, || {
         let any = if to.contains(':') { "::" } else { "0.0.0.0" };
         let socket = UdpSocket::bind((any, 0)).unwrap();
@@ -57,7 +65,7 @@ fn send(netns: &str, to: &str, what: &[u8]) {
     });
 }
 
-fn install(node: &Node) {
+pub(crate) fn install(node: &Node) {
     node.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -70,7 +78,7 @@ fn install(node: &Node) {
 }
 
 /// A frame and a datagram to each of the metadata service's addresses.
-fn attack(pod: &Pod) {
+pub(crate) fn attack(pod: &Pod) {
     for to in [METADATA, METADATA_V6] {
         let frame = pod.run(&["frame", &NODE.to_string(), to, &PORT.to_string()]);
         assert_eq!(frame.error, None, "{to}");
@@ -97,11 +105,7 @@ fn routing(node: &Node) -> String {
 
 fn guards(node: &Node, pod: &Pod, service: &Service, marker: &str) {
     let before = routing(node);
-    // Neighbours are found first, so that nothing waits while the marker overtakes it.
-    for to in [METADATA, METADATA_V6] {
-        send(&node.netns(), to, b"first");
-        service.0.recv(&mut [0; 16]).unwrap();
-    }
+    service.is_found(node);
     attack(pod);
     let heard = service.heard(&pod.netns, marker);
     assert_eq!(heard, ["frame", "socket", "frame", "socket"], "it can fail");

@@ -1,7 +1,10 @@
-//! Adds the guards that are not the redirection's own.
+//! Adds the guards that are not the redirection's own, and what counts the packets that get past.
+
+use std::sync::Arc;
 
 use super::{RedirectError, Redirected};
 use crate::args::{Args, Redirect};
+use crate::bypass_counter::{self, BypassCounter, BypassMetric};
 use crate::route_guard::{self, RouteGuard, RouteGuardMetrics};
 
 /// That the guards that are asked for go with the redirection.
@@ -55,4 +58,30 @@ pub(crate) fn with_route_guard(
         metrics,
         ..redirected
     })
+}
+
+/// Counts packets that a pod sent past the kernel programs, where these look at packets at all. A
+/// kernel that cannot count them does not keep the agent from its work.
+pub(crate) fn with_bypass_counter(
+    args: &Args,
+    mut redirected: Redirected,
+) -> Result<Redirected, RedirectError> {
+    if !args.guard().egress {
+        match bypass_counter::cleanup() {
+            Ok(true) => tracing::info!("an earlier agent's counter of packets is removed"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!("an earlier agent's counter may be left: {error}"),
+        }
+        return Ok(redirected);
+    }
+    match BypassCounter::install() {
+        Ok(counter) => {
+            let metric = BypassMetric::new(Arc::new(counter))?;
+            redirected.metrics.push(Box::new(metric));
+        }
+        Err(error) => {
+            tracing::warn!("packets past the kernel programs will not be seen: {error}");
+        }
+    }
+    Ok(redirected)
 }

@@ -1,0 +1,313 @@
+//! The table, its chain, counter and rules, in nf_tables' words: netlink attributes, as
+//! `linux/netfilter/nf_tables.h` and `nfnetlink.h` have them. Numbers are big-endian there.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// `NFNL_SUBSYS_NFTABLES`
+const NFTABLES: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = NFTABLES << 8;
+const DEL_TABLE: u16 = NFTABLES << 8 | 2;
+const NEW_CHAIN: u16 = NFTABLES << 8 | 3;
+const NEW_RULE: u16 = NFTABLES << 8 | 6;
+const DEL_RULE: u16 = NFTABLES << 8 | 8;
+const NEW_OBJECT: u16 = NFTABLES << 8 | 18;
+const GET_OBJECT: u16 = NFTABLES << 8 | 19;
+
+/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE` and `NLM_F_APPEND`
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+const HEADER_BYTES: usize = 16;
+/// `struct nfgenmsg`
+const FAMILY_BYTES: usize = 4;
+const NESTED: u16 = 0x8000;
+
+/// `NFPROTO_INET`: a table for both families.
+const INET: u8 = 1;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+
+/// Not the name of a table of anybody else's.
+const TABLE: &str = "kiam";
+const CHAIN: &str = "from_pods";
+const COUNTER: &str = "metadata_service";
+/// `NFT_OBJECT_COUNTER`
+const COUNTER_KIND: u32 = 1;
+/// `NF_INET_PRE_ROUTING`: packets that have come in by an interface, before they are routed.
+const PRE_ROUTING: u32 = 0;
+/// Before `NF_IP_PRI_RAW` (-300): whatever is done to packets later, they were seen.
+const PRIORITY: i32 = -310;
+/// The loopback interface, in every network namespace (`LOOPBACK_IFINDEX` of `net/flow.h`).
+const LOOPBACK: u32 = 1;
+/// `NFT_REG_1`
+const REGISTER: u32 = 1;
+
+/// Where the metadata service is.
+const METADATA: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// One message: a header, a family and attributes.
+struct Message {
+    bytes: Vec<u8>,
+}
+
+impl Message {
+    fn new(kind: u16, flags: u16, family: u8, subsystem: u16) -> Self {
+        let mut bytes = vec![0; 4];
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((REQUEST | flags).to_ne_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend([family, 0]);
+        bytes.extend(subsystem.to_be_bytes());
+        Self { bytes }
+    }
+
+    /// About the table.
+    fn table(kind: u16, flags: u16) -> Self {
+        Self::new(kind, flags, INET, 0)
+    }
+
+    fn with(mut self, attributes: &[u8]) -> Self {
+        self.bytes.extend(attributes);
+        self
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        self.bytes
+    }
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn text(kind: u16, value: &str) -> Vec<u8> {
+    attribute(kind, &[value.as_bytes(), &[0]].concat())
+}
+
+fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+    attribute(kind | NESTED, &parts.concat())
+}
+
+/// `NFTA_LIST_ELEM` with `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
+fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
+    nested(1, &[text(1, name), nested(2, data)])
+}
+
+/// Loads a packet's own fact: `NFTA_META_DREG`, `NFTA_META_KEY`.
+fn meta(key: u32) -> Vec<u8> {
+    expression("meta", &[number(1, REGISTER), number(2, key)])
+}
+
+/// Goes on if what is loaded is this, or is not: `NFTA_CMP_SREG`, `_OP`, `_DATA`.
+fn compare(equal: bool, value: &[u8]) -> Vec<u8> {
+    let value = nested(3, &[attribute(1, value)]);
+    let operation = number(2, u32::from(!equal));
+    expression("cmp", &[number(1, REGISTER), operation, value])
+}
+
+/// `meta nfproto FAMILY IP daddr ADDRESS iif != lo counter name "metadata_service"`
+fn rule(address: IpAddr) -> Vec<u8> {
+    /// `NFT_META_IIF` and `NFT_META_NFPROTO`
+    const INTERFACE: u32 = 4;
+    const FAMILY: u32 = 15;
+    /// `NFT_PAYLOAD_NETWORK_HEADER`
+    const NETWORK: u32 = 1;
+    // Where IPv4's and IPv6's headers have the destination.
+    let (family, offset, bytes) = match address {
+        IpAddr::V4(address) => (IPV4, 16, address.octets().to_vec()),
+        IpAddr::V6(address) => (IPV6, 24, address.octets().to_vec()),
+    };
+    let length = u32::try_from(bytes.len()).unwrap_or_default();
+    let destination = [
+        number(1, REGISTER),
+        number(2, NETWORK),
+        number(3, offset),
+        number(4, length),
+    ];
+    let expressions = [
+        meta(FAMILY),
+        compare(true, &[family]),
+        expression("payload", &destination),
+        compare(true, &bytes),
+        meta(INTERFACE),
+        compare(false, &LOOPBACK.to_ne_bytes()),
+        expression("objref", &[number(1, COUNTER_KIND), text(2, COUNTER)]),
+    ];
+    Message::table(NEW_RULE, CREATE | APPEND | ACK)
+        .with(&text(1, TABLE))
+        .with(&text(2, CHAIN))
+        .with(&nested(4, &expressions))
+        .finish()
+}
+
+/// All of these or none.
+fn batch(messages: &[Vec<u8>]) -> Vec<u8> {
+    let edge = |kind| Message::new(kind, 0, 0, NFTABLES).finish();
+    [edge(BATCH_BEGIN), messages.concat(), edge(BATCH_END)].concat()
+}
+
+/// Makes what is not there. A counter that is there goes on; rules are written anew. Returns the
+/// bytes, and how many of its messages are answered.
+pub(super) fn install() -> (Vec<u8>, usize) {
+    let made = CREATE | ACK;
+    let table = Message::table(NEW_TABLE, made).with(&text(1, TABLE));
+    let hook = [number(1, PRE_ROUTING), number(2, PRIORITY.cast_unsigned())];
+    let chain = Message::table(NEW_CHAIN, made)
+        .with(&text(1, TABLE))
+        .with(&text(3, CHAIN))
+        .with(&nested(4, &hook))
+        .with(&text(7, "filter"));
+    let counter = Message::table(NEW_OBJECT, made)
+        .with(&text(1, TABLE))
+        .with(&text(2, COUNTER))
+        .with(&number(3, COUNTER_KIND))
+        .with(&nested(4, &[]));
+    let old_rules = Message::table(DEL_RULE, ACK)
+        .with(&text(1, TABLE))
+        .with(&text(2, CHAIN));
+    let mut messages: Vec<_> = [table, chain, counter, old_rules]
+        .map(Message::finish)
+        .into();
+    messages.extend(METADATA.map(rule));
+    (batch(&messages), messages.len())
+}
+
+/// Removes the table with all that is in it.
+pub(super) fn remove() -> (Vec<u8>, usize) {
+    let table = Message::table(DEL_TABLE, ACK).with(&text(1, TABLE));
+    (batch(&[table.finish()]), 1)
+}
+
+/// Asks for the counter.
+pub(super) fn read() -> Vec<u8> {
+    Message::table(GET_OBJECT, ACK)
+        .with(&text(1, TABLE))
+        .with(&text(2, COUNTER))
+        .with(&number(3, COUNTER_KIND))
+        .finish()
+}
+
+/// What the kernel says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// How a message that wants to know ended: 0, or a negative `errno`.
+    Done(i32),
+    /// The counter, in packets.
+    Packets(u64),
+}
+
+/// What is in a datagram of the kernel's.
+pub(super) fn parse(datagram: &[u8]) -> Vec<Said> {
+    /// `NLMSG_ERROR`
+    const ERROR: u16 = 2;
+    /// `NFTA_OBJ_DATA` and `NFTA_COUNTER_PACKETS`
+    const DATA: u16 = 4;
+    const PACKETS: u16 = 2;
+    let mut said = Vec::new();
+    let mut rest = datagram;
+    while let Some((length, kind)) = header(rest) {
+        let body = rest.get(HEADER_BYTES..length).unwrap_or_default();
+        if kind == ERROR {
+            let code = body.first_chunk().map(|code| i32::from_ne_bytes(*code));
+            said.extend(code.map(Said::Done));
+        } else if kind == NEW_OBJECT {
+            let attributes = body.get(FAMILY_BYTES..).unwrap_or_default();
+            let packets = find(attributes, DATA).and_then(|data| find(data, PACKETS));
+            let packets = packets.and_then(|bytes| bytes.first_chunk());
+            said.extend(packets.map(|bytes| Said::Packets(u64::from_be_bytes(*bytes))));
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    said
+}
+
+/// A message's length and kind, if there is one.
+fn header(bytes: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?);
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    let length = usize::try_from(length).ok()?;
+    (HEADER_BYTES..=bytes.len())
+        .contains(&length)
+        .then_some((length, kind))
+}
+
+/// An attribute's value.
+fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut rest = attributes;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        let value = rest.get(4..length)?;
+        if kind & !NESTED == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_is_read() {
+        let done = |code: i32| {
+            let mut bytes = [&36_u32.to_ne_bytes()[..], &2_u16.to_ne_bytes(), &[0; 10]].concat();
+            bytes.extend(code.to_ne_bytes());
+            bytes.resize(36, 0);
+            bytes
+        };
+        let packets = |count: u64| {
+            let data = [attribute(1, &[0; 8]), attribute(2, &count.to_be_bytes())];
+            Message::table(NEW_OBJECT, 0)
+                .with(&text(1, TABLE))
+                .with(&nested(4, &data))
+                .finish()
+        };
+        let all = [done(-2), packets(77), done(0)].concat();
+        let expected = [Said::Done(-2), Said::Packets(77), Said::Done(0)];
+        assert_eq!(parse(&all), expected);
+    }
+
+    #[test]
+    fn messages_are_whole_and_aligned() {
+        for (bytes, answered) in [install(), remove(), (read(), 1)] {
+            let mut rest = &bytes[..];
+            let mut asking = 0;
+            while let Some((length, _)) = header(rest) {
+                asking += usize::from(rest[6] & 4 != 0);
+                rest = &rest[length..];
+            }
+            assert!(rest.is_empty());
+            assert_eq!(asking, answered);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            parse(&bytes);
+        }
+    }
+}
