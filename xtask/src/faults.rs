@@ -198,7 +198,7 @@ async fn play(
         let (pods, per_second) = STARTING;
         report.late = Some(late::measure(&mut world, pods, per_second).await?);
     }
-    report.scan = Some(secrets::scan(&world).await?);
+    report.scan = Some(secrets::scan(&world, args.only.is_none()).await?);
     world.end()
 }
 
