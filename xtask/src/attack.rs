@@ -35,7 +35,7 @@ const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 pub struct Args {
     /// Only in this state of the agent; in all if not given
     #[arg(long, value_enum)]
-    pub phase: Option<Phase>,
+    pub phase: Vec<Phase>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -180,8 +180,11 @@ impl fmt::Display for Report {
 pub fn run(args: &Args) -> Result<()> {
     let programs = Programs::build()?;
     let xtask = format!("/proc/{}/exe", std::process::id());
-    let phases = args.phase.map_or(Phase::ALL.to_vec(), |phase| vec![phase]);
-    let report = play(&programs, xtask.as_ref(), &phases)?;
+    let phases = match &*args.phase {
+        [] => &Phase::ALL[..],
+        some => some,
+    };
+    let report = play(&programs, xtask.as_ref(), phases)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

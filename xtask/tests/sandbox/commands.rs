@@ -144,10 +144,18 @@ fn cleanup() -> Result<()> {
     play.agent.stop()?;
     let refused = ask(play.alice.place(), "")?.answer();
     ensure!(refused.is_err(), "with no agent there was {refused:?}");
-    for expected in ["removed 5 programs", "nothing of kiam's"] {
+    for expected in [
+        ["removed 5 programs", "removed kiam's table from nf_tables"],
+        [
+            "nothing of kiam's is in /",
+            "nothing of kiam's is in nf_tables",
+        ],
+    ] {
         let ended = command(&play.node, &words)?;
         ensure!(ended.status.success(), "{}", ended.stderr);
-        ensure!(ended.stdout.contains(expected), "{}", ended.stdout);
+        for expected in expected {
+            ensure!(ended.stdout.contains(expected), "{}", ended.stdout);
+        }
     }
     let answer = ask(play.alice.place(), "")?.answer()?;
     ensure!(answer.body.trim() == NODE_ROLE, "{answer:?}");
