@@ -8,6 +8,8 @@ use kiam_common::api::node::v1::{WatchRequest, WatchResponse};
 use kiam_common::tls::Peer;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
+use tokio_stream::adapters::Map;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -15,7 +17,7 @@ use tracing::Instrument as _;
 
 use super::NodeName;
 use super::proof::{Evidence, NodeProof, ProofError, Proved};
-use super::session::{Sender, Session};
+use super::session::{Message, Sender, Session};
 use super::streams::{PROVED, StreamAge, StreamMetrics, Streams};
 use crate::cluster::Cluster;
 use crate::credentials::Store;
@@ -111,7 +113,7 @@ impl Service {
 
 #[tonic::async_trait]
 impl NodeService for Service {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+    type WatchStream = Map<ReceiverStream<Message>, fn(Message) -> Result<WatchResponse, Status>>;
 
     async fn watch(
         &self,
@@ -178,8 +180,13 @@ impl NodeService for Service {
             }
             .instrument(span),
         );
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(ReceiverStream::new(stream).map(unboxed)))
     }
+}
+
+/// As gRPC encodes it.
+fn unboxed(message: Message) -> Result<WatchResponse, Status> {
+    message.map(|message| *message)
 }
 
 /// What ends a stream, but for the agent.
@@ -270,6 +277,11 @@ mod tests {
     use super::*;
     use crate::cluster::object::ObjectKey;
     use crate::testing::pod;
+
+    #[test]
+    fn what_waits_in_a_channel_is_small() {
+        assert!(size_of::<Message>() <= 16);
+    }
 
     #[test]
     fn a_proof_ends_with_the_agent_s_pod_and_not_before_it_was_seen() {

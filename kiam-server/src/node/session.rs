@@ -23,8 +23,10 @@ use crate::identity::Identity;
 use crate::policy::{Outcome, Settings, decide};
 use crate::report::{NodeReports, Reports};
 
+/// What waits to be sent. In a box: a channel keeps room for 32 at once, however few there are.
+pub(super) type Message = Result<Box<WatchResponse>, Status>;
 /// Where a session's messages go.
-pub(super) type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
+pub(super) type Sender = mpsc::Sender<Message>;
 
 /// What one agent was told.
 #[derive(Debug)]
@@ -103,7 +105,8 @@ impl Session {
     /// everything.
     pub(super) async fn tell(&mut self, to: &Sender) -> Result<(), Closed> {
         for message in self.changes() {
-            to.send(Ok(message)).await.map_err(|_closed| Closed)?;
+            let message = Ok(Box::new(message));
+            to.send(message).await.map_err(|_closed| Closed)?;
         }
         Ok(())
     }

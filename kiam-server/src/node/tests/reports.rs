@@ -1,9 +1,8 @@
 //! What a node's sessions report, and in which order.
 
-use kiam_common::api::node::v1::WatchResponse;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
+use super::super::session::{Message, Sender};
 use super::*;
 use crate::credentials::{IssueErrorKind, Store};
 use crate::report::{Action, Notice, Record, Records, ReportMetrics, Reports};
@@ -21,8 +20,8 @@ struct Stage {
 struct Stream {
     session: Session,
     signal: Arc<Notify>,
-    to: mpsc::Sender<Result<WatchResponse, Status>>,
-    from: mpsc::Receiver<Result<WatchResponse, Status>>,
+    to: Sender,
+    from: mpsc::Receiver<Message>,
     _subscription: crate::cluster::Subscription,
 }
 
