@@ -245,6 +245,7 @@ async fn broken(world: &mut World, faults: &[&Fault], hold: Duration) -> Result<
     let pair = (faults.len() > 1).then_some(begin);
     judge(world, &mut row, notice, pair, recovered)?;
     world.tidy().await?;
+    world.renewed().await;
     Ok(row)
 }
 

@@ -22,6 +22,7 @@ use crate::doubles::sts::{Behaviour, Sts};
 use crate::kiam::{Programs, SERVER_PORT};
 use crate::pki::{Authority, Leaf};
 use crate::sandbox::{CONTROL_IP, NodeOptions, Program, Sandbox, exec};
+use crate::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.
 const RBAC: &str = include_str!("../../../deploy/manifests/rbac.yaml");
@@ -223,6 +224,27 @@ impl World {
             kubelet.stop(client.end()).await?;
         }
         Ok(())
+    }
+
+    /// Waits until STS has answered well to the last call for each pod's role, or a while at most: a
+    /// server asks again after 15 s and more where it was denied. The next fault then finds all
+    /// credentials with at least half of their life, and not those that another failure has aged.
+    pub(super) async fn renewed(&self) {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let roles: Vec<_> = (0..PODS)
+            .map(|number| format!("{BASE_ARN}role-{number}"))
+            .collect();
+        let failing = || {
+            let calls = self.sts.calls();
+            roles.iter().any(|role| {
+                let last = calls.iter().rfind(|call| call.role == *role);
+                last.is_some_and(|call| call.result.is_err())
+            })
+        };
+        let end = Instant::now() + LIMIT;
+        while failing() && Instant::now() < end {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// A number that was not used before.

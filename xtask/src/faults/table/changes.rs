@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::Api;
-use tokio::time::Instant;
 
 use super::Fault;
 use crate::doubles::sts::{Behaviour, Fault as StsFault};
@@ -127,25 +126,5 @@ async fn deleted(world: &mut World, deleted: bool) -> Result<()> {
         ..world.usual()
     };
     world.sts.behave(Some(&role), behaviour);
-    if !deleted {
-        noticed(world, &role).await;
-    }
     Ok(())
-}
-
-/// Waits until a server that was denied a role has asked for it again: it does so after 15 s and
-/// more, and until then a pod whose role is taken away and given back gets nothing.
-async fn noticed(world: &World, role: &str) {
-    /// Longer than two tries are apart.
-    const LIMIT: Duration = Duration::from_secs(60);
-    const PAUSE: Duration = Duration::from_millis(100);
-    let denied = || {
-        let calls = world.sts.calls();
-        let last = calls.iter().rfind(|call| call.role == role);
-        last.is_some_and(|call| call.result.is_err())
-    };
-    let end = Instant::now() + LIMIT;
-    while denied() && Instant::now() < end {
-        tokio::time::sleep(PAUSE).await;
-    }
 }
