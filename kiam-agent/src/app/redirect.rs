@@ -4,7 +4,7 @@ mod guard;
 mod iptables;
 
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) use guard::{fits, with_bypass_counter, with_route_guard};
@@ -16,7 +16,8 @@ use crate::caller::{KernelIdentity, PodUid};
 use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
-    self, Attached, Choices, KernelError, KernelMetrics, NetnsError, Programs, own_netns_cookie,
+    self, Attached, Choices, KernelError, KernelMetrics, NetnsError, Others, Programs,
+    own_netns_cookie,
 };
 use crate::route_guard::RouteGuardError;
 
@@ -105,6 +106,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         taken_over,
         "pods' connections to the metadata service come here, and go nowhere without an agent"
     );
+    tell_of_others(&pods, &args.bpffs);
     let programs = Arc::new(programs);
     let (attestor, host_pods) = (programs.attestor(), programs.host_pods());
     let events = programs.take_events();
@@ -135,6 +137,25 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         metrics: vec![Box::new(KernelMetrics::new(Arc::clone(&programs))?)],
         keep: Box::new(programs),
     })
+}
+
+/// Programs of others on the same hooks are no reason not to start: a network plugin has some. One that
+/// rewrites first is what to look at when pods are refused.
+fn tell_of_others(pods: &Path, bpffs: &Path) {
+    match kernel::others(pods, bpffs) {
+        Ok(others) => {
+            let named: Vec<_> = others.iter().filter_map(Others::named).collect();
+            if !named.is_empty() {
+                tracing::warn!(
+                    programs = named.join("; "),
+                    "programs of others run at the hooks of kiam's; `kiam-agent doctor` says more"
+                );
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell whether programs of others run at the same hooks");
+        }
+    }
 }
 
 fn reachable(address: SocketAddr) -> Result<SocketAddrV4, RedirectError> {

@@ -89,11 +89,7 @@ fn hooks(pods: &Path, bpffs: &Path) -> Finding {
             );
         }
     };
-    let named = |Others { hook, programs }: &Others| {
-        let ids: Vec<_> = programs.iter().map(ToString::to_string).collect();
-        (!ids.is_empty()).then(|| format!("{hook}: {}", ids.join(", ")))
-    };
-    let named: Vec<_> = others.iter().filter_map(named).collect();
+    let named: Vec<_> = others.iter().filter_map(Others::named).collect();
     if named.is_empty() {
         return Finding::ok(CHECK, "none");
     }

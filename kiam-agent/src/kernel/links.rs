@@ -64,6 +64,16 @@ pub struct Others {
     pub programs: Vec<u32>,
 }
 
+impl Others {
+    /// The hook and the programs' ids, if there are any.
+    #[must_use]
+    pub fn named(&self) -> Option<String> {
+        let Self { hook, programs } = self;
+        let ids: Vec<_> = programs.iter().map(ToString::to_string).collect();
+        (!ids.is_empty()).then(|| format!("{hook}: {}", ids.join(", ")))
+    }
+}
+
 /// Who else runs for the pods below `path`, at each hook.
 ///
 /// # Errors
