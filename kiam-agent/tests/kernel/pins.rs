@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("puts_programs_back_that_are_missing", incomplete),
     ("follows_the_pods_to_a_new_cgroup", new_cgroup),
     ("removes_maps_of_other_layouts", other_layouts),
+    (
+        "is_never_unguarded_while_another_layout_is_replaced",
+        other_layouts_in_use,
+    ),
     ("leaves_what_is_not_its_own", foreign),
     ("asks_for_a_bpf_file_system", no_bpffs),
     ("is_removed_by_cleanup", cleaned_up),
@@ -152,6 +156,42 @@ fn other_layouts() {
     drop(Agent::start(&node));
     assert!(own.join("CONFIG").exists());
     assert!(!other.exists());
+}
+
+/// As when a new version comes, with other maps: the programs of the old one run on the old maps
+/// until each is replaced, and both are at work in between.
+fn other_layouts_in_use() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    let real = node.listen(metadata());
+    let first = Agent::start(&node);
+    drop(first.listener);
+    let folder = node.bpffs().join("kiam");
+    let own = folder.join("maps-1");
+    let client = a.start(&["tcp_until", METADATA, "80", "2", "0.01"]);
+    for number in 0..10 {
+        let other = folder.join(format!("maps-{}", 4_000_000_000_u32 + number));
+        let before = fs::metadata(own.join("CONFIG")).unwrap().ino();
+        fs::rename(&own, &other).unwrap();
+        let next = Programs::attach(&redirect(&node)).unwrap();
+        assert_eq!(next.attached().taken_over, 5);
+        assert_ne!(fs::metadata(own.join("CONFIG")).unwrap().ino(), before);
+        assert!(!other.exists());
+        let packets = node.count(&a, || {
+            let report = a.run(&["udp", METADATA, "80"]);
+            assert_eq!(report.error.as_deref(), Some("EPERM"));
+        });
+        assert_eq!(packets, 0);
+    }
+    let report = client.end();
+    assert!(report.count.unwrap() > 20, "{report:?}");
+    assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
+    assert!(real.is_lonely());
+    // Who asks now is known by the new maps.
+    let agent = Agent::start(&node);
+    let client = a.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(UID));
+    client.end();
 }
 
 fn foreign() {
