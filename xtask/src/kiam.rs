@@ -16,7 +16,7 @@ use crate::sandbox::{CONTROL_IP, Finished, Netns, Node, Place, Program};
 mod programs;
 
 use programs::Rights;
-pub use programs::{Programs, xtask_release};
+pub use programs::{Programs, requests_release, xtask_release};
 
 /// The server's address for agents, in the sandbox.
 pub const SERVER_ADDRESS: &str = "10.0.0.1:9610";

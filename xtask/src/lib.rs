@@ -10,6 +10,7 @@
 //! fuzz         property tests of what hostile bytes reach, for long
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! image        the container image
+//! instructions how many a request takes, against a budget
 //! lint         format, clippy, documentation, dependencies
 //!
 //! probe        one request from inside of a pod
@@ -41,6 +42,7 @@ pub mod e2e;
 pub mod faults;
 pub mod fuzz;
 pub mod image;
+pub mod instructions;
 pub mod kiam;
 pub mod lint;
 pub mod load;

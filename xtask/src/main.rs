@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::{
     ask, attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, faults, fuzz,
-    image, lint, load, probe, restarts, room, steady, test,
+    image, instructions, lint, load, probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -58,6 +58,8 @@ enum Command {
     /// Serve as fast as hyper can; run by bench on nodes
     #[command(hide = true)]
     BenchLimit(bench::LimitArgs),
+    /// Count the instructions of a request, and compare them with the budget
+    Instructions(instructions::Args),
     /// Measure what the kernel programs cost traffic that is none of their business
     BenchEbpf(bench_ebpf::Args),
     /// Work as a pod does; run by bench-ebpf in pods
@@ -112,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::BenchClient(args) => bench::client(&args),
         Command::BenchLimit(args) => bench::limit(&args),
+        Command::Instructions(args) => instructions::run(&args),
         Command::BenchEbpf(args) => bench_ebpf::run(&args),
         Command::PodWork(args) => bench_ebpf::work(&args),
         Command::Load(args) => load::run(&args),

@@ -62,6 +62,8 @@ pub enum Need {
     Workflows,
     /// What an image's root file system is made from.
     ImageRoot,
+    /// Counting instructions.
+    Instructions,
     /// Running an image's programs in containers.
     Containers,
     /// Making an image of a root file system, and taking it apart.
@@ -99,6 +101,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
             Need::ImageRoot => image_root(&mut plan),
             Need::Image => image(&mut plan),
+            Need::Instructions => instructions(&mut plan),
             Need::Containers => containers(&mut plan),
         }
     }
@@ -128,6 +131,15 @@ fn browser(plan: &mut Plan) {
         plan.package(Package {
             name: "chromium",
             why: "shows the status page, headless",
+        });
+    }
+}
+
+fn instructions(plan: &mut Plan) {
+    if find_program("valgrind").is_none() {
+        plan.package(Package {
+            name: "valgrind",
+            why: "counts a program's instructions",
         });
     }
 }

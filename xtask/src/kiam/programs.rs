@@ -258,15 +258,23 @@ impl Rights<'_> {
 /// # Errors
 /// When something does not compile.
 pub fn xtask_release() -> Result<PathBuf> {
+    release("xtask", &[])
+}
+
+/// Builds the program that asks the agent's metadata service, optimised. Where it is then.
+///
+/// # Errors
+/// When something does not compile.
+pub fn requests_release() -> Result<PathBuf> {
+    // With both programs, so that dependencies have the features that they have there.
+    release("kiam-bench", &["-p", "kiam-agent", "-p", "kiam-server"])
+}
+
+fn release(name: &str, beside: &[&str]) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args([
-        "build",
-        "--quiet",
-        "--locked",
-        MESSAGES,
-        "-p",
-        "xtask",
-        "--release",
-    ]);
-    executable("xtask", &exec(&mut command)?)
+    command
+        .args(["build", "--quiet", "--locked", "--release", MESSAGES])
+        .args(["-p", name])
+        .args(beside);
+    executable(name, &exec(&mut command)?)
 }
