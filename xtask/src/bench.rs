@@ -33,6 +33,7 @@ use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
+use tokio::time::Instant;
 
 pub use client::{Args as ClientArgs, run as client};
 pub use limit::{Args as LimitArgs, run as limit};
@@ -67,7 +68,7 @@ pub struct Args {
     #[arg(long)]
     pub full: bool,
 
-    /// Load servers with clusters of eight sizes too, up to 150,000 pods: ten minutes more
+    /// Load servers with clusters of eight sizes too, up to 15,000 pods, or 150,000 with --full: ten minutes more
     #[arg(long)]
     pub growth: bool,
 
@@ -140,16 +141,18 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let stage = Stage::new(programs)?;
     stage.objects().put_namespace("team-a", Some(".*"))?;
     let server = stage.start_server(&["--level=warn"])?;
-    let mut sections = requests::measure(args, &stage, &xtask)?;
-    sections.push(lives::measure(&stage, &xtask)?);
-    sections.push(costs::agent(&stage, &xtask)?);
+    let mut sections = timed("requests", || requests::measure(args, &stage, &xtask))?;
+    sections.push(timed("starts", || lives::measure(&stage, &xtask))?);
+    let (section, memory) = timed("agent", || costs::agent(&stage, &xtask))?;
+    sections.push(section);
     drop((server, stage));
-    sections.push(costs::server(args, programs)?);
-    sections.push(connects(args, programs, &xtask)?);
-    sections.push(costs::programs(programs)?);
+    sections.push(timed("server", || costs::server(args, programs))?);
+    sections.push(timed("other traffic", || connects(args, programs, &xtask))?);
+    sections.push(timed("programs", || costs::programs(programs))?);
     let mut plots = requests::plots(&sections);
+    plots.push(memory);
     if args.growth {
-        let (section, curves) = growth::measure(programs)?;
+        let (section, curves) = timed("growth", || growth::measure(args.full, programs))?;
         sections.push(section);
         plots.extend(curves);
     }
@@ -158,6 +161,15 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
         sections,
         plots,
     })
+}
+
+/// Says how long a part took, for whoever waits.
+#[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+fn timed<T>(part: &str, measure: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let measured = measure().with_context(|| format!("cannot measure: {part}"))?;
+    eprintln!("{part}: {:.0?}", begun.elapsed());
+    Ok(measured)
 }
 
 /// What the kernel programs cost other traffic: the figures of `bench-ebpf`.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::client::How;
 use super::lives::{MANY, crowd};
+use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
 use super::{Args, METADATA, client_command};
 use crate::kiam::{Agent, Programs};
@@ -29,7 +30,7 @@ const STARTS: usize = 7;
 ///
 /// # Errors
 /// When the sandbox fails.
-pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<Section> {
+pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<(Section, Plot)> {
     let empty = stage.node("node-empty", NodeOptions::default())?;
     let agent = stage.start_agent(&empty, &[])?;
     let nothing = resident(&agent)?;
@@ -66,7 +67,19 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<Section> {
         })?;
     }
     let held = memory(agent.program().pid(), "VmRSS:")?;
-    Ok(Section {
+    let points = [(0, nothing), (MANY, some), (MOST, many)];
+    let points = points.map(|(pods, bytes)| (pods as f64, bytes / MIB));
+    let plot = Plot {
+        name: "agent-memory",
+        title: "Resident memory of one agent",
+        x: "pods",
+        y: "MiB",
+        curves: vec![
+            ("agent".into(), points.to_vec()),
+            ("1,008 open".into(), vec![(MOST as f64, held / MIB)]),
+        ],
+    };
+    let section = Section {
         title: "An agent's memory and CPU",
         path: "`VmRSS` and CPU time of a `kiam-agent` (release) in the sandbox, with a real stream of `kiam-server`; five pods share a role. The connections are of 16 pods, through the kernel's rewriting, and each has had an answer.".into(),
         figures: vec![
@@ -77,7 +90,8 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<Section> {
             Figure::one("agent_rss_mib_500_1000", "500 pods and 1,008 open connections", "MiB", held / MIB).aiming(Aim::AtMost(16.0)),
             Figure::one("agent_idle_cpu_percent", "CPU with 110 pods that ask nothing", "% of a core", idle * 100.0).aiming(Aim::AtMost(0.1)),
         ],
-    })
+    };
+    Ok((section, plot))
 }
 
 /// Measures a server under load.

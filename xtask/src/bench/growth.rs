@@ -20,21 +20,23 @@ const MIB: f64 = 1024.0 * 1024.0;
 ///
 /// # Errors
 /// When the server says something wrong.
-pub(super) fn measure(programs: &Programs) -> Result<(Section, Vec<Plot>)> {
+pub(super) fn measure(full: bool, programs: &Programs) -> Result<(Section, Vec<Plot>)> {
+    // The sizes of the whole, or a tenth of them.
+    let part = if full { 1 } else { 10 };
     let of = |pods: u64, nodes: u64| {
         load::measure(&load::Args::of(pods, nodes, pods / PODS_PER_ROLE), programs)
             .with_context(|| format!("{pods} pods on {nodes} nodes"))
     };
     let mut figures = Vec::new();
     let mut by_pods = Vec::new();
-    for pods in PODS {
+    for pods in PODS.map(|pods| pods / part) {
         let report = of(pods, pods.div_ceil(PODS_PER_NODE))?;
         add(&mut figures, "pods", pods, &report);
         by_pods.push((pods as f64, report));
     }
     let mut by_agents = Vec::new();
-    for agents in AGENTS {
-        let report = of(SHARED, agents)?;
+    for agents in AGENTS.map(|agents| agents / part) {
+        let report = of(SHARED / part, agents)?;
         add(&mut figures, "agents", agents, &report);
         by_agents.push((agents as f64, report));
     }
@@ -51,7 +53,11 @@ pub(super) fn measure(programs: &Programs) -> Result<(Section, Vec<Plot>)> {
         ),
         (
             ["agents-memory", "agents-latency", "agents-cpu"],
-            "agents that share 15,000 pods",
+            if full {
+                "agents that share 15,000 pods"
+            } else {
+                "agents that share 1,500 pods"
+            },
             &by_agents,
         ),
     ] {
@@ -90,7 +96,7 @@ pub(super) fn measure(programs: &Programs) -> Result<(Section, Vec<Plot>)> {
     }
     let section = Section {
         title: "A server as its cluster grows",
-        path: "As under a cluster's load: first with thirty pods to a node, then 15,000 pods on more and more nodes; fifty pods share a role.".into(),
+        path: "As under a cluster's load: first with thirty pods to a node, then the same pods on more and more nodes; fifty pods share a role.".into(),
         figures,
     };
     Ok((section, plots))

@@ -1,4 +1,4 @@
-//! Curves as SVG: from zero upwards, over a logarithmic axis.
+//! Curves as SVG: from zero upwards, over a logarithmic axis on which nothing stands where one does.
 
 use std::fmt::Write as _;
 
@@ -33,11 +33,13 @@ impl Plot {
     #[must_use]
     pub fn svg(&self) -> String {
         let points = || self.curves.iter().flat_map(|(_, points)| points);
-        let low = points().map(|point| point.0).fold(f64::INFINITY, f64::min);
+        let low = points()
+            .map(|point| point.0.max(1.0))
+            .fold(f64::INFINITY, f64::min);
         let high = points().map(|point| point.0).fold(0.0, f64::max);
         let top = round_up(points().map(|point| point.1).fold(0.0, f64::max));
         let wide = (high / low).ln().max(f64::MIN_POSITIVE);
-        let right = |x: f64| LEFT + (x / low).ln() / wide * (WIDTH - LEFT - RIGHT);
+        let right = |x: f64| LEFT + (x.max(1.0) / low).ln() / wide * (WIDTH - LEFT - RIGHT);
         let up = |y: f64| HEIGHT - BOTTOM - y / top * (HEIGHT - TOP - BOTTOM);
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<title>{title}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{title}</text>\n<text x=\"{LEFT}\" y=\"34\" fill=\"#555\">{}</text>\n",
@@ -133,6 +135,11 @@ mod tests {
         // The first at the left edge; the last at the right one, a bit below the top line, which is 40.
         assert!(svg.contains("points=\"70.0,289.8 510.0,60.2\""), "{svg}");
         assert!(svg.contains(">40</text>"));
+        let nothing = Plot {
+            curves: vec![("agent".into(), vec![(0.0, 4.0), (100.0, 4.0)])],
+            ..plot
+        };
+        assert!(nothing.svg().contains("points=\"70.0,40.0 510.0,40.0\""));
         assert_eq!(
             [0.0, 0.3, 9.0, 100.0, 101.0].map(round_up),
             [1.0, 0.4, 10.0, 100.0, 200.0]
