@@ -21,7 +21,7 @@
 mod message;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -163,7 +163,7 @@ fn exchange(socket: &Socket, messages: &[u8], answered: usize) -> io::Result<Opt
 /// `kiam_metadata_bypass_packets_total`: asked of the kernel when somebody asks for it.
 #[derive(Debug)]
 pub struct BypassMetric {
-    counter: Arc<BypassCounter>,
+    counter: BypassCounter,
     /// Describes the metric; the value is the kernel's.
     shape: IntCounter,
 }
@@ -173,7 +173,7 @@ impl BypassMetric {
     ///
     /// # Errors
     /// When the metric's name is no name.
-    pub fn new(counter: Arc<BypassCounter>) -> prometheus::Result<Self> {
+    pub fn new(counter: BypassCounter) -> prometheus::Result<Self> {
         let shape = shape()?;
         Ok(Self { counter, shape })
     }

@@ -140,7 +140,8 @@ impl HostPods {
                     break;
                 }
                 if told.is_ok() && choices.mode == HostNetwork::Passthrough {
-                    // What an earlier agent told is taken back, and no pod is told of.
+                    // What an earlier agent told is taken back, and no pod is told of: nothing is watched.
+                    drop(news);
                     return stop.cancelled().await;
                 }
                 let works = told.is_ok() && news.is_some();

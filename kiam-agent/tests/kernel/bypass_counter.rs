@@ -61,7 +61,7 @@ fn comes_back() {
     let pod = node.pod(A);
     let _away = node.move_metadata_away();
     let counter = node.run(|| BypassCounter::install().unwrap());
-    let metric = BypassMetric::new(counter.into()).unwrap();
+    let metric = BypassMetric::new(counter).unwrap();
     let told = || {
         metric.collect()[0].get_metric()[0]
             .get_counter()

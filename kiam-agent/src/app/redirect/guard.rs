@@ -1,7 +1,5 @@
 //! Adds the guards that are not the redirection's own, and what counts the packets that get past.
 
-use std::sync::Arc;
-
 use super::{RedirectError, Redirected};
 use crate::args::{Args, Redirect};
 use crate::bypass_counter::{self, BypassCounter, BypassMetric};
@@ -76,7 +74,7 @@ pub(crate) fn with_bypass_counter(
     }
     match BypassCounter::install() {
         Ok(counter) => {
-            let metric = BypassMetric::new(Arc::new(counter))?;
+            let metric = BypassMetric::new(counter)?;
             redirected.metrics.push(Box::new(metric));
         }
         Err(error) => {
