@@ -10,6 +10,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use tokio::time::Instant;
 
+use crate::kiam::last_executable;
 use crate::setup::cargo;
 
 /// A property, and what it is about.
@@ -146,14 +147,8 @@ impl Target {
             self.package,
             String::from_utf8_lossy(&output.stderr)
         );
-        let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-        let messages = messages.lines().rev();
-        let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
-        let found = messages.find_map(|message: serde_json::Value| {
-            let is_test = message["profile"]["test"] == true;
-            let path = message["executable"].as_str()?;
-            is_test.then(|| PathBuf::from(path))
-        });
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let found = last_executable(&messages, |message| message["profile"]["test"] == true);
         found.with_context(|| format!("cargo built no tests of {}", self.package))
     }
 

@@ -16,6 +16,7 @@ use crate::sandbox::{CONTROL_IP, Finished, Netns, Node, Place, Program};
 mod programs;
 
 use programs::Rights;
+pub(crate) use programs::last_executable;
 pub use programs::{Programs, requests_release, xtask_release};
 
 /// The server's address for agents, in the sandbox.

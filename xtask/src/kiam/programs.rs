@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::build_ebpf;
 use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
@@ -23,14 +24,18 @@ pub struct Programs {
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
 fn executable(name: &str, messages: &str) -> Result<PathBuf> {
+    let found = last_executable(messages, |message| message["target"]["name"] == name);
+    found.with_context(|| format!("cargo built no {name}"))
+}
+
+/// The last executable of cargo's messages that is wanted.
+pub(crate) fn last_executable(messages: &str, wanted: impl Fn(&Value) -> bool) -> Option<PathBuf> {
     let messages = messages.lines().rev();
     let mut messages = messages.filter_map(|line| serde_json::from_str(line).ok());
-    let found = messages.find_map(|message: serde_json::Value| {
-        let is_it = message["target"]["name"] == name;
+    messages.find_map(|message: Value| {
         let executable = message["executable"].as_str()?;
-        is_it.then(|| PathBuf::from(executable))
-    });
-    found.with_context(|| format!("cargo built no {name}"))
+        wanted(&message).then(|| PathBuf::from(executable))
+    })
 }
 
 impl Programs {
