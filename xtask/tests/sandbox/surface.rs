@@ -217,19 +217,24 @@ fn page() -> Result<()> {
 }
 
 /// Opens as many connections as it is told, asks nothing on them, and says how many were taken, and
-/// what the last was told.
+/// what one that is too many was told.
 const HOG: &str = r#"
-import socket, sys, time
+import select, socket, sys, time
 held = []
 for _ in range(int(sys.argv[1])):
     try:
         held.append(socket.create_connection(("169.254.169.254", 80), 2))
     except OSError:
         pass
-# The first that is one too many; of very many the rest are closed without a word.
-first = held[64]
-first.settimeout(5)
-print(len(held), first.recv(4096).decode().replace("\r\n", " "), flush=True)
+# Which are too many is the agent's choice, and of very many most are closed without a word.
+told, by_fd, words = select.poll(), {one.fileno(): one for one in held}, ""
+for fd in by_fd:
+    told.register(fd, select.POLLIN)
+while not words and (ready := told.poll(5000)):
+    for fd, _ in ready:
+        told.unregister(fd)
+        words = words or by_fd[fd].recv(4096).decode()
+print(len(held), words.replace("\r\n", " "), flush=True)
 time.sleep(30)
 "#;
 
