@@ -5,6 +5,7 @@
 //! are woken when it may look different. The module knows neither kube nor tonic.
 
 mod addresses;
+mod by_uid;
 mod index;
 pub mod object;
 #[cfg(test)]
@@ -82,7 +83,7 @@ impl Cluster {
         self.synced.borrow().len() == Kind::ALL.len()
     }
 
-    /// The pods of a node, and what decides about each of them.
+    /// The pods of a node in the order of their UIDs, and what decides about each of them.
     #[must_use]
     pub fn node(&self, node: &str) -> Vec<Member> {
         self.read().node(node)

@@ -1,11 +1,12 @@
 //! The maps behind [`Cluster`](super::Cluster), and who is woken when they change.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Signal;
 use super::addresses::Addresses;
+use super::by_uid::ByUid;
 use super::object::{Kind, Namespace, ObjectKey, Pod, ServiceAccount};
 
 /// A pod of a node, and what decides about it.
@@ -21,7 +22,7 @@ pub struct Member {
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    pods: HashMap<Box<str>, Arc<Pod>>,
+    pods: HashSet<ByUid>,
     namespaces: HashMap<Arc<str>, Arc<Namespace>>,
     /// By namespace, then name.
     service_accounts: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceAccount>>>,
@@ -32,7 +33,7 @@ pub(super) struct Index {
 
 #[derive(Debug, Default)]
 struct Node {
-    pods: HashMap<Box<str>, Arc<Pod>>,
+    pods: BTreeSet<ByUid>,
     readers: Vec<Signal>,
 }
 
@@ -49,30 +50,46 @@ impl Node {
 }
 
 impl Index {
-    pub(super) fn apply_pod(&mut self, pod: Pod) {
-        if let Some(known) = self.pods.get(&pod.uid) {
+    pub(super) fn apply_pod(&mut self, mut pod: Pod) {
+        if let Some(ByUid(known)) = self.pods.get(&*pod.uid) {
             if **known == pod {
                 return;
             }
             // A pod is bound once; were it ever to move, its old node must not keep it.
             if known.node != pod.node {
-                let uid = pod.uid.clone();
-                self.remove_pod(&uid);
+                self.remove_pod(&pod.uid);
             }
         }
+        self.share_names(&mut pod);
         let pod = Arc::new(pod);
         if let Some(addresses) = &mut self.addresses {
-            if let Some(known) = self.pods.get(&pod.uid) {
+            if let Some(ByUid(known)) = self.pods.get(&*pod.uid) {
                 addresses.remove(known);
             }
             addresses.insert(&pod);
         }
         if let Some(name) = &pod.node {
             let node = self.nodes.entry(Arc::clone(name)).or_default();
-            node.pods.insert(pod.uid.clone(), Arc::clone(&pod));
+            node.pods.replace(ByUid(Arc::clone(&pod)));
             node.wake();
         }
-        self.pods.insert(pod.uid.clone(), pod);
+        self.pods.replace(ByUid(pod));
+    }
+
+    /// Thousands of pods say the same few names: they share the copies that are there already.
+    fn share_names(&self, pod: &mut Pod) {
+        if let Some(namespace) = self.namespaces.get(&pod.namespace) {
+            pod.namespace = Arc::clone(&namespace.name);
+        }
+        let accounts = self.service_accounts.get(&pod.namespace);
+        if let Some(account) = accounts.and_then(|accounts| accounts.get(&pod.service_account)) {
+            pod.service_account = Arc::clone(&account.name);
+        }
+        if let Some(name) = &mut pod.node
+            && let Some((shared, _)) = self.nodes.get_key_value(name)
+        {
+            *name = Arc::clone(shared);
+        }
     }
 
     pub(super) fn apply_namespace(&mut self, namespace: Namespace) {
@@ -130,8 +147,8 @@ impl Index {
         let known: Vec<ObjectKey> = match kind {
             Kind::Pod => self
                 .pods
-                .keys()
-                .map(|uid| ObjectKey::Pod(uid.clone()))
+                .iter()
+                .map(|ByUid(pod)| ObjectKey::Pod(Arc::clone(&pod.uid)))
                 .collect(),
             Kind::Namespace => {
                 let names = self.namespaces.keys();
@@ -154,11 +171,13 @@ impl Index {
         }
     }
 
+    /// By UID.
     pub(super) fn node(&self, node: &str) -> Vec<Member> {
         let Some(node) = self.nodes.get(node) else {
             return Vec::new();
         };
-        node.pods.values().map(|pod| self.member(pod)).collect()
+        let pods = node.pods.iter();
+        pods.map(|ByUid(pod)| self.member(pod)).collect()
     }
 
     pub(super) fn member(&self, pod: &Arc<Pod>) -> Member {
@@ -176,7 +195,7 @@ impl Index {
     /// From now on [`Self::at`] finds pods.
     pub(super) fn keep_addresses(&mut self) {
         let mut addresses = Addresses::default();
-        for pod in self.pods.values() {
+        for ByUid(pod) in &self.pods {
             addresses.insert(pod);
         }
         self.addresses = Some(addresses);
@@ -188,7 +207,7 @@ impl Index {
     }
 
     pub(super) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
-        self.pods.get(uid).cloned()
+        self.pods.get(uid).map(|ByUid(pod)| Arc::clone(pod))
     }
 
     pub(super) fn counts(&self) -> [(Kind, usize); 3] {
@@ -216,7 +235,7 @@ impl Index {
     }
 
     fn remove_pod(&mut self, uid: &str) {
-        let Some(pod) = self.pods.remove(uid) else {
+        let Some(ByUid(pod)) = self.pods.take(uid) else {
             return;
         };
         if let Some(addresses) = &mut self.addresses {
@@ -235,7 +254,7 @@ impl Index {
     /// Wakes the readers of every node that has such a pod. Nodes without readers cost nothing.
     fn wake_where(&self, concerns: impl Fn(&Pod) -> bool) {
         for node in self.nodes.values().filter(|node| !node.readers.is_empty()) {
-            if node.pods.values().any(|pod| concerns(pod)) {
+            if node.pods.iter().any(|ByUid(pod)| concerns(pod)) {
                 node.wake();
             }
         }

@@ -35,7 +35,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ObjectKey {
     /// A pod's UID: a name can be taken again by another pod while the first is still going.
-    Pod(Box<str>),
+    Pod(Arc<str>),
     /// A namespace's name.
     Namespace(Box<str>),
     /// Namespace and name of a service account.
@@ -58,7 +58,7 @@ impl Object {
     #[must_use]
     pub fn key(&self) -> ObjectKey {
         match self {
-            Self::Pod(pod) => ObjectKey::Pod(pod.uid.clone()),
+            Self::Pod(pod) => ObjectKey::Pod(Arc::clone(&pod.uid)),
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.as_ref().into()),
             Self::ServiceAccount(account) => ObjectKey::ServiceAccount(
                 account.namespace.as_ref().into(),
@@ -72,7 +72,7 @@ impl Object {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
-    pub uid: Box<str>,
+    pub uid: Arc<str>,
     /// `metadata.namespace`.
     pub namespace: Arc<str>,
     /// `metadata.name`.

@@ -147,6 +147,12 @@ impl Store {
 }
 
 impl Lease {
+    /// The identity, as it is shared by all who hold it.
+    #[must_use]
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.entry.identity
+    }
+
     /// The identity's state now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

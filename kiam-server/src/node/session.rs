@@ -5,7 +5,7 @@
 //! afterwards. So a slow agent costs the server one node's state, and what an agent holds is at
 //! every moment what the policies said of a state that was.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kiam_common::api::node::v1::WatchResponse;
@@ -16,7 +16,7 @@ use tonic::Status;
 use super::message;
 use super::streams::StreamMetrics;
 use crate::cluster::object::Pod;
-use crate::cluster::{Cluster, Member, Signal};
+use crate::cluster::{Cluster, Signal};
 use crate::credentials::{Lease, Store};
 use crate::decision;
 use crate::identity::Identity;
@@ -38,7 +38,7 @@ pub(super) struct Session {
     signal: Signal,
     reports: NodeReports,
     decisions: Option<IntCounterVec>,
-    pods: HashMap<Box<str>, Told>,
+    pods: BTreeMap<Arc<str>, Told>,
     identities: HashMap<Arc<Identity>, Leased>,
     next_identity: u64,
     synced: bool,
@@ -82,7 +82,7 @@ impl Session {
             signal,
             reports,
             decisions: None,
-            pods: HashMap::new(),
+            pods: BTreeMap::new(),
             identities: HashMap::new(),
             next_identity: 1,
             synced: false,
@@ -115,26 +115,24 @@ impl Session {
     /// never of an identity that no pod the agent knows of was granted.
     fn changes(&mut self) -> Vec<WatchResponse> {
         let mut messages = Vec::new();
-        let mut members: HashMap<Box<str>, Member> = HashMap::new();
-        for member in self.cluster.node(&self.node) {
-            members.insert(member.pod.uid.clone(), member);
-        }
+        let members = self.cluster.node(&self.node);
+        let there = |uid: &str| {
+            let found = members.binary_search_by(|member| (*member.pod.uid).cmp(uid));
+            found.is_ok()
+        };
         if !self.synced {
-            self.reports.begin(|uid| members.contains_key(uid));
+            self.reports.begin(there);
         }
-        let gone: Vec<_> = self
-            .pods
-            .extract_if(|uid, _| !members.contains_key(uid))
-            .collect();
+        let gone: Vec<_> = self.pods.extract_if(.., |uid, _| !there(uid)).collect();
         for (uid, told) in gone {
             log_end(&told);
             self.reports.gone(&told.pod);
             messages.push(message::pod_removed(&uid));
             self.let_go(&told.outcome);
         }
-        for (uid, member) in members {
-            let outcome = decide(&member, &self.settings);
-            let told = self.pods.get(&uid);
+        for member in members {
+            let mut outcome = decide(&member, &self.settings);
+            let told = self.pods.get(&member.pod.uid);
             if told.is_some_and(|told| told.outcome == outcome && told.pod == member.pod) {
                 continue;
             }
@@ -150,11 +148,12 @@ impl Session {
                     self.reports.decided(&member.pod, &outcome);
                 }
             }
-            let identity = match &outcome {
+            let identity = match &mut outcome {
                 Outcome::Granted(identity) => Some(self.hold(identity)),
                 _ => None,
             };
             messages.push(message::pod_applied(&member.pod, &outcome, identity));
+            let uid = Arc::clone(&member.pod.uid);
             let told = Told {
                 pod: member.pod,
                 outcome,
@@ -173,27 +172,26 @@ impl Session {
         messages
     }
 
-    /// The number of an identity on this stream, for one pod more.
-    fn hold(&mut self, identity: &Arc<Identity>) -> u64 {
-        let Self {
-            store,
-            signal,
-            identities,
-            next_identity,
-            ..
-        } = self;
-        let leased = identities.entry(Arc::clone(identity)).or_insert_with(|| {
-            let number = *next_identity;
-            *next_identity += 1;
-            Leased {
-                number,
-                pods: 0,
-                lease: store.lease(identity, Arc::clone(signal)),
-                told: 0,
-            }
-        });
-        leased.pods += 1;
-        leased.number
+    /// The number of an identity on this stream, for one pod more; of the equal identities that
+    /// each decision makes, all sessions keep the one that the store has.
+    fn hold(&mut self, identity: &mut Arc<Identity>) -> u64 {
+        if let Some(leased) = self.identities.get_mut(identity) {
+            leased.pods += 1;
+            *identity = Arc::clone(leased.lease.identity());
+            return leased.number;
+        }
+        let lease = self.store.lease(identity, Arc::clone(&self.signal));
+        *identity = Arc::clone(lease.identity());
+        let number = self.next_identity;
+        self.next_identity += 1;
+        let leased = Leased {
+            number,
+            pods: 1,
+            lease,
+            told: 0,
+        };
+        self.identities.insert(Arc::clone(identity), leased);
+        number
     }
 
     /// One pod less is granted what it was. The agent forgets an identity with its last pod, at

@@ -40,7 +40,7 @@ impl AllowedRoles {
             })?;
             format!("{}{}", base.as_str(), role.trim_start_matches('/'))
         };
-        let parts: Vec<_> = whole.split('*').map(regex::escape).collect();
+        let parts: Vec<_> = whole.split('*').map(regex_syntax::escape).collect();
         Ok(parts.join(".*"))
     }
 }

@@ -1,6 +1,6 @@
 //! The expression by which a namespace permits roles.
 
-use regex::{Regex, RegexBuilder};
+use regex_automata::meta::{BuildError, Config, Regex};
 
 use super::allowed::AllowedRoles;
 
@@ -9,6 +9,9 @@ pub const MAX_EXPRESSION_BYTES: usize = 4096;
 /// The most memory that one compiled expression may take, in bytes. Whoever may annotate a
 /// namespace must not be able to fill the server's memory.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+/// Whether an expression is compiled to a table of states, too: each decision would be a microsecond
+/// faster, and each namespace some KiB larger.
+const TABLES: bool = false;
 
 const KIAM: &str = "annotation iam.amazonaws.com/permitted";
 const KUBE2IAM: &str = "annotation iam.amazonaws.com/allowed-roles";
@@ -22,6 +25,15 @@ pub enum Anchoring {
     Whole,
     /// Any part: kiam's `--disable-strict-namespace-regexp`.
     Part,
+}
+
+impl Anchoring {
+    fn pattern(self, expression: &str) -> String {
+        match self {
+            Self::Whole => format!("^(?:{expression})$"),
+            Self::Part => expression.to_owned(),
+        }
+    }
 }
 
 /// Which annotations of namespaces count, and how.
@@ -100,10 +112,7 @@ impl Permitted {
             ));
         }
         // Compiled by itself first: `a)|(b` must not become one by the parentheses around it.
-        let compiled = build(expression).and_then(|part| match anchoring {
-            Anchoring::Whole => build(&format!("^(?:{expression})$")),
-            Anchoring::Part => Ok(part),
-        });
+        let compiled = build(expression).and_then(|_| build(&anchoring.pattern(expression)));
         match compiled {
             Ok(compiled) => Self::Matching {
                 expression: expression.into(),
@@ -135,12 +144,8 @@ impl Permitted {
         let (pattern, expression, annotations) = match of_kiam {
             Self::Nothing => (globs, annotation.to_owned(), KUBE2IAM),
             Self::Invalid { .. } => return of_kiam,
-            Self::Matching {
-                expression,
-                compiled,
-                ..
-            } => (
-                format!("(?:{})|{globs}", compiled.as_str()),
+            Self::Matching { expression, .. } => (
+                format!("(?:{})|{globs}", reading.anchoring.pattern(&expression)),
                 format!("{expression} and {annotation}"),
                 BOTH,
             ),
@@ -194,16 +199,22 @@ impl PartialEq for Permitted {
 
 impl Eq for Permitted {}
 
-fn build(expression: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(expression)
-        .size_limit(MAX_COMPILED_BYTES)
-        .dfa_size_limit(MAX_COMPILED_BYTES)
-        .build()
+fn build(pattern: &str) -> Result<Regex, BuildError> {
+    let config = Config::new()
+        .nfa_size_limit(Some(MAX_COMPILED_BYTES))
+        .dfa(TABLES)
+        .onepass(TABLES)
+        .hybrid(TABLES);
+    Regex::builder().configure(config).build(pattern)
 }
 
-/// The regex crate draws its errors over several lines; the last one says what is wrong.
-fn one_line(error: &regex::Error) -> String {
-    let text = error.to_string();
+/// The regex crates draw their errors over several lines; the last one says what is wrong.
+fn one_line(error: &BuildError) -> String {
+    let text = match (error.syntax_error(), error.size_limit()) {
+        (Some(error), _) => error.to_string(),
+        (None, Some(limit)) => format!("compiled, it exceeds the size limit of {limit} bytes"),
+        (None, None) => error.to_string(),
+    };
     let last = text.lines().last().unwrap_or(&text).trim();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()
 }

@@ -45,7 +45,7 @@ struct Page {
     sessions: usize,
     /// Only while there is no session.
     watch: Option<Subscription>,
-    pods: HashMap<Box<str>, Known>,
+    pods: HashMap<Arc<str>, Known>,
 }
 
 /// What was recorded of a pod last.
@@ -194,7 +194,7 @@ impl Ledger {
                 let known = Known::Forbidden {
                     reason: reason.as_str().into(),
                 };
-                if let Some(before) = page.pods.insert(pod.uid.clone(), known) {
+                if let Some(before) = page.pods.insert(Arc::clone(&pod.uid), known) {
                     self.revoke(node, &before, reason);
                 }
                 self.queue.push(Record {
@@ -227,7 +227,7 @@ impl Ledger {
             identity: Arc::clone(identity),
             access_key_id: access_key_id.into(),
         };
-        if let Some(before) = page.pods.insert(pod.uid.clone(), known) {
+        if let Some(before) = page.pods.insert(Arc::clone(&pod.uid), known) {
             self.revoke(node, &before, CHANGED);
         }
         self.queue.push(Record {
@@ -261,7 +261,7 @@ impl Ledger {
             identity: Arc::clone(identity),
             reason: reason.as_str().into(),
         };
-        page.pods.insert(pod.uid.clone(), known);
+        page.pods.insert(Arc::clone(&pod.uid), known);
         self.queue.push(Record {
             reason: Some(reason),
             ..Record::of(self.clock.now(), Action::Refusal, node, pod, identity)

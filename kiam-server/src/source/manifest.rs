@@ -77,7 +77,7 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
         status,
         ..
     } = manifest;
-    let uid: Box<str> = required(metadata.uid.as_deref(), "metadata.uid")?.into();
+    let uid: Arc<str> = required(metadata.uid.as_deref(), "metadata.uid")?.into();
     let status = status.unwrap_or_default();
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Ok(Err(ObjectKey::Pod(uid)));
