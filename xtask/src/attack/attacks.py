@@ -347,6 +347,13 @@ def http(address, port, path, *headers):
     talk(sock, f"GET {path} HTTP/1.1\r\nHost: {V4}\r\n{head}Connection: close\r\n\r\n".encode())
 
 
+def host(name, path):
+    """A request for another host than the service."""
+    sock = stream(V4)
+    sock.connect((V4, 80))
+    talk(sock, f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+
+
 def smuggle(path):
     """A second request in the body of the first, by two lengths that disagree."""
     inner = f"GET {path} HTTP/1.1\r\nHost: {V4}\r\nConnection: close\r\n\r\n"
