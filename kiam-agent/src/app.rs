@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum;
 use futures::future::BoxFuture;
 use kiam_common::admin::Admin;
-use kiam_common::readiness::Readiness;
+use kiam_common::readiness::{Awaited, Readiness};
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide};
 use prometheus::core::Collector;
@@ -24,9 +24,13 @@ pub use redirect::RedirectError;
 use crate::args::{Args, Redirect};
 use crate::caller::Identify;
 use crate::metadata::{self, Listening, MetadataMetrics, Sources, V1Users};
+use crate::self_check::SelfCheck;
 use crate::status::{Setting, Status};
 use crate::stream::{self, Client, Pace, StreamMetrics, TlsDial};
 use crate::view::{Projection, View};
+
+/// What is awaited last.
+const SELF_CHECK: &str = "the agent's own connection to the metadata service";
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,8 @@ impl StartError {
 pub struct Redirected {
     /// Tells which pod is calling.
     pub identify: Arc<dyn Identify>,
+    /// What is to be checked before the agent is ready.
+    pub check: Option<SelfCheck>,
     /// Whether pods can no longer reach the real metadata service.
     pub guarded: bool,
     /// What is to be done for that while the agent runs, until it is told to stop.
@@ -175,6 +181,7 @@ pub async fn build_with(
 
     let Redirected {
         identify,
+        check,
         guarded,
         upkeep,
         metrics,
@@ -186,6 +193,11 @@ pub async fn build_with(
     let (projection, view) = Projection::new();
     tasks.spawn("redirection", upkeep(view.clone(), stop.clone()));
     let snapshot = readiness.awaits("the first word of a server on the node's pods");
+    if let Some(check) = check {
+        let checked = readiness.awaits(SELF_CHECK);
+        let work = self_check(check, checked, readiness.clone(), stop.clone());
+        tasks.spawn("self-check", work);
+    }
 
     let client = Client::new(
         stream::Settings {
@@ -239,7 +251,7 @@ pub async fn build_with(
     let ready = readiness.clone();
     tasks.spawn(
         "metadata service",
-        service.run(async move { ready.ready().await }, stop.clone()),
+        service.run(async move { ready.all_but(SELF_CHECK).await }, stop.clone()),
     );
 
     tasks.spawn("certificates", tls.follow(stop.clone()));
@@ -260,6 +272,35 @@ pub async fn build_with(
         grace,
         keep,
     })
+}
+
+/// Makes the check once all else is ready: only then do connections come here, and not to an earlier
+/// agent. What it finds wrong ends the agent, and an earlier one goes on.
+async fn self_check(
+    check: SelfCheck,
+    checked: Awaited,
+    readiness: Readiness,
+    stop: CancellationToken,
+) {
+    let made = async {
+        readiness.all_but(SELF_CHECK).await;
+        check.run().await
+    };
+    let made = tokio::select! {
+        () = stop.cancelled() => return checked.never(),
+        made = made => made,
+    };
+    match made {
+        Ok(()) => {
+            tracing::info!("a connection of the agent's own came here, as its pod's");
+            checked.done();
+            stop.cancelled().await;
+        }
+        Err(error) => {
+            tracing::error!("pods would not be served: {error}");
+            checked.never();
+        }
+    }
 }
 
 /// What does not change, as the flags have it.

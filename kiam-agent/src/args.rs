@@ -140,7 +140,8 @@ pub struct HostNetworkFlags {
     #[arg(long, value_name = "NAMESPACE/POD", value_delimiter = ',')]
     pub host_network_exempt: Vec<Exemption>,
 
-    /// The agent's own pod, which keeps the node's own metadata service
+    /// The agent's own pod, which keeps the node's own metadata service, and by which the agent checks, before it is ready,
+    /// that pods' connections come here
     #[arg(long, env = "POD_UID", value_name = "UID")]
     pub pod_uid: Option<String>,
 }

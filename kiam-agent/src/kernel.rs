@@ -32,7 +32,7 @@ mod sys;
 pub use attestor::{Attested, Attestor};
 pub use error::KernelError;
 pub use events::{Events, KernelLog};
-pub use host_pods::{Choices, Exemption, HostNetwork, HostPods};
+pub use host_pods::{Choices, Exemption, HostNetwork, HostPods, Lent};
 pub use links::{Attached, Others, others};
 pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};

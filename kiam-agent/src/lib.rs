@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod metadata;
 mod netlink;
 pub mod route_guard;
+pub mod self_check;
 pub mod status;
 pub mod stream;
 pub mod view;

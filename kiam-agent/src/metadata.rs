@@ -19,7 +19,7 @@ mod connection;
 mod decide;
 mod metrics;
 mod passthrough;
-mod path;
+pub mod path;
 mod places;
 mod refusal;
 mod refusal_log;

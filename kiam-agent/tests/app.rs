@@ -27,6 +27,7 @@ impl Identify for OnePod {
 
 async fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
     Ok(Redirected {
+        check: None,
         identify: Arc::new(OnePod),
         guarded: true,
         upkeep: Box::new(|_view, stop| Box::pin(stop.cancelled_owned())),

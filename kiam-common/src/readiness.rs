@@ -14,6 +14,7 @@ pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 pub struct Awaited {
     what: &'static str,
     readiness: Readiness,
+    may_come: bool,
 }
 
 impl Readiness {
@@ -32,6 +33,7 @@ impl Readiness {
         Awaited {
             what,
             readiness: self.clone(),
+            may_come: true,
         }
     }
 
@@ -39,6 +41,14 @@ impl Readiness {
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
         self.0.borrow().iter().copied().collect()
+    }
+
+    /// Waits until nothing else than `what` is awaited.
+    pub async fn all_but(&self, what: &str) {
+        let mut pending = self.0.subscribe();
+        let alone = |pending: &BTreeSet<&'static str>| pending.iter().all(|other| *other == what);
+        // As below.
+        drop(pending.wait_for(alone).await);
     }
 
     /// Waits until nothing is awaited.
@@ -52,10 +62,18 @@ impl Readiness {
 impl Awaited {
     /// It has come.
     pub fn done(self) {}
+
+    /// It will not come: the program is not ready until it ends.
+    pub fn never(mut self) {
+        self.may_come = false;
+    }
 }
 
 impl Drop for Awaited {
     fn drop(&mut self) {
+        if !self.may_come {
+            return;
+        }
         self.readiness.0.send_modify(|pending| {
             pending.remove(self.what);
         });
@@ -71,6 +89,24 @@ impl Drop for Awaited {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_never_comes_is_awaited_for_good_and_others_go_on() {
+        let readiness = Readiness::new();
+        let check = readiness.awaits("check");
+        readiness.all_but("check").await;
+        let pods = readiness.awaits("pods");
+        let others = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.all_but("check").await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!others.is_finished());
+        check.never();
+        pods.done();
+        others.await.unwrap();
+        assert_eq!(readiness.pending(), ["check"]);
+    }
 
     #[tokio::test]
     async fn ready_when_all_have_come() {

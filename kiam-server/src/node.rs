@@ -21,6 +21,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 pub use service::Service;
+pub use session::{Closed, Message, Sender, Session};
 pub use streams::{Attached, StreamAge, StreamMetrics, Streams};
 
 /// A Kubernetes node's name, checked: a DNS subdomain (Kubernetes API conventions, names).

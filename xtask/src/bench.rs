@@ -5,15 +5,16 @@
 //! weighs on both.
 //!
 //! ```text
-//! client     requests from inside of a pod
-//! limit      a bare hyper server, to compare with
-//! requests   requests of pods, by turns
-//! lives      an agent's start, and a pod's
-//! costs      memory, CPU, sizes
-//! growth     a server as its cluster grows
-//! histogram  how long things took
-//! report     tables and JSON
-//! plot       curves
+//! client        requests from inside of a pod
+//! limit         a bare hyper server, to compare with
+//! requests      requests of pods, by turns
+//! lives         an agent's start, and a pod's
+//! costs         memory, CPU, sizes
+//! system_calls  how many a request makes
+//! growth        a server as its cluster grows
+//! histogram     how long things took
+//! report        tables and JSON
+//! plot          curves
 //! ```
 
 mod client;
@@ -25,6 +26,7 @@ mod lives;
 mod plot;
 mod report;
 mod requests;
+mod system_calls;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
@@ -42,6 +44,7 @@ pub use report::Report;
 use crate::bench_ebpf;
 use crate::kiam::{self, Programs};
 use crate::sandbox::Pod;
+use crate::setup::{Consent, Need, prepare};
 use crate::stage::Stage;
 use client::How;
 use report::{Aim, Figure, Machine, Section};
@@ -118,6 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
             .exec();
         return Err(error).with_context(|| format!("cannot become {}", itself.display()));
     }
+    prepare(&[Need::SystemCalls], Consent::default())?;
     let programs = Programs::build_release()?;
     let report = measure(args, &programs)?;
     if let Some(page) = &args.write {
@@ -143,6 +147,9 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let server = stage.start_server(&["--level=warn"])?;
     let mut sections = timed("requests", || requests::measure(args, &stage, &xtask))?;
     sections.push(timed("starts", || lives::measure(&stage, &xtask))?);
+    sections.push(timed("system calls", || {
+        system_calls::measure(&stage, &xtask)
+    })?);
     let (section, memory) = timed("agent", || costs::agent(&stage, &xtask))?;
     sections.push(section);
     drop((server, stage));

@@ -64,6 +64,8 @@ pub enum Need {
     ImageRoot,
     /// Counting instructions.
     Instructions,
+    /// Counting system calls.
+    SystemCalls,
     /// Running an image's programs in containers.
     Containers,
     /// Making an image of a root file system, and taking it apart.
@@ -102,6 +104,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::ImageRoot => image_root(&mut plan),
             Need::Image => image(&mut plan),
             Need::Instructions => instructions(&mut plan),
+            Need::SystemCalls => system_calls(&mut plan),
             Need::Containers => containers(&mut plan),
         }
     }
@@ -140,6 +143,15 @@ fn instructions(plan: &mut Plan) {
         plan.package(Package {
             name: "valgrind",
             why: "counts a program's instructions",
+        });
+    }
+}
+
+fn system_calls(plan: &mut Plan) {
+    if find_program("strace").is_none() {
+        plan.package(Package {
+            name: "strace",
+            why: "counts the system calls of a request",
         });
     }
 }

@@ -12,7 +12,7 @@ pub(super) use iptables::iptables;
 
 use super::Redirected;
 use crate::args::{Args, Guard, HostNetworkFlags};
-use crate::caller::{KernelIdentity, PodUid};
+use crate::caller::{Identify, KernelIdentity, PodUid};
 use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
@@ -20,6 +20,7 @@ use crate::kernel::{
     own_netns_cookie,
 };
 use crate::route_guard::RouteGuardError;
+use crate::self_check::SelfCheck;
 
 /// Why pods' connections cannot be brought here.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +121,22 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         exempt: host_network_exempt.clone(),
         own: pod_uid.as_deref().map(PodUid::new),
     };
+    let identity = KernelIdentity::new(Arc::clone(&attestor), known);
+    let (identify, check): (Arc<dyn Identify>, _) = match choices.own.clone() {
+        Some(own) => {
+            let (watched, check) = SelfCheck::new(identity, host_pods.clone(), own);
+            (Arc::new(watched), Some(check))
+        }
+        None => {
+            tracing::info!(
+                "without --pod-uid (POD_UID) the agent makes no connection of its own to see that pods' come here"
+            );
+            (Arc::new(identity), None)
+        }
+    };
     Ok(Redirected {
-        identify: Arc::new(KernelIdentity::new(Arc::clone(&attestor), known)),
+        identify,
+        check,
         guarded: true,
         upkeep: Box::new(|view, stop| {
             Box::pin(async move {

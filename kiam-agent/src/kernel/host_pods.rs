@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use kiam_common::watch;
 use kiam_ebpf::{MAX_HOST_PODS, host_pod};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::pod_of;
@@ -97,11 +98,40 @@ pub struct Choices {
     pub own: Option<PodUid>,
 }
 
+type Fates = HashMap<MapData, u64, u32>;
+
 /// Tells the programs.
 #[derive(Clone)]
 pub struct HostPods {
-    map: Arc<Mutex<HashMap<MapData, u64, u32>>>,
+    map: Arc<Mutex<Fates>>,
     pods: PathBuf,
+}
+
+/// One pod goes to the agent, whatever else is to become of it; dropping this ends that.
+pub struct Lent {
+    map: OwnedMutexGuard<Fates>,
+    cgroup: u64,
+    before: Option<u32>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let restored = match self.before {
+            Some(fate) => self.map.insert(self.cgroup, fate, 0),
+            None => self.map.remove(&self.cgroup),
+        };
+        if let Err(error) = restored {
+            tracing::error!(%error, "cannot tell the kernel programs of the agent's own pod");
+        }
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lent")
+            .field("cgroup", &self.cgroup)
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for HostPods {
@@ -118,6 +148,37 @@ impl HostPods {
         })
     }
 
+    /// The cgroup of a pod on this node, by its id.
+    #[must_use]
+    pub fn cgroup_of(&self, own: &PodUid) -> Option<u64> {
+        let cgroups = self.cgroups().into_iter();
+        let mut own = cgroups.filter(|(pod, _)| match pod {
+            PodRef::Uid(uid) | PodRef::StaticHash(uid) => uid == own,
+            PodRef::Address(_) => false,
+        });
+        own.next().map(|(_, id)| id)
+    }
+
+    /// Has the programs send the pod of this cgroup to the agent for a while. Nothing else is told
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub async fn lend(&self, cgroup: u64) -> Result<Lent, MapError> {
+        let mut map = Arc::clone(&self.map).lock_owned().await;
+        let before = match map.get(&cgroup, 0) {
+            Ok(fate) => Some(fate),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => return Err(error),
+        };
+        map.insert(cgroup, host_pod::AGENT, 0)?;
+        Ok(Lent {
+            map,
+            cgroup,
+            before,
+        })
+    }
+
     /// Tells the programs of each pod that comes, goes or changes, until told to stop.
     pub async fn keep(self, choices: Choices, view: View, stop: CancellationToken) {
         let mut changes = view.changes();
@@ -131,7 +192,7 @@ impl HostPods {
                 }
             };
             loop {
-                let told = self.tell(&choices, &view);
+                let told = self.tell(&choices, &view).await;
                 if let Err(error) = &told {
                     tracing::error!(%error, "cannot tell the kernel programs of hostNetwork pods");
                 }
@@ -180,10 +241,9 @@ impl HostPods {
         pod_of(cgroup.strip_prefix(&self.pods).ok()?)
     }
 
-    fn tell(&self, choices: &Choices, view: &View) -> Result<(), MapError> {
-        let cgroups = self.cgroups();
-        let wanted = wanted(choices, &view.load(), &cgroups);
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn tell(&self, choices: &Choices, view: &View) -> Result<(), MapError> {
+        let mut map = self.map.lock().await;
+        let wanted = wanted(choices, &view.load(), &self.cgroups());
         let known: BTreeMap<u64, u32> = map.iter().collect::<Result<_, _>>()?;
         // Who is gone makes room for who has come.
         let gone: BTreeSet<_> = known.keys().filter(|id| !wanted.contains_key(id)).collect();

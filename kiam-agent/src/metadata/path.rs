@@ -6,17 +6,26 @@ use percent_encoding::percent_decode_str;
 
 /// A path of this service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Route<'a> {
+pub enum Route<'a> {
     /// `{version}/meta-data/iam/security-credentials[-extended]`: the name of the pod's role.
     Listing,
     /// `{version}/meta-data/iam/security-credentials/{role}`.
-    Credentials { role: &'a str },
+    Credentials {
+        /// As it is spelled.
+        role: &'a str,
+    },
     /// `{version}/meta-data/iam/security-credentials-extended/{role}`.
-    Extended { role: &'a str },
+    Extended {
+        /// As it is spelled.
+        role: &'a str,
+    },
     /// `{version}/meta-data/iam/info`: what the role is.
     Info,
     /// `{version}/api/token`: a session of IMDSv2.
-    Token { latest: bool },
+    Token {
+        /// Whether the version is `latest`: the real service has no other.
+        latest: bool,
+    },
     /// `v1/credentials`: credentials as containers' SDKs ask for them.
     Container,
     /// `ping`: whether the agent listens, as kiam had it.
@@ -30,11 +39,14 @@ pub(super) enum Route<'a> {
 /// A path that means nothing: broken percent-encoding, or control characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the path is no path: percent-encoded text that is not UTF-8, or control characters")]
-pub(super) struct PathError;
+pub struct PathError;
 
 /// The path percent-decoded once, without empty and `.` parts, `..` resolved, and without
 /// slashes at its ends. A path that is so already is not copied.
-pub(super) fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
+///
+/// # Errors
+/// When it means nothing.
+pub fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
     let decoded = percent_decode_str(path)
         .decode_utf8()
         .map_err(|_invalid| PathError)?;
@@ -61,7 +73,8 @@ pub(super) fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
 }
 
 /// What a canonical path asks for.
-pub(super) fn route(path: &str) -> Route<'_> {
+#[must_use]
+pub fn route(path: &str) -> Route<'_> {
     let Some((version, rest)) = path.split_once('/') else {
         return match path {
             "ping" => Route::Ping,
@@ -175,7 +188,7 @@ mod tests {
         #[test]
         fn no_path_is_a_panic(path in any::<String>()) {
             if let Ok(path) = canonical(&path) {
-                route(&path);
+                std::hint::black_box(route(&path));
             }
         }
     }

@@ -24,13 +24,13 @@ use crate::policy::{Outcome, Settings, decide};
 use crate::report::{NodeReports, Reports};
 
 /// What waits to be sent. In a box: a channel keeps room for 32 at once, however few there are.
-pub(super) type Message = Result<Box<WatchResponse>, Status>;
+pub type Message = Result<Box<WatchResponse>, Status>;
 /// Where a session's messages go.
-pub(super) type Sender = mpsc::Sender<Message>;
+pub type Sender = mpsc::Sender<Message>;
 
 /// What one agent was told.
 #[derive(Debug)]
-pub(super) struct Session {
+pub struct Session {
     node: Arc<str>,
     cluster: Arc<Cluster>,
     store: Arc<Store>,
@@ -63,10 +63,13 @@ struct Leased {
 
 /// The agent is gone.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Closed;
+pub struct Closed;
 
 impl Session {
-    pub(super) fn new(
+    /// For the agent of `node`, which is told nothing yet. `signal` is woken when there is something
+    /// to tell.
+    #[must_use]
+    pub fn new(
         node: Arc<str>,
         cluster: Arc<Cluster>,
         store: Arc<Store>,
@@ -103,7 +106,10 @@ impl Session {
 
     /// Tells what has changed since the last time; the first time, everything, and that this was
     /// everything.
-    pub(super) async fn tell(&mut self, to: &Sender) -> Result<(), Closed> {
+    ///
+    /// # Errors
+    /// When the agent is gone.
+    pub async fn tell(&mut self, to: &Sender) -> Result<(), Closed> {
         for message in self.changes() {
             let message = Ok(Box::new(message));
             to.send(message).await.map_err(|_closed| Closed)?;

@@ -119,7 +119,7 @@ impl Permitted {
                 compiled,
                 annotations: KIAM,
             },
-            Err(error) => invalid(one_line(&error)),
+            Err(problem) => invalid(problem),
         }
     }
 
@@ -156,7 +156,7 @@ impl Permitted {
                 compiled,
                 annotations,
             },
-            Err(error) => invalid(one_line(&error)),
+            Err(problem) => invalid(problem),
         }
     }
 
@@ -199,13 +199,15 @@ impl PartialEq for Permitted {
 
 impl Eq for Permitted {}
 
-fn build(pattern: &str) -> Result<Regex, BuildError> {
+/// Compiled; or why not, on one line.
+fn build(pattern: &str) -> Result<Regex, String> {
     let config = Config::new()
         .nfa_size_limit(Some(MAX_COMPILED_BYTES))
         .dfa(TABLES)
         .onepass(TABLES)
         .hybrid(TABLES);
-    Regex::builder().configure(config).build(pattern)
+    let built = Regex::builder().configure(config).build(pattern);
+    built.map_err(|error| one_line(&error))
 }
 
 /// The regex crates draw their errors over several lines; the last one says what is wrong.

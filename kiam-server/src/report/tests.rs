@@ -112,7 +112,10 @@ async fn a_broken_role_in_a_thousand_pods_is_no_storm() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     let published = std::mem::take(&mut *board.published.lock().unwrap());
     assert_eq!(published.len(), MAX_NOTICES);
-    let distinct: HashSet<_> = published.iter().map(|(_, n)| n.pod.uid.clone()).collect();
+    let distinct: HashSet<_> = published
+        .iter()
+        .map(|(_, n)| Arc::clone(&n.pod.uid))
+        .collect();
     assert_eq!(distinct.len(), MAX_NOTICES);
     for window in published.windows(11) {
         let took = window[10].0 - window[0].0;

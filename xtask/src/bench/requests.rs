@@ -57,6 +57,15 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
         .collect::<Result<_>>()?;
     let _agent = stage.start_agent(&node, &[])?;
     let bench = Bench { args, xtask, pods };
+    // Another node, whose agent uses the firewall in place of kernel programs.
+    let other = stage.node("node-2", NodeOptions::default())?;
+    let pod = stage.pod(&other, ("team-a", "worker-9"), Some("a-reader"))?;
+    let _firewall = stage.start_agent(&other, &["--redirect=iptables", "--host-interface=p+"])?;
+    let firewalled = Bench {
+        args,
+        xtask,
+        pods: vec![pod],
+    };
     let agent = Side {
         name: "agent".into(),
         address: METADATA,
@@ -72,6 +81,11 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
         path: PATH.into(),
     };
     let direct = side("direct", METADATA_PORT);
+    let firewall = Side {
+        name: "iptables".into(),
+        address: METADATA,
+        path: PATH.into(),
+    };
     let mut sides = vec![
         agent,
         side("limit", LIMIT_PORT),
@@ -109,13 +123,15 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
                     .push(outcome);
             }
         }
-        // Past the redirection: what the kernel's rewriting costs.
+        // Past the redirection, and by the firewall's: what the kernel's rewriting costs.
         let kind = (How::Connect, 16);
-        let outcome = bench.run(kind, &direct, None)?;
-        outcomes
-            .entry((kind, direct.name.clone()))
-            .or_default()
-            .push(outcome);
+        for (bench, side) in [(&bench, &direct), (&firewalled, &firewall)] {
+            let outcome = bench.run(kind, side, None)?;
+            outcomes
+                .entry((kind, side.name.clone()))
+                .or_default()
+                .push(outcome);
+        }
         for side in sides
             .iter()
             .filter(|side| side.name == "agent" || side.name == "limit")
@@ -336,6 +352,10 @@ fn sections(args: &Args, outcomes: &Outcomes) -> Vec<Section> {
             Figure::of("imdsv2_limit_p50", "limit, p50", "µs", &of(exchange, "limit", &p50)),
             Figure::of("imdsv2_exchange_ratio", "**agent ÷ limit, p50**", "", &ratio(exchange, "agent", "limit", &p50)).aiming(Aim::AtMost(1.3)),
             Figure::of("redirect_connect_ratio", "agent with rewriting ÷ agent by its own address, new connections: throughput", "", &ratio(direct, "agent", "direct", &rate)),
+            Figure::of("metadata_connect_ebpf_rate", "agent by kernel programs, 16 at once, new connections", "a second", &of(direct, "agent", &rate)),
+            Figure::of("metadata_connect_iptables_rate", "agent by iptables' DNAT (`--redirect=iptables`), the same", "a second", &of(direct, "iptables", &rate)),
+            Figure::of("metadata_connect_direct_rate", "agent by its own address, no redirection, the same", "a second", &of(direct, "direct", &rate)),
+            Figure::of("metadata_connect_ebpf_iptables_ratio", "kernel programs ÷ iptables: throughput", "", &ratio(direct, "agent", "iptables", &rate)),
             Figure::of("generator_headroom_ratio", "parrot ÷ limit, 16 connections kept: throughput", "", &ratio(headroom, "parrot", "limit", &rate)),
             Figure::of("generator_cpu_cores", "CPU of the client, 16 connections kept to the agent", "cores", &of(headroom, "agent", &cpu)),
         ],

@@ -18,6 +18,7 @@ mod play;
 mod restarts;
 mod rooms;
 mod sdk;
+mod self_check;
 mod surface;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -51,6 +52,7 @@ fn main() -> std::process::ExitCode {
         attack::TESTS,
         host_network::TESTS,
         restarts::TESTS,
+        self_check::TESTS,
     ]
     .concat();
     libtest_mimic::run(&args, tests.into_iter().map(trial).collect()).exit_code()

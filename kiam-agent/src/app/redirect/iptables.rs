@@ -36,6 +36,8 @@ pub(crate) async fn iptables(
     );
     let remove = flags.iptables_remove;
     Ok(Redirected {
+        // The firewall knows pods by the interfaces that they come in by: the agent comes in by none.
+        check: None,
         identify: Arc::new(AddressIdentity),
         guarded: true,
         upkeep: Box::new(move |_view, stop| Box::pin(firewall.keep(stop, remove))),
