@@ -368,14 +368,16 @@ def smuggle(path):
 
 def spoof(source, path):
     """Another pod's address, taken for this one."""
-    os.system(f"ip addr add {source}/32 dev eth0")
+    # Whose it is has it already, and keeps it.
+    added = os.system(f"ip addr add {source}/32 dev eth0 2>/dev/null") == 0
     try:
         sock = stream(V4)
         sock.bind((source, 0))
         sock.connect((V4, 80))
         talk(sock, f"GET {path} HTTP/1.1\r\nHost: {V4}\r\nConnection: close\r\n\r\n".encode())
     finally:
-        os.system(f"ip addr del {source}/32 dev eth0")
+        if added:
+            os.system(f"ip addr del {source}/32 dev eth0")
 
 
 def count():
