@@ -20,6 +20,22 @@ pub struct Member {
     pub service_account: Option<Arc<ServiceAccount>>,
 }
 
+impl Member {
+    /// Whether it is of the very same objects: nothing that decides has changed then.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+            one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
+        }
+        Arc::ptr_eq(&self.pod, &other.pod)
+            && same(self.namespace.as_ref(), other.namespace.as_ref())
+            && same(
+                self.service_account.as_ref(),
+                other.service_account.as_ref(),
+            )
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pods: HashSet<ByUid>,

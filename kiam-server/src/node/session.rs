@@ -15,8 +15,7 @@ use tonic::Status;
 
 use super::message;
 use super::streams::StreamMetrics;
-use crate::cluster::object::Pod;
-use crate::cluster::{Cluster, Signal};
+use crate::cluster::{Cluster, Member, Signal};
 use crate::credentials::{Lease, Store};
 use crate::decision;
 use crate::identity::Identity;
@@ -46,7 +45,8 @@ pub struct Session {
 
 #[derive(Debug)]
 struct Told {
-    pod: Arc<Pod>,
+    /// By what it was decided.
+    member: Member,
     outcome: Outcome,
     /// The version of its identity that was reported of it.
     reported: u64,
@@ -132,19 +132,28 @@ impl Session {
         let gone: Vec<_> = self.pods.extract_if(.., |uid, _| !there(uid)).collect();
         for (uid, told) in gone {
             log_end(&told);
-            self.reports.gone(&told.pod);
+            self.reports.gone(&told.member.pod);
             messages.push(message::pod_removed(&uid));
             self.let_go(&told.outcome);
         }
         for member in members {
-            let mut outcome = decide(&member, &self.settings);
-            let told = self.pods.get(&member.pod.uid);
-            if told.is_some_and(|told| told.outcome == outcome && told.pod == member.pod) {
+            let told = self.pods.get_mut(&member.pod.uid);
+            if told
+                .as_ref()
+                .is_some_and(|told| told.member.is_same(&member))
+            {
                 continue;
             }
+            let mut outcome = decide(&member, &self.settings);
             let mut reported = 0;
             match told {
-                Some(told) if told.outcome == outcome => reported = told.reported,
+                Some(told) if told.outcome == outcome => {
+                    if told.member.pod == member.pod {
+                        told.member = member;
+                        continue;
+                    }
+                    reported = told.reported;
+                }
                 _ => {
                     let _span = decision::span(&member.pod, &outcome).entered();
                     decision::log(&member.pod, &outcome);
@@ -161,7 +170,7 @@ impl Session {
             messages.push(message::pod_applied(&member.pod, &outcome, identity));
             let uid = Arc::clone(&member.pod.uid);
             let told = Told {
-                pod: member.pod,
+                member,
                 outcome,
                 reported,
             };
@@ -245,7 +254,7 @@ impl Session {
             {
                 told.reported = leased.told;
                 let snapshot = leased.lease.snapshot();
-                self.reports.identity(&told.pod, identity, &snapshot);
+                self.reports.identity(&told.member.pod, identity, &snapshot);
             }
         }
     }
@@ -254,8 +263,8 @@ impl Session {
 fn log_end(told: &Told) {
     if let Outcome::Granted(identity) = &told.outcome {
         tracing::info!(
-            pod.namespace = %told.pod.namespace,
-            pod.name = %told.pod.name,
+            pod.namespace = %told.member.pod.namespace,
+            pod.name = %told.member.pod.name,
             pod.iam.role = %identity.role,
             "the pod is gone, and with it its grant"
         );
