@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,8 +66,9 @@ pub enum SelfCheckError {
     },
 }
 
-/// A connection that is on its way, by its own port; and who awaits what it is taken for.
-type Expected = Option<(u16, oneshot::Sender<Result<PodRef, Refusal>>)>;
+/// A connection that is on its way, by its own end; and who awaits what it is taken for. Nobody else can
+/// have that end meanwhile: it is an address of the node's, and its port is taken.
+type Expected = Option<(SocketAddr, oneshot::Sender<Result<PodRef, Refusal>>)>;
 
 /// Tells who is calling, and the self-check of its own connection.
 #[derive(Debug)]
@@ -80,10 +81,9 @@ impl<I: Identify> Identify for Watched<I> {
     fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
         let who = self.inner.identify(peer);
         let mut expected = lock(&self.expected);
-        if expected
-            .as_ref()
-            .is_some_and(|(port, _)| *port == peer.port())
-            && let Some((_, tell)) = expected.take()
+        if expected.as_ref().is_some_and(|(own, _)| {
+            own.ip() == peer.ip().to_canonical() && own.port() == peer.port()
+        }) && let Some((_, tell)) = expected.take()
         {
             // Who awaited it has given up by now, if there is nobody.
             drop(tell.send(who.clone()));
@@ -96,6 +96,7 @@ impl<I: Identify> Identify for Watched<I> {
 pub struct SelfCheck {
     host_pods: HostPods,
     own: PodUid,
+    agent: Ipv4Addr,
     expected: Arc<Mutex<Expected>>,
 }
 
@@ -108,8 +109,13 @@ impl fmt::Debug for SelfCheck {
 }
 
 impl SelfCheck {
-    /// Of the pod `own`, and what tells callers apart for the agent from now on.
-    pub fn new<I: Identify>(inner: I, host_pods: HostPods, own: PodUid) -> (Watched<I>, Self) {
+    /// Of the pod `own`, whose agent listens at `agent`; and what tells callers apart from now on.
+    pub fn new<I: Identify>(
+        inner: I,
+        host_pods: HostPods,
+        own: PodUid,
+        agent: SocketAddrV4,
+    ) -> (Watched<I>, Self) {
         let expected = Arc::<Mutex<Expected>>::default();
         let watched = Watched {
             inner,
@@ -118,6 +124,7 @@ impl SelfCheck {
         let check = Self {
             host_pods,
             own,
+            agent: *agent.ip(),
             expected,
         };
         (watched, check)
@@ -151,12 +158,10 @@ impl SelfCheck {
     async fn connect(&self, limit: Duration) -> Result<Result<PodRef, Refusal>, SelfCheckError> {
         let failed = |source| SelfCheckError::Connect { source };
         let socket = TcpSocket::new_v4().map_err(failed)?;
-        socket
-            .bind((Ipv4Addr::UNSPECIFIED, 0).into())
-            .map_err(failed)?;
-        let port = socket.local_addr().map_err(failed)?.port();
+        socket.bind((self.agent, 0).into()).map_err(failed)?;
+        let own = socket.local_addr().map_err(failed)?;
         let (tell, told) = oneshot::channel();
-        *lock(&self.expected) = Some((port, tell));
+        *lock(&self.expected) = Some((own, tell));
         let taken = tokio::time::timeout(limit, async {
             let stream = socket.connect(SERVICE.into()).await.map_err(failed)?;
             let who = told.await.map_err(|_given_up| SelfCheckError::Elsewhere)?;
@@ -171,4 +176,41 @@ impl SelfCheck {
 
 fn lock(expected: &Mutex<Expected>) -> MutexGuard<'_, Expected> {
     expected.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Anyone;
+
+    impl Identify for Anyone {
+        fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
+            match peer.port() {
+                4001 => Err(Refusal::Unattested),
+                _ => Ok(PodRef::Uid(PodUid::new("somebody"))),
+            }
+        }
+    }
+
+    #[test]
+    fn no_other_s_connection_is_taken_for_the_agent_s_own() {
+        let expected = Arc::<Mutex<Expected>>::default();
+        let watched = Watched {
+            inner: Anyone,
+            expected: Arc::clone(&expected),
+        };
+        let identify = |peer: &str| watched.identify(peer.parse().unwrap());
+        let (tell, mut told) = oneshot::channel();
+        *lock(&expected) = Some(("10.0.0.1:4000".parse().unwrap(), tell));
+        // A pod may choose its port, and not its address.
+        for other in ["10.0.0.2:4000", "10.0.0.1:4001", "[fd00::1]:4000"] {
+            drop(identify(other));
+            assert!(told.try_recv().is_err(), "{other}");
+        }
+        // As a listener of the IPv6 family shows it.
+        let own = identify("[::ffff:10.0.0.1]:4000");
+        assert_eq!(told.try_recv(), Ok(own));
+        assert!(lock(&expected).is_none(), "it is expected once");
+    }
 }

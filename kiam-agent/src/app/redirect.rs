@@ -124,7 +124,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
     let identity = KernelIdentity::new(Arc::clone(&attestor), known);
     let (identify, check): (Arc<dyn Identify>, _) = match choices.own.clone() {
         Some(own) => {
-            let (watched, check) = SelfCheck::new(identity, host_pods.clone(), own);
+            let (watched, check) = SelfCheck::new(identity, host_pods.clone(), own, agent);
             (Arc::new(watched), Some(check))
         }
         None => {
