@@ -13,7 +13,7 @@ use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use kiam_common::server_address::ServerAddress;
 
-pub use command::{CleanupArgs, Command, DoctorArgs, HealthArgs, StatusArgs};
+pub use command::{CleanupArgs, CloseConnectionsArgs, Command, DoctorArgs, HealthArgs, StatusArgs};
 pub use guard::{Guard, GuardError};
 pub use iptables::IptablesFlags;
 pub use metadata::MetadataFlags;

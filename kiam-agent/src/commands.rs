@@ -16,11 +16,12 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
 use kiam_common::http_client;
 
-use crate::args::{CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
+use crate::args::{CleanupArgs, CloseConnectionsArgs, DoctorArgs, HealthArgs, StatusArgs};
 use crate::bypass_counter;
 use crate::doctor::{self, State};
 use crate::iptables::{self, IptablesError};
 use crate::kernel::{self, Removed};
+use crate::old_connections::{self, Closed};
 use crate::route_guard;
 use crate::status::{self, Report, Server};
 
@@ -77,6 +78,26 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// Closes pods' connections to the metadata service from before the kernel programs.
+///
+/// # Errors
+/// When the programs are not there, or a pod's network namespace cannot be entered.
+pub fn close_connections(args: &CloseConnectionsArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(
+        kernel::pinned(&args.bpffs)? > 0,
+        "no programs of kiam's are at work here ({}): pods would connect to the node's metadata service again; start the agent first",
+        args.bpffs.display()
+    );
+    let Closed {
+        namespaces,
+        connections,
+    } = old_connections::close(&args.network_namespaces)?;
+    println!(
+        "closed {connections} connections to the metadata service in {namespaces} network namespaces"
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

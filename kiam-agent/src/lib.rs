@@ -16,6 +16,7 @@ pub mod iptables;
 pub mod kernel;
 pub mod metadata;
 mod netlink;
+pub mod old_connections;
 pub mod route_guard;
 pub mod self_check;
 pub mod status;

@@ -35,6 +35,7 @@ fn print(text: &[u8]) -> ExitCode {
 fn obey(command: &Command) -> ExitCode {
     let done = match command {
         Command::Cleanup(args) => commands::cleanup(args),
+        Command::CloseConnections(args) => commands::close_connections(args),
         Command::Doctor(args) => commands::doctor(args),
         Command::Status(args) => commands::status(args),
         Command::Health(args) => commands::health(args),

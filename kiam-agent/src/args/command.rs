@@ -19,6 +19,10 @@ pub enum Command {
     /// on pods reach the node's own metadata service. Stop the agent first
     Cleanup(CleanupArgs),
 
+    /// Closes what pods had open with the metadata service before the node was guarded, for which it enters their network
+    /// namespaces. Their clients connect anew, to the agent, in place of waiting for answers that do not come
+    CloseConnections(CloseConnectionsArgs),
+
     /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing
     Doctor(DoctorArgs),
 
@@ -27,6 +31,18 @@ pub enum Command {
 
     /// Asks the running agent whether it serves, for probes
     Health(HealthArgs),
+}
+
+/// What `kiam-agent close-connections` is told.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct CloseConnectionsArgs {
+    /// The folder in which the container runtime keeps pods' network namespaces
+    #[arg(long, default_value = "/run/netns", value_name = "FOLDER")]
+    pub network_namespaces: PathBuf,
+
+    /// The BPF file system in which the kernel programs outlive the agent
+    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
+    pub bpffs: PathBuf,
 }
 
 /// What `kiam-agent status` is told.

@@ -1,0 +1,172 @@
+//! The messages of sock_diag(7), as far as they are needed: a list of TCP sockets, and the end of one
+//! (include/uapi/linux/inet_diag.h and sock_diag.h).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
+const ID: usize = 48;
+/// Where the far end's address is in it.
+const DESTINATION: usize = 20;
+/// `struct inet_diag_msg` up to its id: family, state, timer, retransmissions.
+const BEFORE_ID: usize = 4;
+/// All states but `TCP_LISTEN` (10): a socket that listens has no far end.
+const STATES: u32 = !(1 << 10);
+
+const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// What the kernel said.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Found(Connection),
+    Other,
+    /// The answer is at its end: 0, or an error's number, negative.
+    End(i32),
+}
+
+/// A TCP socket, as the kernel names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Connection {
+    family: u8,
+    id: [u8; ID],
+}
+
+impl Connection {
+    pub(super) fn is_to_metadata_service(&self) -> bool {
+        let mut v6 = [0; 16];
+        v6.copy_from_slice(&self.id[DESTINATION..DESTINATION + 16]);
+        let [a, b, c, d, ..] = v6;
+        let far = if i32::from(self.family) == libc::AF_INET {
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(v6)).to_canonical()
+        };
+        far == METADATA_V4 || far == METADATA_V6
+    }
+
+    /// Asks for its end. Its client sees `ECONNABORTED`.
+    pub(super) fn destroy(&self) -> Vec<u8> {
+        request(SOCK_DESTROY, NLM_F_ACK, self.family, &self.id)
+    }
+}
+
+/// Asks for all TCP sockets of a family.
+pub(super) fn list(family: i32) -> Vec<u8> {
+    // The two families there are fit.
+    let family = u8::try_from(family).unwrap_or_default();
+    request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, &[0; ID])
+}
+
+fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
+    // `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, id.
+    const LENGTH: usize = HEADER + 8 + ID;
+    let tcp = u8::try_from(libc::IPPROTO_TCP).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(LENGTH);
+    bytes.extend((LENGTH as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([family, tcp, 0, 0]);
+    bytes.extend(STATES.to_ne_bytes());
+    bytes.extend(id);
+    bytes
+}
+
+/// The messages of a datagram. What is cut off is left out.
+pub(super) fn read(datagram: &[u8]) -> Vec<Said> {
+    let mut said = Vec::new();
+    let mut rest = datagram;
+    while let Some((length, kind)) = header(rest) {
+        let Some(body) = rest.get(HEADER..length) else {
+            break;
+        };
+        said.push(match kind {
+            NLMSG_DONE => Said::End(0),
+            NLMSG_ERROR => Said::End(number(body).unwrap_or(-libc::EPROTO)),
+            SOCK_DIAG_BY_FAMILY => connection(body).map_or(Said::Other, Said::Found),
+            _ => Said::Other,
+        });
+        // Messages are aligned to four bytes.
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    said
+}
+
+fn header(bytes: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?);
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    let length = usize::try_from(length).ok()?;
+    (length >= HEADER).then_some((length, kind))
+}
+
+fn number(body: &[u8]) -> Option<i32> {
+    Some(i32::from_ne_bytes(*body.first_chunk()?))
+}
+
+fn connection(body: &[u8]) -> Option<Connection> {
+    Some(Connection {
+        family: *body.first()?,
+        id: *body.get(BEFORE_ID..)?.first_chunk()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn found(family: i32, far: &[u8]) -> Vec<u8> {
+        let mut body = vec![u8::try_from(family).unwrap(), 1, 0, 0];
+        let mut id = [7; ID];
+        id[DESTINATION..DESTINATION + far.len()].copy_from_slice(far);
+        body.extend(id);
+        // Times, queues, user, inode.
+        body.extend([0; 20]);
+        let mut bytes = Vec::new();
+        bytes.extend(u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes());
+        bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn connections_to_the_metadata_service_are_told_from_others() {
+        for (family, far, is_to_it) in [
+            (libc::AF_INET, METADATA_V4.octets().to_vec(), true),
+            (libc::AF_INET, vec![169, 254, 169, 253], false),
+            (libc::AF_INET6, METADATA_V6.octets().to_vec(), true),
+            (
+                libc::AF_INET6,
+                METADATA_V4.to_ipv6_mapped().octets().to_vec(),
+                true,
+            ),
+            (libc::AF_INET6, Ipv6Addr::LOCALHOST.octets().to_vec(), false),
+        ] {
+            let said = read(&found(family, &far));
+            let [Said::Found(connection)] = &said[..] else {
+                panic!("{said:?}");
+            };
+            assert_eq!(connection.is_to_metadata_service(), is_to_it, "{far:?}");
+            // The kernel is told of the very socket that it named.
+            assert!(connection.destroy().ends_with(&connection.id));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read_to_its_end(datagram: Vec<u8>) {
+            let _ = read(&datagram).len();
+        }
+    }
+}
