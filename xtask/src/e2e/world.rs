@@ -106,7 +106,7 @@ impl World {
         let kubeconfig = write_kubeconfig(sandbox, &plane, &objects).await?;
         let agent_pod = run_agent_pod(&kubelets[0]).await?;
         let token = project(&kubelets[0], &agent_pod, sandbox).await?;
-        let agent = start_agent(programs, &kubelets[0], agent_pod.place(), &tls, &token, &[])?;
+        let agent = start_agent(programs, &kubelets[0], &agent_pod, &tls, &token, &[])?;
         let mut world = Self {
             agent,
             agent_pod,
@@ -126,6 +126,11 @@ impl World {
         };
         world.start_server()?;
         world.agent.ready()?;
+        let said = world.agent.program().output();
+        ensure!(
+            said.contains("a connection of the agent's own came here, as its pod's"),
+            "the agent was ready without a connection of its own: {said}"
+        );
         Ok(world)
     }
 
@@ -267,7 +272,7 @@ impl World {
         flags: &[&str],
     ) -> Result<Agent> {
         let (programs, tls) = (&self.programs, &self.tls);
-        start_agent(programs, kubelet, pod.place(), tls, token, flags)
+        start_agent(programs, kubelet, pod, tls, token, flags)
     }
 
     /// A client with the rights of a service account, by namespace and name.
@@ -341,17 +346,19 @@ async fn project(kubelet: &Kubelet, pod: &Running, sandbox: &Sandbox) -> Result<
 fn start_agent(
     programs: &Programs,
     kubelet: &Kubelet,
-    place: &Place,
+    pod: &Running,
     tls: &PemFiles,
     token: &Path,
     flags: &[&str],
 ) -> Result<Agent> {
+    // As the manifests have it by the downward API.
+    let own = format!("--pod-uid={}", pod.uid());
     let options = AgentOptions {
         tls,
         token_file: Some(token),
         server: SERVER_ADDRESS,
-        flags,
+        flags: &[flags, &[&own]].concat(),
         starter: &[],
     };
-    Agent::start(programs, kubelet.node(), place, &options)
+    Agent::start(programs, kubelet.node(), pod.place(), &options)
 }
