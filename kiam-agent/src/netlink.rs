@@ -1,11 +1,13 @@
 //! The kernel's netlink sockets: requests about routing, and news of changes.
 
 mod changes;
+pub(crate) mod messages;
 mod request;
 
 use std::path::Path;
 
 pub(crate) use changes::{Changes, News};
+pub(crate) use messages::{HEADER_BYTES, messages};
 pub(crate) use request::Routing;
 
 /// Whether this network namespace has IPv6.

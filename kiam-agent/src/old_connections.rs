@@ -108,6 +108,8 @@ fn within(namespace: File) -> io::Result<usize> {
 fn close_here() -> io::Result<usize> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
+    // The kernel answers while it is asked: what is not there then never comes.
+    socket.set_non_blocking(true)?;
     let mut closed = 0;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut found = Vec::new();

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::netlink::messages;
+
 /// `NFNL_SUBSYS_NFTABLES`
 const NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -21,7 +23,6 @@ const ACK: u16 = 4;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-const HEADER_BYTES: usize = 16;
 /// `struct nfgenmsg`
 const FAMILY_BYTES: usize = 4;
 const NESTED: u16 = 0x8000;
@@ -223,9 +224,7 @@ pub(super) fn parse(datagram: &[u8]) -> Vec<Said> {
     const DATA: u16 = 4;
     const PACKETS: u16 = 2;
     let mut said = Vec::new();
-    let mut rest = datagram;
-    while let Some((length, kind)) = header(rest) {
-        let body = rest.get(HEADER_BYTES..length).unwrap_or_default();
+    for (kind, body) in messages(datagram) {
         if kind == ERROR {
             let code = body.first_chunk().map(|code| i32::from_ne_bytes(*code));
             said.extend(code.map(Said::Done));
@@ -235,19 +234,8 @@ pub(super) fn parse(datagram: &[u8]) -> Vec<Said> {
             let packets = packets.and_then(|bytes| bytes.first_chunk());
             said.extend(packets.map(|bytes| Said::Packets(u64::from_be_bytes(*bytes))));
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     said
-}
-
-/// A message's length and kind, if there is one.
-fn header(bytes: &[u8]) -> Option<(usize, u16)> {
-    let length = u32::from_ne_bytes(*bytes.first_chunk()?);
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    let length = usize::try_from(length).ok()?;
-    (HEADER_BYTES..=bytes.len())
-        .contains(&length)
-        .then_some((length, kind))
 }
 
 /// An attribute's value.
@@ -269,6 +257,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::netlink::messages::header;
 
     #[test]
     fn what_the_kernel_says_is_read() {

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::netlink::{HEADER_BYTES, messages};
+
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -10,8 +12,6 @@ const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
 /// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
 const ID: usize = 48;
 /// Where the far end's address is in it.
@@ -68,7 +68,7 @@ pub(super) fn list(family: i32) -> Vec<u8> {
 
 fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
     // `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, id.
-    const LENGTH: usize = HEADER + 8 + ID;
+    const LENGTH: usize = HEADER_BYTES + 8 + ID;
     let tcp = u8::try_from(libc::IPPROTO_TCP).unwrap_or_default();
     let mut bytes = Vec::with_capacity(LENGTH);
     bytes.extend((LENGTH as u32).to_ne_bytes());
@@ -81,31 +81,15 @@ fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
     bytes
 }
 
-/// The messages of a datagram. What is cut off is left out.
+/// What a datagram says.
 pub(super) fn read(datagram: &[u8]) -> Vec<Said> {
-    let mut said = Vec::new();
-    let mut rest = datagram;
-    while let Some((length, kind)) = header(rest) {
-        let Some(body) = rest.get(HEADER..length) else {
-            break;
-        };
-        said.push(match kind {
-            NLMSG_DONE => Said::End(0),
-            NLMSG_ERROR => Said::End(number(body).unwrap_or(-libc::EPROTO)),
-            SOCK_DIAG_BY_FAMILY => connection(body).map_or(Said::Other, Said::Found),
-            _ => Said::Other,
-        });
-        // Messages are aligned to four bytes.
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    said
-}
-
-fn header(bytes: &[u8]) -> Option<(usize, u16)> {
-    let length = u32::from_ne_bytes(*bytes.first_chunk()?);
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    let length = usize::try_from(length).ok()?;
-    (length >= HEADER).then_some((length, kind))
+    let said = messages(datagram).map(|(kind, body)| match kind {
+        NLMSG_DONE => Said::End(0),
+        NLMSG_ERROR => Said::End(number(body).unwrap_or(-libc::EPROTO)),
+        SOCK_DIAG_BY_FAMILY => connection(body).map_or(Said::Other, Said::Found),
+        _ => Said::Other,
+    });
+    said.collect()
 }
 
 fn number(body: &[u8]) -> Option<i32> {
@@ -133,7 +117,11 @@ mod tests {
         // Times, queues, user, inode.
         body.extend([0; 20]);
         let mut bytes = Vec::new();
-        bytes.extend(u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes());
+        bytes.extend(
+            u32::try_from(HEADER_BYTES + body.len())
+                .unwrap()
+                .to_ne_bytes(),
+        );
         bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         bytes.extend([0; 10]);
         bytes.extend(body);

@@ -9,9 +9,6 @@ pub const MAX_EXPRESSION_BYTES: usize = 4096;
 /// The most memory that one compiled expression may take, in bytes. Whoever may annotate a
 /// namespace must not be able to fill the server's memory.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
-/// Whether an expression is compiled to a table of states, too: each decision would be a microsecond
-/// faster, and each namespace some KiB larger.
-const TABLES: bool = false;
 
 const KIAM: &str = "annotation iam.amazonaws.com/permitted";
 const KUBE2IAM: &str = "annotation iam.amazonaws.com/allowed-roles";
@@ -201,11 +198,12 @@ impl Eq for Permitted {}
 
 /// Compiled; or why not, on one line.
 fn build(pattern: &str) -> Result<Regex, String> {
+    // Without tables of states, which take several KiB for each namespace.
     let config = Config::new()
         .nfa_size_limit(Some(MAX_COMPILED_BYTES))
-        .dfa(TABLES)
-        .onepass(TABLES)
-        .hybrid(TABLES);
+        .dfa(false)
+        .onepass(false)
+        .hybrid(false);
     let built = Regex::builder().configure(config).build(pattern);
     built.map_err(|error| one_line(&error))
 }

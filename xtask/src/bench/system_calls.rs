@@ -70,7 +70,7 @@ pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
     }
     Ok(Section {
         title: "System calls",
-        path: "Of a `kiam-agent` (release) whose pod asks on one connection at a time, by `strace -f -c`, divided by the requests that the agent's own metrics count meanwhile. A reader that looks once more, and finds nothing, is tokio's.".into(),
+        path: "Of a `kiam-agent` (release) whose pod asks on one connection at a time, by `strace -f -c`, divided by the requests that the agent's own metrics count meanwhile.".into(),
         figures,
     })
 }

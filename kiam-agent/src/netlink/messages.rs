@@ -1,0 +1,26 @@
+//! A datagram of the kernel's, taken apart.
+
+/// `struct nlmsghdr`, in bytes.
+pub(crate) const HEADER_BYTES: usize = 16;
+
+/// The messages of a datagram: the kind and the body of each. What is cut off ends them.
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let (length, kind) = header(rest)?;
+        let body = rest.get(HEADER_BYTES..length)?;
+        // Messages are aligned to four bytes.
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
+/// A message's length and kind, if there is one.
+pub(crate) fn header(bytes: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?);
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    let length = usize::try_from(length).ok()?;
+    (HEADER_BYTES..=bytes.len())
+        .contains(&length)
+        .then_some((length, kind))
+}
