@@ -20,6 +20,7 @@ use prometheus::core::Collector;
 use tokio_util::sync::CancellationToken;
 
 pub use redirect::RedirectError;
+pub(crate) use redirect::{Alone, alone};
 
 use crate::args::{Args, Redirect};
 use crate::caller::Identify;

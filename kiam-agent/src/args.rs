@@ -13,7 +13,7 @@ use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use kiam_common::server_address::ServerAddress;
 
-pub use command::{CleanupArgs, CloseConnectionsArgs, Command, DoctorArgs, HealthArgs, StatusArgs};
+pub use command::{AttachArgs, CleanupArgs, Command, DoctorArgs, HealthArgs, StatusArgs};
 pub use guard::{Guard, GuardError};
 pub use iptables::IptablesFlags;
 pub use metadata::MetadataFlags;
@@ -43,9 +43,12 @@ pub struct Args {
     #[arg(long, env = "HOST_IP", value_name = "IP")]
     pub host: IpAddr,
 
-    /// The port that pods' connections are brought to
-    #[arg(long, default_value_t = 8181)]
-    pub port: u16,
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub node: NodeFlags,
 
     /// How pods' connections to the metadata service are brought here
     #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "HOW")]
@@ -56,15 +59,6 @@ pub struct Args {
     /// in egress,route; or off. All that --redirect can, if not given
     #[arg(long, value_name = "GUARDS")]
     pub guard: Option<Guard>,
-
-    /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
-    #[arg(long, value_name = "FOLDER")]
-    pub pods_cgroup: Option<PathBuf>,
-
-    /// The BPF file system in which the kernel programs outlive the agent: with no agent running,
-    /// pods are refused
-    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
-    pub bpffs: PathBuf,
 
     /// Which decisions of the kernel programs are logged, one by one; what a pod can have refused
     /// it can have logged as often
@@ -127,6 +121,23 @@ pub struct Args {
     pub remote_status: bool,
 }
 
+/// Where on the node pods' connections are brought, and by what.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct NodeFlags {
+    /// The port that pods' connections are brought to
+    #[arg(long, default_value_t = 8181)]
+    pub port: u16,
+
+    /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
+    #[arg(long, value_name = "FOLDER")]
+    pub pods_cgroup: Option<PathBuf>,
+
+    /// The BPF file system in which the kernel programs outlive the agent: with no agent running,
+    /// pods are refused
+    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
+    pub bpffs: PathBuf,
+}
+
 /// What becomes of pods in the node's own network namespace, with `--redirect=ebpf`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "hostNetwork pods")]
@@ -184,7 +195,7 @@ impl Args {
     /// Where pods' connections are brought.
     #[must_use]
     pub const fn listen(&self) -> SocketAddr {
-        SocketAddr::new(self.host, self.port)
+        SocketAddr::new(self.host, self.node.port)
     }
 
     /// What guards the node.
@@ -259,8 +270,8 @@ mod tests {
         assert_eq!(args.server.server_address.to_string(), "localhost:9610");
         assert_eq!(args.imds_v2, ImdsV2::Optional);
         assert_eq!(args.server.token_file, None);
-        assert_eq!(args.pods_cgroup, None);
-        assert_eq!(args.bpffs, PathBuf::from("/sys/fs/bpf"));
+        assert_eq!(args.node.pods_cgroup, None);
+        assert_eq!(args.node.bpffs, PathBuf::from("/sys/fs/bpf"));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, Opts};
 
+use crate::netlink;
 use message::Said;
 
 const NAME: &str = "kiam_metadata_bypass_packets_total";
@@ -124,13 +125,7 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 fn open() -> Result<Socket, BypassCounterError> {
-    let opened = Socket::new(NETLINK_NETFILTER).and_then(|mut socket| {
-        socket.bind_auto()?;
-        // The kernel answers while the request is sent: what is not there then never comes.
-        socket.set_non_blocking(true)?;
-        Ok(socket)
-    });
-    opened.map_err(failed("talk to the kernel's nf_tables"))
+    netlink::open(NETLINK_NETFILTER).map_err(failed("talk to the kernel's nf_tables"))
 }
 
 /// Sends what has so many messages that are answered. The first that fails is the error.

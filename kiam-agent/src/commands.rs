@@ -16,7 +16,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
 use kiam_common::http_client;
 
-use crate::args::{CleanupArgs, CloseConnectionsArgs, DoctorArgs, HealthArgs, StatusArgs};
+use crate::app::{self, Alone, StartError};
+use crate::args::{AttachArgs, CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
 use crate::bypass_counter;
 use crate::doctor::{self, State};
 use crate::iptables::{self, IptablesError};
@@ -80,23 +81,38 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Closes pods' connections to the metadata service from before the kernel programs.
+/// Has the kernel programs at work before there is an agent, and closes pods' connections to the
+/// metadata service from before them.
 ///
 /// # Errors
-/// When the programs are not there, or a pod's network namespace cannot be entered.
-pub fn close_connections(args: &CloseConnectionsArgs) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(
-        kernel::pinned(&args.bpffs)? > 0,
-        "no programs of kiam's are at work here ({}): pods would connect to the node's metadata service again; start the agent first",
-        args.bpffs.display()
-    );
+/// When the kernel does not do its part, or pods' network namespaces cannot be entered.
+pub fn attach(args: &AttachArgs) -> anyhow::Result<ExitCode> {
+    let Alone {
+        pods,
+        known,
+        attached,
+    } = app::alone(args).map_err(StartError::from)?;
+    let pods = pods.display();
+    if attached.is_some() {
+        println!("attached kiam's programs to {pods}: pods are refused until an agent runs");
+    } else {
+        println!("kiam's programs are at work on {pods} already");
+    }
     let Closed {
         namespaces,
         connections,
-    } = old_connections::close(&args.network_namespaces)?;
+        passed_over,
+    } = old_connections::close(&args.network_namespaces, &known)?;
     println!(
         "closed {connections} connections to the metadata service in {namespaces} network namespaces"
     );
+    // What pods have there is cut off all the same.
+    for error in passed_over {
+        eprintln!("{error}");
+    }
+    if let Some(mut count) = kernel::ClosedCount::pinned(&args.node.bpffs)? {
+        count.add(u64::try_from(connections)?)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

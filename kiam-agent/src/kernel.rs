@@ -11,6 +11,7 @@
 //! netns       the agent's own network namespace
 //! metrics     what the programs count
 //! events      what they decide, one by one
+//! closed      how many connections from before them were closed
 //! sys         the kernel's calls that aya has not
 //! ```
 //!
@@ -18,6 +19,7 @@
 
 mod attestor;
 pub mod cgroup;
+mod closed;
 mod error;
 mod events;
 mod host_pods;
@@ -30,10 +32,11 @@ mod programs;
 mod sys;
 
 pub use attestor::{Attested, Attestor};
+pub use closed::ClosedCount;
 pub use error::KernelError;
 pub use events::{Events, KernelLog};
 pub use host_pods::{Choices, Exemption, HostNetwork, HostPods, Lent};
-pub use links::{Attached, Others, others};
+pub use links::{Attached, Others, guarded, others};
 pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};
 pub use pins::{BPFFS, PinsError, Removed, cleanup, pinned};

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use kiam_agent::app::{self, StartError};
 use kiam_agent::args::{Args, Cli, Command};
 use kiam_agent::commands;
+use kiam_common::causes::causes;
 use kiam_common::{limits, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,14 +35,14 @@ fn print(text: &[u8]) -> ExitCode {
 
 fn obey(command: &Command) -> ExitCode {
     let done = match command {
+        Command::Attach(args) => commands::attach(args),
         Command::Cleanup(args) => commands::cleanup(args),
-        Command::CloseConnections(args) => commands::close_connections(args),
         Command::Doctor(args) => commands::doctor(args),
         Command::Status(args) => commands::status(args),
         Command::Health(args) => commands::health(args),
     };
     done.unwrap_or_else(|error| {
-        drop(writeln!(std::io::stderr(), "{error:#}"));
+        drop(writeln!(std::io::stderr(), "{}", causes(error.as_ref())));
         ExitCode::FAILURE
     })
 }

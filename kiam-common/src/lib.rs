@@ -11,12 +11,14 @@
 //! - [`flags`], [`server_address`], [`duration`]: command-line flags that both programs have
 //! - [`tasks`], [`backoff`], [`watch`]: supervised background work, waiting between tries, and
 //!   for files to change
+//! - [`causes`]: an error in one sentence
 //!
 //! The domain modules (`role`, `credentials`) know neither tonic, hyper, kube nor AWS.
 
 pub mod admin;
 pub mod api;
 pub mod backoff;
+pub mod causes;
 pub mod cli;
 pub mod codec;
 pub mod credentials;

@@ -37,9 +37,11 @@ pub mod maps {
 
     /// The id of a `hostNetwork` pod's cgroup → one of [`host_pod`](super::host_pod).
     pub const HOST_PODS: &str = "HOST_PODS";
+    /// How many connections from before the programs have been closed.
+    pub const CLOSED: &str = "CLOSED";
 
     /// All of them, which outlive the agent.
-    pub const ALL: [&str; 7] = [
+    pub const ALL: [&str; 8] = [
         CONFIG,
         ATTESTATIONS,
         NOTED,
@@ -47,6 +49,7 @@ pub mod maps {
         VERDICTS,
         SOCKETS,
         HOST_PODS,
+        CLOSED,
     ];
 }
 

@@ -38,6 +38,10 @@ static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static HOST_PODS: HashMap<u64, u32, { MAX_HOST_PODS as usize }> = HashMap::new();
 
+/// Written and read by agents only: it is among the maps so that it outlives them.
+#[btf_map]
+static CLOSED: Array<u64, 1> = Array::new();
+
 /// [`kiam_ebpf::CONTAINER_V4`]. A constant to the verifier, set when the program is loaded.
 #[unsafe(no_mangle)]
 static CONTAINER_V4: u32 = METADATA_V4;

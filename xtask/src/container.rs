@@ -64,9 +64,14 @@ pub enum Mount {
         /// There.
         destination: PathBuf,
     },
-    /// A BPF file system of its own. The sandbox's are in no mount table, so that they cannot be
-    /// bound; that programs outlive an agent is shown where it runs in no container.
-    Bpf(PathBuf),
+    /// A node's BPF file system, which its containers have in common. The sandbox's own are in no mount
+    /// table, so that they cannot be bound: this stands for the one that is here.
+    Bpf {
+        /// The node's, here.
+        node: PathBuf,
+        /// There.
+        destination: PathBuf,
+    },
 }
 
 impl Containers {
@@ -109,15 +114,21 @@ impl Containers {
                 "options": ["nosuid", "noexec", "nodev", "mode=755", "size=64k"] }),
             );
         }
-        mounts.extend(spec.mounts.iter().map(|mount| match mount {
-            Mount::Bind {
-                source,
-                destination,
-            } => json!({ "destination": destination, "type": "bind", "source": source,
-                "options": ["rbind", "ro", "nosuid", "noexec", "nodev"] }),
-            Mount::Bpf(destination) => json!({ "destination": destination, "type": "bpf",
-                "source": "bpf", "options": ["nosuid", "noexec", "nodev", "mode=0700"] }),
-        }));
+        for mount in &spec.mounts {
+            let (source, destination, access) = match mount {
+                Mount::Bind {
+                    source,
+                    destination,
+                } => (source.clone(), destination, "ro"),
+                Mount::Bpf { node, destination } => {
+                    (self.containerd.bpffs(node)?, destination, "rw")
+                }
+            };
+            mounts.push(
+                json!({ "destination": destination, "type": "bind", "source": source,
+                "options": ["rbind", access, "nosuid", "noexec", "nodev"] }),
+            );
+        }
         let namespaces = ["mount", "ipc", "uts", "pid", "cgroup"];
         let mut namespaces: Vec<_> = namespaces.map(|kind| json!({ "type": kind })).into();
         namespaces.push(json!({ "type": "network", "path": place.netns().path() }));

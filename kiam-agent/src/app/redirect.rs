@@ -11,12 +11,12 @@ pub(super) use guard::{fits, with_bypass_counter, with_route_guard};
 pub(super) use iptables::iptables;
 
 use super::Redirected;
-use crate::args::{Args, Guard, HostNetworkFlags};
+use crate::args::{Args, AttachArgs, Guard, HostNetworkFlags, NodeFlags};
 use crate::caller::{Identify, KernelIdentity, PodUid};
 use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
-    self, Attached, Choices, KernelError, KernelMetrics, NetnsError, Others, Programs,
+    self, Attached, Choices, KernelError, KernelLog, KernelMetrics, NetnsError, Others, Programs,
     own_netns_cookie,
 };
 use crate::route_guard::RouteGuardError;
@@ -84,10 +84,52 @@ impl RedirectError {
     }
 }
 
+/// The programs at work without an agent.
+#[derive(Debug)]
+pub(crate) struct Alone {
+    /// The pods' cgroup.
+    pub(crate) pods: PathBuf,
+    /// What is below it.
+    pub(crate) known: Pods,
+    /// The programs, if they were not at work before.
+    pub(crate) attached: Option<Programs>,
+}
+
+/// Attaches the programs for an agent that is to come, unless an earlier one has: those may be in use by it,
+/// and the next one puts its own in their place.
+pub(crate) fn alone(args: &AttachArgs) -> Result<Alone, RedirectError> {
+    let agent = reachable(SocketAddr::new(args.host, args.node.port))?;
+    let NodeFlags {
+        pods_cgroup, bpffs, ..
+    } = &args.node;
+    let (mount, pods) = cgroups(pods_cgroup.clone())?;
+    let known = Pods::new(&mount, &pods)?;
+    let attached = if kernel::guarded(&pods, bpffs)? {
+        None
+    } else {
+        let redirect = kernel::Redirect {
+            pods: pods.clone(),
+            agent,
+            host_netns_cookie: own_netns_cookie()?,
+            host_network: args.host_network_pods,
+            guard_egress: true,
+            container: None,
+            log: KernelLog::Off,
+            bpffs: bpffs.clone(),
+        };
+        Some(Programs::attach(&redirect)?)
+    };
+    Ok(Alone {
+        pods,
+        known,
+        attached,
+    })
+}
+
 /// By programs on the pods' cgroup.
 pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, RedirectError> {
     let agent = reachable(address)?;
-    let (mount, pods) = cgroups(args.pods_cgroup.clone())?;
+    let (mount, pods) = cgroups(args.node.pods_cgroup.clone())?;
     let known = Pods::new(&mount, &pods)?;
     let programs = Programs::attach(&kernel::Redirect {
         pods: pods.clone(),
@@ -97,7 +139,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         guard_egress: args.guard().egress,
         container: args.metadata.container_credentials_address,
         log: args.kernel_log,
-        bpffs: args.bpffs.clone(),
+        bpffs: args.node.bpffs.clone(),
     })?;
     let Attached { new, taken_over } = programs.attached();
     tracing::info!(
@@ -107,7 +149,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         taken_over,
         "pods' connections to the metadata service come here, and go nowhere without an agent"
     );
-    tell_of_others(&pods, &args.bpffs);
+    tell_of_others(&pods, &args.node.bpffs);
     let programs = Arc::new(programs);
     let (attestor, host_pods) = (programs.attestor(), programs.host_pods());
     let events = programs.take_events();

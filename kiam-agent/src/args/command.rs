@@ -7,7 +7,8 @@ use std::time::Duration;
 use kiam_common::duration;
 use kiam_common::server_address::ServerAddress;
 
-use crate::kernel;
+use super::NodeFlags;
+use crate::kernel::{self, HostNetwork};
 
 /// Where the chart has the agent's operator's port.
 const OPERATOR: &str = "127.0.0.1:9620";
@@ -15,13 +16,13 @@ const OPERATOR: &str = "127.0.0.1:9620";
 /// What the agent does other than to run.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Command {
+    /// Attaches the kernel programs where no agent has, so that pods are refused until one runs, and closes what pods had open
+    /// with the metadata service before, for which it enters their network namespaces. For an init container of the agent's
+    Attach(AttachArgs),
+
     /// Removes from the kernel what agents leave there to refuse pods when they are gone. From then
     /// on pods reach the node's own metadata service. Stop the agent first
     Cleanup(CleanupArgs),
-
-    /// Closes what pods had open with the metadata service before the node was guarded, for which it enters their network
-    /// namespaces. Their clients connect anew, to the agent, in place of waiting for answers that do not come
-    CloseConnections(CloseConnectionsArgs),
 
     /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing
     Doctor(DoctorArgs),
@@ -33,16 +34,27 @@ pub enum Command {
     Health(HealthArgs),
 }
 
-/// What `kiam-agent close-connections` is told.
+/// What `kiam-agent attach` is told: what the agent will be.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
-pub struct CloseConnectionsArgs {
+pub struct AttachArgs {
+    /// An address of the node; pods' connections to the metadata service are brought here
+    #[arg(long, env = "HOST_IP", value_name = "IP")]
+    pub host: IpAddr,
+
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub node: NodeFlags,
+
+    /// What becomes of connections of hostNetwork pods to the metadata service
+    #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "WHAT")]
+    pub host_network_pods: HostNetwork,
+
     /// The folder in which the container runtime keeps pods' network namespaces
     #[arg(long, default_value = "/run/netns", value_name = "FOLDER")]
     pub network_namespaces: PathBuf,
-
-    /// The BPF file system in which the kernel programs outlive the agent
-    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
-    pub bpffs: PathBuf,
 }
 
 /// What `kiam-agent status` is told.
@@ -80,17 +92,12 @@ pub struct DoctorArgs {
     #[arg(long, env = "HOST_IP", value_name = "IP")]
     pub host: Option<IpAddr>,
 
-    /// The port that pods' connections are brought to
-    #[arg(long, default_value_t = 8181)]
-    pub port: u16,
-
-    /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
-    #[arg(long, value_name = "FOLDER")]
-    pub pods_cgroup: Option<PathBuf>,
-
-    /// The BPF file system in which the kernel programs outlive the agent
-    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
-    pub bpffs: PathBuf,
+    #[command(flatten)]
+    #[expect(
+        missing_docs,
+        reason = "a doc comment here would replace the group's heading"
+    )]
+    pub node: NodeFlags,
 
     /// The server; not checked if not given
     #[arg(long, value_name = "HOST:PORT")]

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::netlink::messages;
+use crate::netlink::{NESTED, messages, value};
 
 /// `NFNL_SUBSYS_NFTABLES`
 const NFTABLES: u16 = 10;
@@ -25,7 +25,6 @@ const APPEND: u16 = 0x800;
 
 /// `struct nfgenmsg`
 const FAMILY_BYTES: usize = 4;
-const NESTED: u16 = 0x8000;
 
 /// `NFPROTO_INET`: a table for both families.
 const INET: u8 = 1;
@@ -230,26 +229,12 @@ pub(super) fn parse(datagram: &[u8]) -> Vec<Said> {
             said.extend(code.map(Said::Done));
         } else if kind == NEW_OBJECT {
             let attributes = body.get(FAMILY_BYTES..).unwrap_or_default();
-            let packets = find(attributes, DATA).and_then(|data| find(data, PACKETS));
+            let packets = value(attributes, DATA).and_then(|data| value(data, PACKETS));
             let packets = packets.and_then(|bytes| bytes.first_chunk());
             said.extend(packets.map(|bytes| Said::Packets(u64::from_be_bytes(*bytes))));
         }
     }
     said
-}
-
-/// An attribute's value.
-fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut rest = attributes;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
-        let value = rest.get(4..length)?;
-        if kind & !NESTED == wanted {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
 }
 
 #[cfg(test)]

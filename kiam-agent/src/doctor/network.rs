@@ -29,7 +29,7 @@ pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
     if let Some(host) = args.host {
         findings.push(address(host));
         if let Some(pods) = pods(args) {
-            findings.push(from_a_pod(&pods, SocketAddr::new(host, args.port)));
+            findings.push(from_a_pod(&pods, SocketAddr::new(host, args.node.port)));
         }
     }
     findings.push(rules());
@@ -38,7 +38,7 @@ pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
 }
 
 fn pods(args: &DoctorArgs) -> Option<PathBuf> {
-    match &args.pods_cgroup {
+    match &args.node.pods_cgroup {
         Some(given) => Mount::of(given).ok().map(|_mount| given.clone()),
         None => Mount::find().ok()?.pods().ok(),
     }

@@ -9,12 +9,12 @@ use crate::kernel::cgroup::Mount;
 use crate::kernel::{self, Others};
 
 pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
-    let (cgroups, pods) = cgroups(args.pods_cgroup.as_deref());
+    let (cgroups, pods) = cgroups(args.node.pods_cgroup.as_deref());
     let mut findings = cgroups;
-    findings.push(bpffs(&args.bpffs));
+    findings.push(bpffs(&args.node.bpffs));
     findings.push(verifier());
     if let Some(pods) = pods {
-        findings.push(hooks(&pods, &args.bpffs));
+        findings.push(hooks(&pods, &args.node.bpffs));
     }
     findings
 }

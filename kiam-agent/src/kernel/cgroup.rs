@@ -48,6 +48,15 @@ impl Pods {
         })
     }
 
+    /// Whether the programs on the pods' cgroup run for a socket of the cgroup with this id.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn contain(&self, cgroup: u64) -> Result<bool, HandleError> {
+        let path = self.handles.path(cgroup)?;
+        Ok(path.is_some_and(|path| path.starts_with(&self.pods)))
+    }
+
     /// The pod of the cgroup with this id.
     ///
     /// # Errors

@@ -7,6 +7,8 @@ use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::{BtfError, EbpfError};
 
+use kiam_common::causes::causes;
+
 use super::pins::PinsError;
 
 /// Why the kernel does not do its part.
@@ -125,20 +127,11 @@ pub(super) fn not_attached(
 
 /// An error with its causes, on one line, and what helps against the commonest.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = String::new();
-    let mut denied = false;
-    for error in std::iter::successors(Some(error), |error| error.source()) {
-        let cause = error.to_string();
-        // Some errors tell their cause in their own text as well.
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        denied |= error
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
-    }
+    let denied = std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        let error = error.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    });
+    let mut text = causes(error);
     if denied {
         text.push_str("; the agent needs the capabilities BPF and NET_ADMIN");
     }

@@ -93,6 +93,19 @@ pub fn others(path: &Path, bpffs: &Path) -> std::io::Result<Vec<Others>> {
     PLACES.iter().map(at).collect()
 }
 
+/// Whether the guard, which is attached first, is at work on the cgroup at `path`.
+///
+/// # Errors
+/// When there is no such cgroup or no BPF file system.
+pub fn guarded(path: &Path, bpffs: &Path) -> Result<bool, KernelError> {
+    pins::check(bpffs)?;
+    let cgroup = std::fs::metadata(path).map_err(|source| KernelError::Cgroup {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(pins::cgroup_of(bpffs, programs::GUARD) == Some(cgroup.ino()))
+}
+
 /// Asks the kernel whether it accepts all programs.
 pub(super) fn load_all(object: &mut Ebpf) -> Result<(), KernelError> {
     PLACES.iter().try_for_each(|place| load(object, place))

@@ -4,54 +4,62 @@ use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounterVec, Opts};
+use prometheus::{IntCounter, IntCounterVec, Opts};
 
-use super::Programs;
+use super::{KernelError, Programs};
 
-const NAME: &str = "kiam_kernel_verdicts_total";
-const HELP: &str = "What the kernel programs did, by hook and verdict.";
+const VERDICTS: &str = "kiam_kernel_verdicts_total";
+const VERDICTS_HELP: &str = "What the kernel programs did, by hook and verdict.";
+const CLOSED: &str = "kiam_old_connections_closed_total";
+const CLOSED_HELP: &str = "Pods' connections to the metadata service from before the kernel programs that were closed (kiam-agent attach).";
 
-/// `kiam_kernel_verdicts_total`.
+/// `kiam_kernel_verdicts_total` and `kiam_old_connections_closed_total`.
 #[derive(Debug)]
 pub struct KernelMetrics {
     programs: Arc<Programs>,
-    /// Describes the metric; the values are the kernel's.
-    shape: IntCounterVec,
+    /// Describe the metrics; the values are the kernel's.
+    shapes: (IntCounterVec, IntCounter),
 }
 
 impl KernelMetrics {
     /// Counts what these programs do.
     ///
     /// # Errors
-    /// When the metric's name is no name.
+    /// When a metric's name is no name.
     pub fn new(programs: Arc<Programs>) -> prometheus::Result<Self> {
-        let shape = shape()?;
-        Ok(Self { programs, shape })
+        let shapes = shapes()?;
+        Ok(Self { programs, shapes })
     }
 
-    fn read(&self) -> Option<Vec<MetricFamily>> {
-        let counts = self.programs.counts().inspect_err(|error| {
-            tracing::warn!(%error, "cannot read what the kernel programs count");
-        });
-        let metric = shape().ok()?;
-        for (hook, verdict, count) in counts.ok()? {
+    fn read(&self) -> Result<Vec<MetricFamily>, KernelError> {
+        let counts = self.programs.counts()?;
+        let old = self.programs.closed()?;
+        let Ok((verdicts, closed)) = shapes() else {
+            return Ok(Vec::new());
+        };
+        for (hook, verdict, count) in counts {
             let labels = [hook.as_label(), verdict.as_label()];
-            metric.with_label_values(&labels).inc_by(count);
+            verdicts.with_label_values(&labels).inc_by(count);
         }
-        Some(metric.collect())
+        closed.inc_by(old);
+        Ok([verdicts.collect(), closed.collect()].concat())
     }
 }
 
-fn shape() -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(NAME, HELP), &["hook", "verdict"])
+fn shapes() -> prometheus::Result<(IntCounterVec, IntCounter)> {
+    let verdicts = IntCounterVec::new(Opts::new(VERDICTS, VERDICTS_HELP), &["hook", "verdict"])?;
+    Ok((verdicts, IntCounter::new(CLOSED, CLOSED_HELP)?))
 }
 
 impl Collector for KernelMetrics {
     fn desc(&self) -> Vec<&Desc> {
-        self.shape.desc()
+        [self.shapes.0.desc(), self.shapes.1.desc()].concat()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.read().unwrap_or_default()
+        self.read().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read what the kernel programs count");
+            Vec::new()
+        })
     }
 }

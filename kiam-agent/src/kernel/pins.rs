@@ -114,7 +114,7 @@ impl Pins {
     }
 
     fn maps(&self) -> PathBuf {
-        self.folder.join(format!("{MAPS}{LAYOUT}"))
+        maps(&self.folder)
     }
 
     /// Where a map is pinned, or will be.
@@ -247,13 +247,33 @@ pub fn pinned(bpffs: &Path) -> Result<usize, PinsError> {
 
 /// The id of the program that a pinned link runs.
 pub(super) fn program_of(bpffs: &Path, program: &str) -> Option<u32> {
-    let link = bpffs.join(FOLDER).join(LINKS).join(program);
-    let link = sys::open_pinned(&link).ok()?;
-    let described = Description::of(link.as_fd()).ok()?;
-    described.number("prog_id")?.try_into().ok()
+    described(bpffs, program)?
+        .number("prog_id")?
+        .try_into()
+        .ok()
 }
 
-fn check(bpffs: &Path) -> Result<(), PinsError> {
+/// The id of the cgroup that a pinned link runs its program on.
+pub(super) fn cgroup_of(bpffs: &Path, program: &str) -> Option<u64> {
+    described(bpffs, program)?.number("cgroup_id")
+}
+
+fn described(bpffs: &Path, program: &str) -> Option<Description> {
+    let link = bpffs.join(FOLDER).join(LINKS).join(program);
+    let link = sys::open_pinned(&link).ok()?;
+    Description::of(link.as_fd()).ok()
+}
+
+/// Where a map of this layout is pinned, if it is.
+pub(super) fn map(bpffs: &Path, name: &str) -> PathBuf {
+    maps(&bpffs.join(FOLDER)).join(name)
+}
+
+fn maps(folder: &Path) -> PathBuf {
+    folder.join(format!("{MAPS}{LAYOUT}"))
+}
+
+pub(super) fn check(bpffs: &Path) -> Result<(), PinsError> {
     let opened = File::open(bpffs).map_err(failed("open", bpffs))?;
     let kind = fstatfs(&opened).map_err(|error| failed("read about", bpffs)(error.into()))?;
     if kind.filesystem_type().0 == libc::BPF_FS_MAGIC {

@@ -13,6 +13,7 @@ use kiam_ebpf::{
 };
 
 use super::attestor::{Attestor, Notes, Taken};
+use super::closed::ClosedCount;
 use super::error::{KernelError, typed};
 use super::events::{Events, KernelLog};
 use super::host_pods::{HostNetwork, HostPods};
@@ -48,6 +49,7 @@ pub struct Redirect {
 pub struct Programs {
     attached: Attached,
     verdicts: PerCpuArray<MapData, u64>,
+    closed: ClosedCount,
     attestor: Arc<Attestor>,
     host_pods: HostPods,
     events: Mutex<Option<Events>>,
@@ -122,6 +124,10 @@ impl Programs {
             maps::VERDICTS,
             take(&mut object, maps::VERDICTS)?.try_into(),
         )?;
+        let closed = typed(
+            maps::CLOSED,
+            ClosedCount::new(take(&mut object, maps::CLOSED)?),
+        )?;
         let Map::Array(taken) = take(&mut object, maps::TAKEN)? else {
             return Err(KernelError::Missing { name: maps::TAKEN });
         };
@@ -143,6 +149,7 @@ impl Programs {
         Ok(Self {
             attached,
             verdicts,
+            closed,
             attestor: Arc::new(Attestor::new(notes, taken)),
             host_pods,
             events: Mutex::new(events),
@@ -173,6 +180,14 @@ impl Programs {
     pub fn take_events(&self) -> Option<Events> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.take()
+    }
+
+    /// How many connections from before the programs were closed.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn closed(&self) -> Result<u64, KernelError> {
+        self.closed.read()
     }
 
     /// What the programs have done since they were attached, over all CPUs and hooks.

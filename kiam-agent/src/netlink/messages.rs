@@ -2,6 +2,8 @@
 
 /// `struct nlmsghdr`, in bytes.
 pub(crate) const HEADER_BYTES: usize = 16;
+/// `NLA_F_NESTED`: the attribute's value is of attributes.
+pub(crate) const NESTED: u16 = 0x8000;
 
 /// The messages of a datagram: the kind and the body of each. What is cut off ends them.
 pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -23,4 +25,18 @@ pub(crate) fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     (HEADER_BYTES..=bytes.len())
         .contains(&length)
         .then_some((length, kind))
+}
+
+/// The value of one of a message's attributes, if it is there and whole.
+pub(crate) fn value(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut rest = attributes;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        let value = rest.get(4..length)?;
+        if kind & !NESTED == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
 }

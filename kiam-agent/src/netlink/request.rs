@@ -20,11 +20,7 @@ impl Routing {
     /// # Errors
     /// When there is no such socket to be had.
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        // The kernel answers while the request is sent: what is not there then never comes.
-        socket.set_non_blocking(true)?;
-        Ok(Self(socket))
+        super::open(NETLINK_ROUTE).map(Self)
     }
 
     /// Asks for a change.

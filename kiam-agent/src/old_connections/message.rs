@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::netlink::{HEADER_BYTES, messages};
+use crate::netlink::{HEADER_BYTES, messages, value};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -18,6 +18,10 @@ const ID: usize = 48;
 const DESTINATION: usize = 20;
 /// `struct inet_diag_msg` up to its id: family, state, timer, retransmissions.
 const BEFORE_ID: usize = 4;
+/// `struct inet_diag_msg` in bytes; attributes follow.
+const MESSAGE: usize = 72;
+/// The attribute with the id of the socket's cgroup, 8 bytes; since Linux 5.8.
+const INET_DIAG_CGROUP_ID: u16 = 21;
 /// All states but `TCP_LISTEN` (10): a socket that listens has no far end.
 const STATES: u32 = !(1 << 10);
 
@@ -38,6 +42,7 @@ pub(super) enum Said {
 pub(super) struct Connection {
     family: u8,
     id: [u8; ID],
+    cgroup: Option<u64>,
 }
 
 impl Connection {
@@ -51,6 +56,11 @@ impl Connection {
             IpAddr::V6(Ipv6Addr::from(v6)).to_canonical()
         };
         far == METADATA_V4 || far == METADATA_V6
+    }
+
+    /// The id of the socket's cgroup. Sockets have none that the kernel keeps only to answer late packets.
+    pub(super) const fn cgroup(&self) -> Option<u64> {
+        self.cgroup
     }
 
     /// Asks for its end. Its client sees `ECONNABORTED`.
@@ -100,6 +110,8 @@ fn connection(body: &[u8]) -> Option<Connection> {
     Some(Connection {
         family: *body.first()?,
         id: *body.get(BEFORE_ID..)?.first_chunk()?,
+        cgroup: value(body.get(MESSAGE..)?, INET_DIAG_CGROUP_ID)
+            .and_then(|id| Some(u64::from_ne_bytes(*id.first_chunk()?))),
     })
 }
 
@@ -109,6 +121,8 @@ mod tests {
 
     use super::*;
 
+    const CGROUP: u64 = 77;
+
     fn found(family: i32, far: &[u8]) -> Vec<u8> {
         let mut body = vec![u8::try_from(family).unwrap(), 1, 0, 0];
         let mut id = [7; ID];
@@ -116,6 +130,13 @@ mod tests {
         body.extend(id);
         // Times, queues, user, inode.
         body.extend([0; 20]);
+        // Another attribute, and the cgroup's: lengths, kinds, values, filling.
+        for (kind, value) in [(8, &[3][..]), (INET_DIAG_CGROUP_ID, &CGROUP.to_ne_bytes())] {
+            body.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
         let mut bytes = Vec::new();
         bytes.extend(
             u32::try_from(HEADER_BYTES + body.len())
@@ -146,6 +167,7 @@ mod tests {
                 panic!("{said:?}");
             };
             assert_eq!(connection.is_to_metadata_service(), is_to_it, "{far:?}");
+            assert_eq!(connection.cgroup(), Some(CGROUP));
             // The kernel is told of the very socket that it named.
             assert!(connection.destroy().ends_with(&connection.id));
         }

@@ -235,7 +235,7 @@ fn cleaned_up() {
     drop(Agent::start(&node));
     assert_eq!(
         cleanup(node.bpffs()).unwrap(),
-        Removed { links: 5, maps: 7 }
+        Removed { links: 5, maps: 8 }
     );
     assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
     let client = a.start(&["tcp", METADATA, "80"]);

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{
     Container, EnvVar, Pod, PodSpec, Secret, Service, Volume, VolumeProjection,
 };
@@ -42,7 +43,12 @@ pub struct Runtime {
 #[derive(Debug)]
 pub enum Made {
     /// It runs.
-    Runs(Program),
+    Runs {
+        /// Its container's program.
+        program: Program,
+        /// What its init containers have said, by their names.
+        before: Vec<(String, String)>,
+    },
     /// It has run to its end.
     Ended {
         /// Its container's name.
@@ -67,20 +73,27 @@ impl Runtime {
         let [container] = spec.containers.as_slice() else {
             bail!("pods have one container here");
         };
-        let image = container.image.clone().unwrap_or_default();
-        let (ours, containers) = &self.image;
-        if image
-            .rsplit_once(':')
-            .map_or(image.as_str(), |(name, _)| name)
-            == ours
-        {
-            let made = self
-                .spec(objects, kubelet, running, spec, container)
+        if self.is_ours(container) {
+            let mut before = Vec::new();
+            for container in spec.init_containers.iter().flatten() {
+                let command = self
+                    .command(objects, kubelet, running, spec, container)
+                    .await?;
+                let name = container.name.clone();
+                let ended =
+                    tokio::task::spawn_blocking(move || run(&name, command, LIMIT)).await??;
+                let said = ended.stdout + &ended.stderr;
+                ensure!(ended.status.success(), "{}: {said}", container.name);
+                before.push((container.name.clone(), said));
+            }
+            let command = self
+                .command(objects, kubelet, running, spec, container)
                 .await?;
-            let command = containers.command(running.place(), &made)?;
             let name = format!("{}/{}", running.namespace(), running.name());
-            return Ok(Made::Runs(Program::start(&name, command)?));
+            let program = Program::start(&name, command)?;
+            return Ok(Made::Runs { program, before });
         }
+        let image = container.image.clone().unwrap_or_default();
         if !image.contains("aws-cli") {
             bail!("there is no image {image} here: only kiam's, and the AWS CLI's");
         }
@@ -97,6 +110,23 @@ impl Runtime {
             success: ended.status.success(),
             said: ended.stdout + &ended.stderr,
         })
+    }
+
+    fn is_ours(&self, container: &Container) -> bool {
+        let image = container.image.as_deref().unwrap_or_default();
+        image.rsplit_once(':').map_or(image, |(name, _)| name) == self.image.0
+    }
+
+    async fn command(
+        &self,
+        objects: &Objects,
+        kubelet: &Kubelet,
+        running: &Running,
+        pod: &PodSpec,
+        container: &Container,
+    ) -> Result<Command> {
+        let spec = self.spec(objects, kubelet, running, pod, container).await?;
+        self.image.1.command(running.place(), &spec)
     }
 
     async fn spec(
@@ -163,7 +193,7 @@ impl Runtime {
                 .volume(objects, kubelet, running, pod, volume, &folder, destination)
                 .await;
             spec.mounts
-                .push(made.with_context(|| format!("the volume {}", mount.name))?);
+                .extend(made.with_context(|| format!("the volume {}", mount.name))?);
         }
         give(&folder, user)?;
         Ok(spec)
@@ -179,7 +209,7 @@ impl Runtime {
         volume: &Volume,
         folder: &Path,
         destination: PathBuf,
-    ) -> Result<Mount> {
+    ) -> Result<Vec<Mount>> {
         let source = folder.join(&volume.name);
         if let Some(secret) = &volume.secret {
             let name = secret.secret_name.as_deref().unwrap_or_default();
@@ -200,21 +230,25 @@ impl Runtime {
                     let kubepods = kubelet.node().kubepods().path();
                     let source = kubepods.parent().context("a node has a cgroup")?;
                     let source = cgroup_inside(source)?;
-                    Ok(Mount::Bind {
+                    Ok(vec![Mount::Bind {
                         source,
                         destination,
-                    })
+                    }])
                 }
-                "/sys/fs/bpf" => Ok(Mount::Bpf(destination)),
+                "/sys/fs/bpf" => Ok(vec![Mount::Bpf {
+                    node: kubelet.node().bpffs().path().to_owned(),
+                    destination,
+                }]),
+                "/run/netns" => namespaces(kubelet, &destination),
                 other => bail!("the node has no {other} here"),
             };
         } else {
             bail!("volumes are secrets, projections and paths of the node here");
         }
-        Ok(Mount::Bind {
+        Ok(vec![Mount::Bind {
             source,
             destination,
-        })
+        }])
     }
 
     async fn project(
@@ -272,6 +306,25 @@ impl Runtime {
         }
         Ok(hosts)
     }
+}
+
+/// The network namespaces of a node and its pods, and no others of this machine's.
+fn namespaces(kubelet: &Kubelet, destination: &Path) -> Result<Vec<Mount>> {
+    let node = kubelet.node().place().netns();
+    let pods = format!("{}-", node.name());
+    let folder = node.path().parent().context("namespaces have a folder")?;
+    let mut mounts = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == node.name() || name.to_string_lossy().starts_with(&pods) {
+            mounts.push(Mount::Bind {
+                source: entry.path(),
+                destination: destination.join(name),
+            });
+        }
+    }
+    Ok(mounts)
 }
 
 fn value(variable: &EnvVar, kubelet: &Kubelet, running: &Running) -> Result<String> {

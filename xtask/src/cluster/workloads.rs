@@ -223,7 +223,13 @@ impl Workloads {
                 .await;
             let made = made.with_context(|| format!("the pod {namespace}/{name}"))?;
             let program = match made {
-                Made::Runs(program) => Some(program),
+                Made::Runs { program, before } => {
+                    for (container, said) in before {
+                        self.logs
+                            .set(format!("{namespace}/{name}/{container}"), said);
+                    }
+                    Some(program)
+                }
                 Made::Ended {
                     container,
                     success,

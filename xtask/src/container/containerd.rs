@@ -1,8 +1,10 @@
 //! A containerd of the sandbox's own: Debian's, with runc, in a cgroup and a mount namespace that end
 //! with it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -26,6 +28,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub(super) struct Containerd {
     program: Program,
     folder: PathBuf,
+    /// The nodes that have a BPF file system there, by what stands for it.
+    bpffs: Mutex<HashMap<PathBuf, PathBuf>>,
     // Killed when the last of these goes.
     _place: Place,
 }
@@ -57,6 +61,7 @@ impl Containerd {
         let containerd = Self {
             program: Program::start("containerd", command)?,
             folder,
+            bpffs: Mutex::default(),
             _place: place,
         };
         let booted = |line: &str| line.contains(BOOTED).then_some(());
@@ -76,6 +81,21 @@ impl Containerd {
         self.folder.join("image")
     }
 
+    /// A node's BPF file system in containerd's mount namespace, with which it ends.
+    pub(super) fn bpffs(&self, node: &Path) -> Result<PathBuf> {
+        let mut made = self.bpffs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = made.get(node) {
+            return Ok(folder.clone());
+        }
+        let folder = self.folder.join(format!("bpffs-{}", made.len()));
+        std::fs::create_dir(&folder)?;
+        let mut mount = self.within("mount");
+        mount.args(["-t", "bpf", "-o", "mode=0700", "bpf"]);
+        exec(mount.arg(&folder)).context("cannot mount a BPF file system")?;
+        made.insert(node.to_owned(), folder.clone());
+        Ok(folder)
+    }
+
     /// A command that runs a container by its configuration.
     pub(super) fn run(&self, name: &str, config: &Value) -> Result<Command> {
         let file = self.folder.join(format!("{name}.json"));
@@ -90,14 +110,22 @@ impl Containerd {
     }
 
     fn ctr(&self, words: &[&str]) -> Command {
+        let mut command = self.within("ctr");
+        command
+            .arg("--address")
+            .arg(socket(&self.folder))
+            .args(words);
+        command
+    }
+
+    /// A command in containerd's mount namespace.
+    fn within(&self, program: &str) -> Command {
         let mut command = Command::new("/usr/bin/nsenter");
         command
             .env_clear()
             .env("PATH", PATH)
             .arg(format!("--mount=/proc/{}/ns/mnt", self.program.pid()))
-            .args(["--", "ctr", "--address"])
-            .arg(socket(&self.folder))
-            .args(words);
+            .args(["--", program]);
         command
     }
 }

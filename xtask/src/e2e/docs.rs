@@ -21,13 +21,24 @@ use crate::container::Containers;
 use crate::deploy::helm;
 use crate::doubles::imds::Imds;
 use crate::image::{self, Image};
-use crate::sandbox::{NodeOptions, Place, Sandbox, run};
+use crate::sandbox::{NodeOptions, Place, PodOptions, Program, Sandbox, run};
 use page::Step;
 
 const PAGE: &str = "docs/getting-started.md";
 /// As the page calls it.
 const IMAGE: &str = "registry.example.com/kiam";
 const LIMIT: Duration = Duration::from_secs(150);
+/// Has a connection with the node's metadata service, and says what becomes of it.
+const HOLDER: &str = r#"
+import socket
+old = socket.create_connection(("169.254.169.254", 80), 5)
+print("connected", flush=True)
+try:
+    old.recv(1)
+    print("it lives")
+except OSError as error:
+    print(f"ended: {error.errno}", flush=True)
+"#;
 
 /// Runs all of them.
 pub(super) fn play() -> Result<()> {
@@ -47,8 +58,15 @@ async fn in_cluster(sandbox: &Sandbox, image: &Image, steps: &[Step]) -> Result<
     let objects = Objects::new(plane.ready().await?);
     let node = sandbox.node("node-1", NodeOptions::default())?;
     let imds = Imds::start(node.listen_at_metadata_service()?)?;
-    let kubelet = Kubelet::register(objects.clone(), node).await?;
     moto_ready(&moto).await?;
+    let kubelet = Kubelet::register(objects.clone(), node.clone()).await?;
+    // A pod was there before kiam is.
+    let pod = node.pod(PodOptions::default())?;
+    let mut holder = pod.place().command("/usr/bin/python3");
+    holder.args(["-I", "-S", "-u", "-c", HOLDER]);
+    let holder = Program::start("a connection from before", holder)?;
+    let connected = |line: &str| (line == "connected").then_some(());
+    holder.wait_for("that it is there", LIMIT, connected)?;
     let folder = sandbox.folder("user")?;
     let kubeconfig = folder.join("kubeconfig");
     plane.admin_kubeconfig(&kubeconfig)?;
@@ -81,10 +99,13 @@ async fn in_cluster(sandbox: &Sandbox, image: &Image, steps: &[Step]) -> Result<
             return Err(error.context(workloads.tails()));
         }
     }
+    // ECONNABORTED: not its own time limit.
+    let ended = |line: &str| (line == "ended: 103").then_some(());
+    holder.wait_for("that the agent's init container closes it", LIMIT, ended)?;
     let reached = imds.traffic().connections();
     ensure!(
-        reached == 0,
-        "{reached} connections reached the node's metadata service"
+        reached == 1,
+        "{reached} connections reached the node's metadata service, with the one from before"
     );
     println!("{PAGE}: {} commands did what it says", steps.len());
     Ok(())

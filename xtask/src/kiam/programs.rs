@@ -247,10 +247,14 @@ impl Rights<'_> {
                         *argument = format!("--pods-cgroup={}", path.display());
                     }
                 }
-                spec.mounts.push(Mount::Bpf(BPFFS.into()));
-                let flag = |argument: &&mut String| argument.starts_with("--bpffs=");
-                if let Some(argument) = spec.args.iter_mut().find(flag) {
-                    *argument = format!("--bpffs={BPFFS}");
+                for argument in &mut spec.args {
+                    if let Some(node) = argument.strip_prefix("--bpffs=") {
+                        spec.mounts.push(Mount::Bpf {
+                            node: node.into(),
+                            destination: BPFFS.into(),
+                        });
+                        *argument = format!("--bpffs={BPFFS}");
+                    }
                 }
             }
         }

@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use xtask::doubles::imds::NODE_ROLE;
 use xtask::kiam::{METADATA_PORT, SERVER_PORT};
-use xtask::sandbox::{CONTROL_IP, Finished, NodeOptions, Program};
-use xtask::stage::{Stage, StageNode};
+use xtask::sandbox::{CONTROL_IP, Finished};
+use xtask::stage::StageNode;
 
 use crate::play::{Play, ask, programs};
 use crate::{Needs, Test};
@@ -26,31 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
         Needs::Programs,
         cleanup,
     ),
-    (
-        "commands::connections_from_before_are_closed",
-        Needs::Programs,
-        close_connections,
-    ),
 ];
-
-/// Has a connection with the metadata service and one within its own namespace, and says what becomes
-/// of both.
-const HOLDER: &str = r#"
-import socket
-old = socket.create_connection(("169.254.169.254", 80), 5)
-door = socket.create_server(("127.0.0.1", 8080))
-near = socket.create_connection(door.getsockname(), 5)
-far, _ = door.accept()
-print("connected", flush=True)
-old.settimeout(30)
-try:
-    old.recv(1)
-    print("it lives")
-except OSError as error:
-    far.send(b"x")
-    print(f"ended: {error.errno}, and the other {near.recv(1)}", flush=True)
-"#;
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Runs a command of the agent's on the node, outside of all pods.
 fn command(node: &StageNode, words: &[String]) -> Result<Finished> {
@@ -158,55 +134,6 @@ fn ill() -> Result<()> {
         ensure!(!well && state == "fail", "{flag}: {state}: {found}");
         ensure!(found.contains(named), "{flag}: {found}");
     }
-    Ok(())
-}
-
-fn close_connections() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    let (alice, _bob) = crate::play::cast(&stage, &node)?;
-    let mut holder = alice.place().command("/usr/bin/python3");
-    holder.args(["-I", "-S", "-u", "-c", HOLDER]);
-    let holder = Program::start("an old connection", holder)?;
-    holder.wait_for("that it is there", LIMIT, |line| {
-        (line == "connected").then_some(())
-    })?;
-    // As runtimes keep them; the node's own is among them, and is left alone.
-    let folder = stage.sandbox().folder("namespaces")?;
-    for netns in [alice.place().netns(), node.node().place().netns()] {
-        std::os::unix::fs::symlink(netns.path(), folder.join(netns.name()))?;
-    }
-    let words = [
-        "close-connections".to_owned(),
-        format!("--bpffs={}", node.node().bpffs().path().display()),
-        format!("--network-namespaces={}", folder.display()),
-    ];
-    let early = command(&node, &words)?;
-    ensure!(!early.status.success(), "{}", early.stdout);
-    ensure!(
-        early.stderr.contains("start the agent first"),
-        "{}",
-        early.stderr
-    );
-    let server = stage.start_server(&[])?;
-    let agent = stage.start_agent(&node, &[])?;
-    for closed in [1, 0] {
-        let ended = command(&node, &words)?;
-        let expected =
-            format!("closed {closed} connections to the metadata service in 1 network namespaces");
-        ensure!(
-            ended.status.success() && ended.stdout.trim() == expected,
-            "{}{}",
-            ended.stdout,
-            ended.stderr
-        );
-    }
-    // ECONNABORTED.
-    let ended = |line: &str| (line == "ended: 103, and the other b'x'").then_some(());
-    holder.wait_for("that it has ended", LIMIT, ended)?;
-    let answer = ask(alice.place(), "")?.answer()?;
-    ensure!(answer.body == "a-reader", "{answer:?}");
-    drop((agent, server));
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! or installed for them, they are skipped and say why; `cargo xtask test`, which builds and
 //! installs, counts that.
 
+mod attach;
 mod attack;
 mod bad_input;
 mod bad_peer;
@@ -49,6 +50,7 @@ fn main() -> std::process::ExitCode {
         commands::TESTS,
         core_files::TESTS,
         load::TESTS,
+        attach::TESTS,
         attack::TESTS,
         host_network::TESTS,
         restarts::TESTS,

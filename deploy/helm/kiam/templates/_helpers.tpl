@@ -122,3 +122,13 @@ type: {{ .type }}
 {{- if and .Values.server.service.targetPort (ne (int .Values.server.service.targetPort) (int .Values.server.service.port)) }}{{ fail "server.service.targetPort differs from server.service.port: the Service is headless, and agents connect to the pods' own port; set port only" }}{{ end -}}
 {{- if and (eq .Values.tls.mode "secret") (or (not .Values.agent.tlsSecret) (not .Values.server.tlsSecret)) }}{{ fail "tls.mode=secret needs agent.tlsSecret and server.tlsSecret" }}{{ end -}}
 {{- end -}}
+
+{{/* What containers of the agent's pod have in common. */}}
+{{- define "kiam.agent.root" -}}
+# Root only so that the kernel lets it have these capabilities.
+runAsUser: 0
+runAsGroup: 0
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+{{- end }}
