@@ -40,16 +40,80 @@ pub mod maps {
     /// How many connections from before the programs have been closed.
     pub const CLOSED: &str = "CLOSED";
 
-    /// All of them, which outlive the agent.
-    pub const ALL: [&str; 8] = [
-        CONFIG,
-        ATTESTATIONS,
-        NOTED,
-        TAKEN,
-        VERDICTS,
-        SOCKETS,
-        HOST_PODS,
-        CLOSED,
+    /// A map that outlives the agent. What is in it has a version: agents and programs of the same one
+    /// share the map, others each have their own.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Kept {
+        /// One of the names above.
+        pub name: &'static str,
+        /// Another one whenever a key or value, or what it means, is another.
+        pub version: u32,
+        /// A key, in bytes.
+        pub key: usize,
+        /// A value, in bytes; on one CPU.
+        pub value: usize,
+        /// How many there may be. Zero where the kernel has no bound.
+        pub entries: usize,
+    }
+
+    /// All of them.
+    pub const KEPT: [Kept; 8] = [
+        Kept {
+            name: CONFIG,
+            version: super::LAYOUT,
+            key: 4,
+            value: size_of::<super::Config>(),
+            entries: 1,
+        },
+        Kept {
+            name: ATTESTATIONS,
+            version: 1,
+            key: size_of::<super::Caller>(),
+            value: size_of::<super::Attestation>(),
+            entries: super::MAX_ATTESTATIONS as usize,
+        },
+        Kept {
+            name: NOTED,
+            version: 1,
+            key: 4,
+            value: 8,
+            entries: super::BUCKETS as usize,
+        },
+        Kept {
+            name: TAKEN,
+            version: 1,
+            key: 4,
+            value: 8,
+            entries: super::BUCKETS as usize,
+        },
+        Kept {
+            name: VERDICTS,
+            version: super::LAYOUT,
+            key: 4,
+            value: 8,
+            entries: super::VERDICTS,
+        },
+        Kept {
+            name: SOCKETS,
+            version: 1,
+            key: 4,
+            value: 4,
+            entries: 0,
+        },
+        Kept {
+            name: HOST_PODS,
+            version: 1,
+            key: 8,
+            value: 4,
+            entries: super::MAX_HOST_PODS as usize,
+        },
+        Kept {
+            name: CLOSED,
+            version: 1,
+            key: 4,
+            value: 8,
+            entries: 1,
+        },
     ];
 }
 
@@ -75,8 +139,13 @@ pub const CONTAINER_V4: &str = "CONTAINER_V4";
 /// by `aya-log`'s numbers.
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
-/// The layout that this crate describes. Kept maps of another one are not used.
-pub const LAYOUT: u32 = 1;
+/// The version of [`Config`] and of the counts of verdicts. A planted one is the next version's, for tests
+/// of what becomes of a node that goes from the one to the other.
+pub const LAYOUT: u32 = if cfg!(feature = "planted-next-layout") {
+    2
+} else {
+    1
+};
 
 /// Connections to the agent that may be under way on a node, from SYN to the agent's reading of
 /// who it is. When there are more the newest are refused: none is ever pushed out by another.
@@ -124,6 +193,25 @@ pub struct Config {
     pub host_netns_cookie: u64,
     /// The id of the cgroup that all pods are in, which the programs are attached to.
     pub pods_cgroup: u64,
+    /// What an earlier version knows nothing of.
+    #[cfg(feature = "planted-next-layout")]
+    pub planted: [u64; 3],
+}
+
+impl Config {
+    /// As it is in a map that was never filled.
+    pub const NONE: Self = Self {
+        layout: 0,
+        host_v4: 0,
+        port: 0,
+        host_network: 0,
+        egress: 0,
+        reserved: 0,
+        host_netns_cookie: 0,
+        pods_cgroup: 0,
+        #[cfg(feature = "planted-next-layout")]
+        planted: [0; 3],
+    };
 }
 
 /// What becomes of a packet that a pod sends to the metadata service.
@@ -230,11 +318,18 @@ pub enum Verdict {
     Flooding = 8,
     /// A SYN to the agent was dropped because too many of all pods are under way.
     Overflow = 9,
+    /// What an earlier version knows nothing of.
+    #[cfg(feature = "planted-next-layout")]
+    Planted = 10,
 }
 
 impl Verdict {
     /// All, in the order of their indexes.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; if cfg!(feature = "planted-next-layout") {
+        11
+    } else {
+        10
+    }] = [
         Self::Redirected,
         Self::ConnectRefused,
         Self::Unconfigured,
@@ -245,6 +340,8 @@ impl Verdict {
         Self::Contested,
         Self::Flooding,
         Self::Overflow,
+        #[cfg(feature = "planted-next-layout")]
+        Self::Planted,
     ];
 
     /// Whether a connect or a packet went nowhere by it.
@@ -267,6 +364,8 @@ impl Verdict {
             Self::Contested => "contested",
             Self::Flooding => "flooding",
             Self::Overflow => "overflow",
+            #[cfg(feature = "planted-next-layout")]
+            Self::Planted => "planted",
         }
     }
 }
@@ -297,6 +396,7 @@ mod user {
     unsafe impl aya::Pod for Attestation {}
 }
 
+#[cfg(not(feature = "planted-next-layout"))]
 const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8 + 8);
 const _: () = assert!(size_of::<Caller>() == 4 + 2 + 2);
 const _: () = assert!(size_of::<Attestation>() == 3 * 8);
@@ -324,6 +424,24 @@ mod tests {
             "fd00:ec2::254".parse::<Ipv6Addr>().unwrap()
         );
         assert_eq!(u16::from_be(METADATA_PORT), 80);
+    }
+
+    #[test]
+    #[cfg(not(feature = "planted-next-layout"))]
+    fn what_is_in_a_kept_map_is_its_version_s() {
+        // Something else in it is a new version, and not another line here.
+        let known = [
+            (maps::CONFIG, 1, 4, 32, 1),
+            (maps::ATTESTATIONS, 1, 8, 24, 32_768),
+            (maps::NOTED, 1, 4, 8, 4096),
+            (maps::TAKEN, 1, 4, 8, 4096),
+            (maps::VERDICTS, 1, 4, 8, 30),
+            (maps::SOCKETS, 1, 4, 4, 0),
+            (maps::HOST_PODS, 1, 8, 4, 1024),
+            (maps::CLOSED, 1, 4, 8, 1),
+        ];
+        let kept = maps::KEPT.map(|map| (map.name, map.version, map.key, map.value, map.entries));
+        assert_eq!(kept, known);
     }
 
     #[test]

@@ -142,12 +142,8 @@ fn thefts(
     let mut outcomes = Vec::new();
     for attempt in &thefts.attempts {
         let heard = attempt.make(scene, &scene.victim)?;
-        outcomes.push(Theft {
-            attack: attempt.name,
-            own: Some(attempt.is_answered(&heard)),
-            stolen: Vec::new(),
-            heard: String::new(),
-        });
+        let own = attempt.is_answered(&heard);
+        outcomes.push(Theft::new(attempt.name, Some(own)));
     }
     for phase in phases {
         change.begin(*phase)?;
@@ -158,12 +154,7 @@ fn thefts(
     }
     change.begin(Phase::Up)?;
     let (attempt, heard) = thefts.reuse(scene)?;
-    let mut reused = Theft {
-        attack: attempt.name,
-        own: None,
-        stolen: Vec::new(),
-        heard: String::new(),
-    };
+    let mut reused = Theft::new(attempt.name, None);
     reused.add(Phase::Up, attempt.is_theft(&heard), &heard);
     outcomes.push(reused);
     Ok(outcomes)

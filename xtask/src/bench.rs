@@ -49,6 +49,8 @@ use crate::stage::Stage;
 use client::How;
 use report::{Aim, Figure, Machine, Section};
 
+/// Where a pod of the measurements has its credentials.
+const ROLE_PATH: &str = "/latest/meta-data/iam/security-credentials/a-reader";
 /// Where SDKs ask.
 const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
 

@@ -36,11 +36,27 @@ const PROFILE: &str = "bpf";
 /// # Errors
 /// When no toolchain can build it, or it does not compile.
 pub fn run(_args: &Args) -> anyhow::Result<BuiltObject> {
+    build(None)
+}
+
+/// Builds the object with what a feature plants into it, beside the other.
+///
+/// # Errors
+/// As [`run`].
+pub fn planted(feature: &str) -> anyhow::Result<BuiltObject> {
+    build(Some(feature))
+}
+
+fn build(planted: Option<&str>) -> anyhow::Result<BuiltObject> {
     let toolchain = find_toolchain()?;
     let root = workspace();
     let out = root.join("target/kiam-ebpf");
     let build = out.join("build");
-    let status = cargo(&toolchain, &root, &build)?
+    let mut command = cargo(&toolchain, &root, &build)?;
+    if let Some(feature) = planted {
+        command.args(["--features", feature]);
+    }
+    let status = command
         .status()
         .with_context(|| format!("cannot run {}", toolchain.cargo.display()))?;
     ensure!(
@@ -48,7 +64,7 @@ pub fn run(_args: &Args) -> anyhow::Result<BuiltObject> {
         "the kernel programs do not compile ({status})"
     );
     let built = build.join(TARGET).join(PROFILE).join(CRATE);
-    let object = out.join("kiam-ebpf.o");
+    let object = out.join(format!("{}.o", planted.unwrap_or(CRATE)));
     replace(&built, &object)?;
     eprintln_object(&object, &toolchain)?;
     Ok(BuiltObject { path: object })

@@ -1,9 +1,12 @@
 //! `cargo xtask restarts`: a pod asks for its credentials all the time, while the node's agent is
-//! upgraded again and again, and then killed again and again.
+//! upgraded again and again, and then killed again and again. Every other agent is of a version that keeps
+//! other maps in the kernel.
 //!
 //! The path is the real one: the pod's namespace and cgroup, the kernel's redirect, kiam-agent and
 //! kiam-server as processes. What reaches the node's own metadata service is counted there.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
-use crate::kiam::{Agent, Programs};
+use crate::kiam::{Agent, NEXT_LAYOUT, Programs};
 use crate::probe::METADATA_SERVICE;
 use crate::sandbox::{NodeOptions, Pod, Program};
 use crate::stage::{Stage, StageNode};
@@ -192,6 +195,7 @@ impl fmt::Display for Report {
 /// When something happened that must not, or the sandbox fails.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
+    Programs::build_planted(NEXT_LAYOUT)?;
     let programs = Programs::build()?;
     let xtask = format!("/proc/{}/exe", std::process::id());
     let report = play(args, &programs, xtask.as_ref())?;
@@ -206,8 +210,10 @@ pub fn run(args: &Args) -> Result<()> {
 /// Upgrades and kills the agent of a node, and reports what its pod saw.
 ///
 /// # Errors
-/// When the sandbox fails.
+/// When the agent of the next version was not built, or the sandbox fails.
 pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result<Report> {
+    let next = programs.planted(NEXT_LAYOUT)?;
+    let mut versions = [&next, programs].into_iter().cycle();
     let stage = Stage::new(programs)?;
     let node = stage.node("node-1", NodeOptions::default())?;
     stage.objects().put_namespace("team-a", Some(".*"))?;
@@ -220,7 +226,9 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
     let client = client(args, &pod, xtask)?;
     for _ in 0..args.times {
         std::thread::sleep(pause);
-        let next = begin(&stage, &node)?;
+        let before = maps(&node)?;
+        let next = begin(&stage, &node, versions.next())?;
+        ensure!(maps(&node)? != before, "both versions keep the same maps");
         agent.stop()?;
         agent = next;
     }
@@ -236,7 +244,7 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
         deaths.push(killed..=now());
         std::thread::sleep(DEAD);
         starts.push(now());
-        agent = begin(&stage, &node)?;
+        agent = begin(&stage, &node, versions.next())?;
     }
     let tries = end(client, args)?;
     let recovery = starts.iter().map(|start| recovery(&tries, *start));
@@ -255,13 +263,22 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
 
 /// Starts an agent and waits until it says that it is ready: its operator's port might be answered by
 /// the one before.
-fn begin(stage: &Stage, node: &StageNode) -> Result<Agent> {
-    let agent = stage.launch_agent(node, node.tls(), &[])?;
+fn begin(stage: &Stage, node: &StageNode, programs: Option<&Programs>) -> Result<Agent> {
+    let programs = programs.context("versions go on and on")?;
+    let agent = stage.launch_agent_of(programs, node, node.tls(), &[])?;
     let ready = |line: &str| line.ends_with("ready").then_some(());
     agent
         .program()
         .wait_for("that it is ready", START_LIMIT, ready)?;
     Ok(agent)
+}
+
+/// The names of the maps that outlive the agent, with their versions.
+fn maps(node: &StageNode) -> Result<BTreeSet<OsString>> {
+    let folder = node.node().bpffs().path().join("kiam/maps");
+    let entries = std::fs::read_dir(folder)?;
+    let names = entries.map(|entry| Ok(entry?.file_name()));
+    names.collect()
 }
 
 fn client(args: &Args, pod: &Pod, xtask: &std::path::Path) -> Result<Program> {

@@ -153,6 +153,20 @@ impl Stage {
     /// # Errors
     /// When there is no such program.
     pub fn launch_agent(&self, node: &StageNode, tls: &PemFiles, flags: &[&str]) -> Result<Agent> {
+        self.launch_agent_of(&self.programs, node, tls, flags)
+    }
+
+    /// As [`Self::launch_agent`], of other programs.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn launch_agent_of(
+        &self,
+        programs: &Programs,
+        node: &StageNode,
+        tls: &PemFiles,
+        flags: &[&str],
+    ) -> Result<Agent> {
         // One may be started while another still ends.
         let number = node.agents.fetch_add(1, Ordering::Relaxed) + 1;
         let place = node.node.service(&format!("kiam-agent-{number}"))?;
@@ -163,7 +177,7 @@ impl Stage {
             flags,
             starter: &[],
         };
-        Agent::start(&self.programs, &node.node, &place, &options)
+        Agent::start(programs, &node.node, &place, &options)
     }
 
     /// Makes a pod and tells the cluster of it.

@@ -13,7 +13,7 @@ use std::sync::mpsc;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::kiam::Programs;
+use crate::kiam::{NEXT_LAYOUT, Programs};
 use crate::setup::{self, Consent, Need, cargo};
 pub use outcome::Outcome;
 
@@ -42,6 +42,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let needs = [Need::Sandbox, Need::Kernel, Need::Sdks, Need::Browser];
     setup::prepare(&needs, args.consent)?;
+    Programs::build_planted(NEXT_LAYOUT)?;
     let programs = Programs::build()?;
     let mut command = cargo();
     command.args(["test", "--locked", "--no-fail-fast"]);

@@ -26,12 +26,15 @@ impl ClosedCount {
         Ok(Self(map.try_into()?))
     }
 
-    /// As earlier programs keep it, if they do: those of another layout may not.
+    /// As earlier programs keep it, if they do: those of another version may not.
     ///
     /// # Errors
     /// When it cannot be used.
     pub fn pinned(bpffs: &Path) -> Result<Option<Self>, KernelError> {
-        match MapData::from_pin(pins::map(bpffs, maps::CLOSED)) {
+        let Some(pin) = pins::map(bpffs, maps::CLOSED) else {
+            return Ok(None);
+        };
+        match MapData::from_pin(pin) {
             Ok(map) => typed(maps::CLOSED, Self::new(Map::Array(map))).map(Some),
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == io::ErrorKind::NotFound =>

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! BPFFS/kiam/links/PROGRAM        a link: while it is there, its program runs
-//! BPFFS/kiam/maps-LAYOUT/MAP      the maps, by the layout that both sides knew
+//! BPFFS/kiam/maps/MAP-VERSION     a map, of the version that both sides knew
 //! ```
 //!
 //! With the agent dead, pods' connections are still redirected, and refused as nobody listens. The
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use kiam_ebpf::LAYOUT;
+use kiam_ebpf::maps::{KEPT, Kept};
 use nix::sys::statfs::fstatfs;
 
 use super::sys::{self, Description};
@@ -24,7 +24,7 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 
 const FOLDER: &str = "kiam";
 const LINKS: &str = "links";
-const MAPS: &str = "maps-";
+const MAPS: &str = "maps";
 /// A link that is to take another's name. The file system has no names with dots.
 const COMING: &str = "-new";
 
@@ -98,7 +98,7 @@ impl Pins {
         check(bpffs)?;
         let pins = Self::lock(make(bpffs.join(FOLDER))?)?;
         make(pins.folder.join(LINKS))?;
-        make(pins.maps())?;
+        make(maps(&pins.folder))?;
         Ok(pins)
     }
 
@@ -113,13 +113,24 @@ impl Pins {
         })
     }
 
-    fn maps(&self) -> PathBuf {
-        maps(&self.folder)
-    }
-
     /// Where a map is pinned, or will be.
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+    pub(super) fn map(&self, map: &Kept) -> Result<PathBuf, PinsError> {
+        let path = maps(&self.folder).join(pin(map));
+        let Some((_, described)) = self.opened(path.clone(), "bpf-map", "a map")? else {
+            return Ok(path);
+        };
+        let shape = ["key_size", "value_size", "max_entries"].map(|field| described.number(field));
+        let expected = [map.key, map.value, map.entries].map(|size| u64::try_from(size).ok());
+        if shape == expected {
+            return Ok(path);
+        }
+        // What the kernel writes would not fit where it is read.
+        let [key, value, entries] = shape.map(Option::unwrap_or_default);
+        Err(PinsError::Foreign {
+            path,
+            found: format!("a map of {entries} values of {value} bytes, by {key}"),
+            expected: "this map",
+        })
     }
 
     fn link(&self, program: &str) -> PathBuf {
@@ -132,12 +143,6 @@ impl Pins {
         program: &str,
     ) -> Result<Option<(OwnedFd, Description)>, PinsError> {
         self.opened(self.link(program), "bpf-link", "a link")
-    }
-
-    /// Whether this agent's layout of a map is there already, and is a map.
-    pub(super) fn has_map(&self, name: &str) -> Result<bool, PinsError> {
-        let map = self.opened(self.map(name), "bpf-map", "a map")?;
-        Ok(map.is_some())
     }
 
     fn opened(
@@ -195,17 +200,16 @@ impl Pins {
         fs::remove_file(&path).map_err(failed("remove", &path))
     }
 
-    /// Removes the maps of other layouts, which no link's program uses any more.
-    pub(super) fn remove_other_layouts(&self) -> Result<usize, PinsError> {
-        let mut removed = 0;
-        let own = self.maps();
-        for entry in entries(&self.folder)? {
-            let name = entry.file_name();
-            if entry.path() != own && name.to_string_lossy().starts_with(MAPS) {
-                removed += remove_folder(&entry.path())?;
+    /// Removes the maps of other versions, which no link's program uses any more.
+    pub(super) fn remove_other_versions(&self) -> Result<(), PinsError> {
+        let own = KEPT.map(|map| pin(&map));
+        for entry in entries(&maps(&self.folder))? {
+            if !own.iter().any(|own| entry.file_name() == own.as_str()) {
+                let path = entry.path();
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
-        Ok(removed)
+        Ok(())
     }
 }
 
@@ -264,13 +268,19 @@ fn described(bpffs: &Path, program: &str) -> Option<Description> {
     Description::of(link.as_fd()).ok()
 }
 
-/// Where a map of this layout is pinned, if it is.
-pub(super) fn map(bpffs: &Path, name: &str) -> PathBuf {
-    maps(&bpffs.join(FOLDER)).join(name)
+/// Where the map of that name is pinned, if it is.
+pub(super) fn map(bpffs: &Path, name: &str) -> Option<PathBuf> {
+    let map = KEPT.iter().find(|map| map.name == name)?;
+    Some(maps(&bpffs.join(FOLDER)).join(pin(map)))
 }
 
 fn maps(folder: &Path) -> PathBuf {
-    folder.join(format!("{MAPS}{LAYOUT}"))
+    folder.join(MAPS)
+}
+
+/// The name of a map's pin.
+fn pin(map: &Kept) -> String {
+    format!("{}-{}", map.name, map.version)
 }
 
 pub(super) fn check(bpffs: &Path) -> Result<(), PinsError> {

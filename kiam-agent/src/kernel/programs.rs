@@ -89,9 +89,9 @@ impl Programs {
             } else {
                 egress::OPEN
             },
-            reserved: 0,
             host_netns_cookie: redirect.host_netns_cookie,
             pods_cgroup: pods.ino(),
+            ..Config::NONE
         };
         Self::attach_configured(Some((&config, redirect)), &redirect.pods, &redirect.bpffs)
     }
@@ -145,7 +145,7 @@ impl Programs {
         let host_pods = take(&mut object, maps::HOST_PODS)?;
         let host_pods = typed(maps::HOST_PODS, HostPods::new(host_pods, pods))?;
         let attached = links::attach(&mut object, pods, &pins)?;
-        pins.remove_other_layouts()?;
+        pins.remove_other_versions()?;
         Ok(Self {
             attached,
             verdicts,
@@ -252,10 +252,9 @@ fn load(pins: Option<&Pins>, constants: Constants) -> Result<Ebpf, KernelError> 
         loader.override_global(CONTAINER_V4, container, true);
     }
     if let Some(pins) = pins {
-        for name in maps::ALL {
+        for map in &maps::KEPT {
             // Used if it is there, made and pinned if not.
-            pins.has_map(name)?;
-            loader.map_pin_path(name, pins.map(name));
+            loader.map_pin_path(map.name, pins.map(map)?);
         }
     }
     let loaded = loader.load(bytes);

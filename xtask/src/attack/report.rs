@@ -66,6 +66,15 @@ pub struct Load {
 }
 
 impl Theft {
+    pub(super) const fn new(attack: &'static str, own: Option<bool>) -> Self {
+        Self {
+            attack,
+            own,
+            stolen: Vec::new(),
+            heard: String::new(),
+        }
+    }
+
     pub(super) fn add(&mut self, phase: Phase, stolen: bool, heard: &str) {
         self.stolen.push((phase, stolen));
         if self.heard.is_empty() {

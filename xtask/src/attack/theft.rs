@@ -23,6 +23,8 @@ pub(super) enum Own {
     Credentials,
     /// An answer without them: the way as such leads nobody to any.
     Answer,
+    /// A refusal: nobody is to hear anything else there.
+    Refusal,
 }
 
 /// An attempt of the attacker's.
@@ -88,7 +90,7 @@ impl Thefts {
             ),
             Attempt::new(
                 "another node's agent",
-                Own::Answer,
+                Own::Refusal,
                 vec!["http", &other, &port, ROLES],
             ),
             Attempt::new("request smuggling", Own::Answer, vec!["smuggle", &role]),
@@ -160,10 +162,7 @@ impl Attempt {
 
     /// Whether what was heard is what only the victim may hear.
     pub(super) fn is_theft(&self, heard: &str) -> bool {
-        // The attacker asks for nothing of its own, but for the names that another node's agent has
-        // for it: none.
-        let names = self.own == Own::Answer && self.words.ends_with(&[ROLES.to_owned()]);
-        has_credentials(heard) || names && heard.starts_with("HTTP/1.1 200")
+        has_credentials(heard) || self.own == Own::Refusal && heard.starts_with("HTTP/1.1 200")
     }
 
     /// Whether the victim hears by it what it must for the attempt to be one.
@@ -171,6 +170,7 @@ impl Attempt {
         match self.own {
             Own::Credentials => has_credentials(heard),
             Own::Answer => heard.starts_with("HTTP/1.1 "),
+            Own::Refusal => heard.starts_with("HTTP/1.1 4"),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::client::How;
 use super::lives::{MANY, crowd};
 use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
-use super::{Args, METADATA, client_command};
+use super::{Args, METADATA, ROLE_PATH, client_command};
 use crate::kiam::{Agent, Programs};
 use crate::load;
 use crate::sandbox::{NodeOptions, Program, exec};
@@ -53,10 +53,9 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<(Section, Plot)> {
         })
         .collect::<Result<Vec<_>>>()?;
     let many = resident(&agent)?;
-    let path = "/latest/meta-data/iam/security-credentials/a-reader";
     let mut clients = Vec::new();
     for pod in &pods {
-        let mut command = client_command(pod, xtask, How::Hold, METADATA, path);
+        let mut command = client_command(pod, xtask, How::Hold, METADATA, ROLE_PATH);
         // The agent gives a connection that asks nothing five seconds.
         command.args([&format!("--connections={EACH}"), "--time=3000"]);
         clients.push(Program::start("the pod's client", command)?);

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::client::{How, Outcome};
 use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
-use super::{Against, Args, METADATA, client_command};
+use super::{Against, Args, METADATA, ROLE_PATH, client_command};
 use crate::kiam::METADATA_PORT;
 use crate::sandbox::{NodeOptions, Place, Pod, Program};
 use crate::stage::{Stage, StageNode};
@@ -21,7 +21,6 @@ const CONNECTIONS: [usize; 3] = [1, 16, 128];
 const LIMIT_PORT: u16 = 8182;
 const PARROT_PORT: u16 = 8183;
 const LONG: Duration = Duration::from_secs(30);
-const PATH: &str = "/latest/meta-data/iam/security-credentials/a-reader";
 
 /// Whom the pods ask.
 #[derive(Debug, Clone)]
@@ -69,7 +68,7 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
     let agent = Side {
         name: "agent".into(),
         address: METADATA,
-        path: PATH.into(),
+        path: ROLE_PATH.into(),
     };
     let body = stage.sandbox().scratch().join("body");
     bench.run((How::KeepAlive, 1), &agent, Some(&body))?;
@@ -78,13 +77,13 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
     let side = |name: &str, port| Side {
         name: name.into(),
         address: SocketAddr::new(node.node().ip(), port),
-        path: PATH.into(),
+        path: ROLE_PATH.into(),
     };
     let direct = side("direct", METADATA_PORT);
     let firewall = Side {
         name: "iptables".into(),
         address: METADATA,
-        path: PATH.into(),
+        path: ROLE_PATH.into(),
     };
     let mut sides = vec![
         agent,

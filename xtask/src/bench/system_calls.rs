@@ -9,12 +9,11 @@ use nix::sys::signal::Signal;
 
 use super::client::How;
 use super::report::{Figure, Section};
-use super::{METADATA, client_command};
+use super::{METADATA, ROLE_PATH, client_command};
 use crate::kiam::Agent;
 use crate::sandbox::{NodeOptions, Program, run};
 use crate::stage::Stage;
 
-const PATH: &str = "/latest/meta-data/iam/security-credentials/a-reader";
 const LIMIT: Duration = Duration::from_secs(30);
 /// strace slows the agent much; these are still enough to lose all else among them.
 const LEAST: f64 = 500.0;
@@ -43,7 +42,7 @@ pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
             line.contains("attached").then_some(())
         })?;
         let before = answered(&agent)?;
-        let mut client = client_command(&pod, xtask, how, METADATA, PATH);
+        let mut client = client_command(&pod, xtask, how, METADATA, ROLE_PATH);
         client.args(["--connections=1", "--time=2000"]);
         let ended = run("the pod's client", client, LIMIT)?;
         ensure!(ended.status.success(), "the client: {}", ended.stderr);

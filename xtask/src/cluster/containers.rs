@@ -74,11 +74,16 @@ impl Runtime {
             bail!("pods have one container here");
         };
         if self.is_ours(container) {
+            let bound = Bound {
+                runtime: self,
+                objects,
+                kubelet,
+                running,
+                pod: spec,
+            };
             let mut before = Vec::new();
             for container in spec.init_containers.iter().flatten() {
-                let command = self
-                    .command(objects, kubelet, running, spec, container)
-                    .await?;
+                let command = bound.command(container).await?;
                 let name = container.name.clone();
                 let ended =
                     tokio::task::spawn_blocking(move || run(&name, command, LIMIT)).await??;
@@ -86,9 +91,7 @@ impl Runtime {
                 ensure!(ended.status.success(), "{}: {said}", container.name);
                 before.push((container.name.clone(), said));
             }
-            let command = self
-                .command(objects, kubelet, running, spec, container)
-                .await?;
+            let command = bound.command(container).await?;
             let name = format!("{}/{}", running.namespace(), running.name());
             let program = Program::start(&name, command)?;
             return Ok(Made::Runs { program, before });
@@ -116,27 +119,33 @@ impl Runtime {
         let image = container.image.as_deref().unwrap_or_default();
         image.rsplit_once(':').map_or(image, |(name, _)| name) == self.image.0
     }
+}
 
-    async fn command(
-        &self,
-        objects: &Objects,
-        kubelet: &Kubelet,
-        running: &Running,
-        pod: &PodSpec,
-        container: &Container,
-    ) -> Result<Command> {
-        let spec = self.spec(objects, kubelet, running, pod, container).await?;
-        self.image.1.command(running.place(), &spec)
+/// A pod of kiam's image on its node.
+#[derive(Clone, Copy)]
+struct Bound<'a> {
+    runtime: &'a Runtime,
+    objects: &'a Objects,
+    kubelet: &'a Kubelet,
+    running: &'a Running,
+    pod: &'a PodSpec,
+}
+
+impl Bound<'_> {
+    async fn command(&self, container: &Container) -> Result<Command> {
+        let spec = self.spec(container).await?;
+        let (_, containers) = &self.runtime.image;
+        containers.command(self.running.place(), &spec)
     }
 
-    async fn spec(
-        &self,
-        objects: &Objects,
-        kubelet: &Kubelet,
-        running: &Running,
-        pod: &PodSpec,
-        container: &Container,
-    ) -> Result<Spec> {
+    async fn spec(&self, container: &Container) -> Result<Spec> {
+        let Self {
+            runtime,
+            objects,
+            kubelet,
+            running,
+            pod,
+        } = *self;
         let context = container.security_context.as_ref();
         let of_pod = pod
             .security_context
@@ -167,19 +176,20 @@ impl Runtime {
         // As every image of kiam's has it, and every pod.
         spec.env.push("PATH=/usr/sbin:/usr/bin".to_owned());
         spec.env
-            .push(format!("KUBERNETES_SERVICE_HOST={}", self.api.ip()));
+            .push(format!("KUBERNETES_SERVICE_HOST={}", runtime.api.ip()));
         spec.env
-            .push(format!("KUBERNETES_SERVICE_PORT={}", self.api.port()));
+            .push(format!("KUBERNETES_SERVICE_PORT={}", runtime.api.port()));
         if pod.automount_service_account_token == Some(true) {
             spec.env.extend(
-                self.server
+                runtime
+                    .server
                     .iter()
                     .map(|(name, value)| format!("{name}={value}")),
             );
         }
-        let folder = self.sandbox.folder(&format!("pod-{}", running.uid()))?;
+        let folder = runtime.sandbox.folder(&format!("pod-{}", running.uid()))?;
         let hosts = folder.join("hosts");
-        std::fs::write(&hosts, self.hosts(objects).await?)?;
+        std::fs::write(&hosts, runtime.hosts(objects).await?)?;
         spec.mounts.push(Mount::Bind {
             source: hosts,
             destination: "/etc/hosts".into(),
@@ -189,9 +199,7 @@ impl Runtime {
             let volume = volumes.into_iter().find(|volume| volume.name == mount.name);
             let volume = volume.with_context(|| format!("there is no volume {}", mount.name))?;
             let destination = PathBuf::from(&mount.mount_path);
-            let made = self
-                .volume(objects, kubelet, running, pod, volume, &folder, destination)
-                .await;
+            let made = self.volume(volume, &folder, destination).await;
             spec.mounts
                 .extend(made.with_context(|| format!("the volume {}", mount.name))?);
         }
@@ -199,17 +207,18 @@ impl Runtime {
         Ok(spec)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a kubelet knows of a pod")]
     async fn volume(
         &self,
-        objects: &Objects,
-        kubelet: &Kubelet,
-        running: &Running,
-        pod: &PodSpec,
         volume: &Volume,
         folder: &Path,
         destination: PathBuf,
     ) -> Result<Vec<Mount>> {
+        let Self {
+            objects,
+            kubelet,
+            running,
+            ..
+        } = *self;
         let source = folder.join(&volume.name);
         if let Some(secret) = &volume.secret {
             let name = secret.secret_name.as_deref().unwrap_or_default();
@@ -221,7 +230,7 @@ impl Runtime {
         } else if let Some(projected) = &volume.projected {
             std::fs::create_dir_all(&source)?;
             for part in projected.sources.iter().flatten() {
-                self.project(objects, running, pod, part, &source).await?;
+                self.project(part, &source).await?;
             }
         } else if let Some(host) = &volume.host_path {
             // The node's own cgroups and BPF file system are those of the sandbox's node.
@@ -251,14 +260,13 @@ impl Runtime {
         }])
     }
 
-    async fn project(
-        &self,
-        objects: &Objects,
-        running: &Running,
-        pod: &PodSpec,
-        part: &VolumeProjection,
-        folder: &Path,
-    ) -> Result<()> {
+    async fn project(&self, part: &VolumeProjection, folder: &Path) -> Result<()> {
+        let Self {
+            objects,
+            running,
+            pod,
+            ..
+        } = *self;
         if let Some(token) = &part.service_account_token {
             let account = pod.service_account_name.as_deref().unwrap_or("default");
             let account = (running.namespace(), account);
@@ -270,14 +278,16 @@ impl Runtime {
         }
         // kube-root-ca.crt, which a controller makes in each namespace.
         if part.config_map.is_some() {
-            std::fs::copy(&self.authority, folder.join("ca.crt"))?;
+            std::fs::copy(&self.runtime.authority, folder.join("ca.crt"))?;
         }
         if part.downward_api.is_some() {
             std::fs::write(folder.join("namespace"), running.namespace())?;
         }
         Ok(())
     }
+}
 
+impl Runtime {
     /// What a cluster's name server would say: the addresses behind each service.
     async fn hosts(&self, objects: &Objects) -> Result<String> {
         let mut hosts = "127.0.0.1 localhost\n".to_owned();

@@ -20,6 +20,13 @@ pub struct Programs {
     image: Option<Containers>,
 }
 
+/// An agent of the next version, which keeps other maps.
+pub const NEXT_LAYOUT: &str = "planted-next-layout";
+
+fn planted(folder: &Path, feature: &str) -> PathBuf {
+    folder.join("planted").join(feature)
+}
+
 /// Where the executables are, cargo says itself.
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
@@ -104,20 +111,39 @@ impl Programs {
         }
     }
 
-    /// As [`Self::build`], with an agent that has a defect: a feature of its package. It is built
-    /// into a folder of its own, so that it is never taken for the agent.
+    /// As [`Self::build`], with an agent that something is planted into: a feature of its package.
     ///
     /// # Errors
     /// When something does not compile.
     pub fn build_planted(feature: &str) -> Result<Self> {
-        let sound = Self::build()?;
         let mut command = cargo();
         command
             .args(["build", "--quiet", "--locked", MESSAGES])
-            .args(["-p", "kiam-agent", "--features", feature])
-            .args(["--target-dir", "target/planted"]);
+            .args(["-p", "kiam-agent", "--features", feature]);
+        if feature == NEXT_LAYOUT {
+            command.env("KIAM_EBPF_OBJECT", build_ebpf::planted(feature)?.path);
+        } else {
+            build_ebpf::run(&build_ebpf::Args::default())?;
+        }
         let agent = executable("kiam-agent", &exec(&mut command)?)?;
-        Ok(Self { agent, ..sound })
+        let folder = planted(agent.parent().unwrap_or(&agent), feature);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::copy(&agent, folder.join("kiam-agent"))?;
+        // In its place again, so that what is planted is never taken for it.
+        Self::build()?.planted(feature)
+    }
+
+    /// These, with the agent that has been built with something planted into it.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn planted(&self, feature: &str) -> Result<Self> {
+        let agent = planted(self.folder(), feature).join("kiam-agent");
+        ensure!(agent.is_file(), "there is no {}", agent.display());
+        Ok(Self {
+            agent,
+            ..self.clone()
+        })
     }
 
     /// Programs that were built before, in one folder.
