@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("puts_programs_back_that_are_missing", incomplete),
     ("follows_the_pods_to_a_new_cgroup", new_cgroup),
     ("removes_maps_of_other_versions", other_versions),
+    (
+        "is_never_unguarded_while_maps_of_another_version_are_replaced",
+        other_versions_in_use,
+    ),
     ("refuses_maps_of_another_shape", other_shape),
     ("leaves_what_is_not_its_own", foreign),
     ("asks_for_a_bpf_file_system", no_bpffs),
@@ -156,6 +160,50 @@ fn other_versions() {
     assert!(!other.exists());
     // What has not changed is shared.
     assert_eq!(fs::metadata(maps.join("TAKEN-1")).unwrap().ino(), kept);
+}
+
+/// As when a new version comes, with other maps: the programs of the old one run on the old maps
+/// until each is replaced, and both are at work in between.
+fn other_versions_in_use() {
+    let mut node = Node::new();
+    let a = node.pod(UID);
+    let real = node.listen(metadata());
+    let first = Agent::start(&node);
+    drop(first.listener);
+    let maps = node.bpffs().join("kiam/maps");
+    let pinned = || -> Vec<_> {
+        let entries = fs::read_dir(&maps).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| entry.path()).collect()
+    };
+    let client = a.start(&["tcp_until", METADATA, "80", "2", "0.01"]);
+    for number in 0..10 {
+        let own = pinned();
+        let before = fs::metadata(maps.join("CONFIG-1")).unwrap().ino();
+        for map in &own {
+            let name = map.file_name().unwrap().to_str().unwrap();
+            let name = name.trim_end_matches("-1");
+            let other = format!("{name}-{}", 4_000_000_000_u32 + number);
+            fs::rename(map, maps.join(other)).unwrap();
+        }
+        let next = Programs::attach(&redirect(&node)).unwrap();
+        assert_eq!(next.attached().taken_over, 5);
+        assert_ne!(fs::metadata(maps.join("CONFIG-1")).unwrap().ino(), before);
+        assert_eq!(pinned().len(), own.len());
+        let packets = node.count(&a, || {
+            let report = a.run(&["udp", METADATA, "80"]);
+            assert_eq!(report.error.as_deref(), Some("EPERM"));
+        });
+        assert_eq!(packets, 0);
+    }
+    let report = client.end();
+    assert!(report.count.unwrap() > 20, "{report:?}");
+    assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
+    assert!(real.is_lonely());
+    // Who asks now is known by the new maps.
+    let agent = Agent::start(&node);
+    let client = a.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(UID));
+    client.end();
 }
 
 /// Another's map would be read and written beyond its bounds.
