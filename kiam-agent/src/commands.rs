@@ -93,7 +93,7 @@ pub fn attach(args: &AttachArgs) -> anyhow::Result<ExitCode> {
         attached,
     } = app::alone(args).map_err(StartError::from)?;
     let pods = pods.display();
-    if attached.is_some() {
+    if attached {
         println!("attached kiam's programs to {pods}: pods are refused until an agent runs");
     } else {
         println!("kiam's programs are at work on {pods} already");

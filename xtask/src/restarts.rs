@@ -195,8 +195,7 @@ impl fmt::Display for Report {
 /// When something happened that must not, or the sandbox fails.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
-    Programs::build_planted(NEXT_LAYOUT)?;
-    let programs = Programs::build()?;
+    let programs = Programs::build_beside(NEXT_LAYOUT)?;
     let xtask = format!("/proc/{}/exe", std::process::id());
     let report = play(args, &programs, xtask.as_ref())?;
     if args.json {
@@ -224,10 +223,11 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
     let pause = Duration::from_secs(args.seconds) / (args.times + 1);
 
     let client = client(args, &pod, xtask)?;
-    for _ in 0..args.times {
+    let times = args.times as usize;
+    for version in versions.by_ref().take(times) {
         std::thread::sleep(pause);
         let before = maps(&node)?;
-        let next = begin(&stage, &node, versions.next())?;
+        let next = begin(&stage, &node, version)?;
         ensure!(maps(&node)? != before, "both versions keep the same maps");
         agent.stop()?;
         agent = next;
@@ -236,7 +236,7 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
 
     let client = self::client(args, &pod, xtask)?;
     let (mut starts, mut deaths) = (Vec::new(), Vec::new());
-    for _ in 0..args.times {
+    for version in versions.take(times) {
         std::thread::sleep(pause.saturating_sub(DEAD));
         let killed = now();
         agent.program().signal(Signal::SIGKILL)?;
@@ -244,7 +244,7 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
         deaths.push(killed..=now());
         std::thread::sleep(DEAD);
         starts.push(now());
-        agent = begin(&stage, &node, versions.next())?;
+        agent = begin(&stage, &node, version)?;
     }
     let tries = end(client, args)?;
     let recovery = starts.iter().map(|start| recovery(&tries, *start));
@@ -263,8 +263,7 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
 
 /// Starts an agent and waits until it says that it is ready: its operator's port might be answered by
 /// the one before.
-fn begin(stage: &Stage, node: &StageNode, programs: Option<&Programs>) -> Result<Agent> {
-    let programs = programs.context("versions go on and on")?;
+fn begin(stage: &Stage, node: &StageNode, programs: &Programs) -> Result<Agent> {
     let agent = stage.launch_agent_of(programs, node, node.tls(), &[])?;
     let ready = |line: &str| line.ends_with("ready").then_some(());
     agent

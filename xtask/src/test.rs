@@ -42,8 +42,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let needs = [Need::Sandbox, Need::Kernel, Need::Sdks, Need::Browser];
     setup::prepare(&needs, args.consent)?;
-    Programs::build_planted(NEXT_LAYOUT)?;
-    let programs = Programs::build()?;
+    let programs = Programs::build_beside(NEXT_LAYOUT)?;
     let mut command = cargo();
     command.args(["test", "--locked", "--no-fail-fast"]);
     if args.more.is_empty() {

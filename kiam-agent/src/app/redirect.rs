@@ -91,8 +91,8 @@ pub(crate) struct Alone {
     pub(crate) pods: PathBuf,
     /// What is below it.
     pub(crate) known: Pods,
-    /// The programs, if they were not at work before.
-    pub(crate) attached: Option<Programs>,
+    /// Whether they were not at work before.
+    pub(crate) attached: bool,
 }
 
 /// Attaches the programs for an agent that is to come, unless an earlier one has: those may be in use by it,
@@ -104,10 +104,9 @@ pub(crate) fn alone(args: &AttachArgs) -> Result<Alone, RedirectError> {
     } = &args.node;
     let (mount, pods) = cgroups(pods_cgroup.clone())?;
     let known = Pods::new(&mount, &pods)?;
-    let attached = if kernel::guarded(&pods, bpffs)? {
-        None
-    } else {
-        let redirect = kernel::Redirect {
+    let attached = !kernel::guarded(&pods, bpffs)?;
+    if attached {
+        Programs::attach(&kernel::Redirect {
             pods: pods.clone(),
             agent,
             host_netns_cookie: own_netns_cookie()?,
@@ -116,9 +115,8 @@ pub(crate) fn alone(args: &AttachArgs) -> Result<Alone, RedirectError> {
             container: None,
             log: KernelLog::Off,
             bpffs: bpffs.clone(),
-        };
-        Some(Programs::attach(&redirect)?)
-    };
+        })?;
+    }
     Ok(Alone {
         pods,
         known,

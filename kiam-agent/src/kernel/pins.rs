@@ -268,7 +268,7 @@ fn described(bpffs: &Path, program: &str) -> Option<Description> {
     Description::of(link.as_fd()).ok()
 }
 
-/// Where the map of that name is pinned, if it is.
+/// Where the map of that name is pinned once it is, if one is kept.
 pub(super) fn map(bpffs: &Path, name: &str) -> Option<PathBuf> {
     let map = KEPT.iter().find(|map| map.name == name)?;
     Some(maps(&bpffs.join(FOLDER)).join(pin(map)))

@@ -116,6 +116,14 @@ impl Programs {
     /// # Errors
     /// When something does not compile.
     pub fn build_planted(feature: &str) -> Result<Self> {
+        Self::build_beside(feature)?.planted(feature)
+    }
+
+    /// As [`Self::build`], with such an agent beside them, for [`Self::planted`].
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build_beside(feature: &str) -> Result<Self> {
         let mut command = cargo();
         command
             .args(["build", "--quiet", "--locked", MESSAGES])
@@ -130,7 +138,7 @@ impl Programs {
         std::fs::create_dir_all(&folder)?;
         std::fs::copy(&agent, folder.join("kiam-agent"))?;
         // In its place again, so that what is planted is never taken for it.
-        Self::build()?.planted(feature)
+        Self::build()
     }
 
     /// These, with the agent that has been built with something planted into it.

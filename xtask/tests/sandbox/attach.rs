@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
         left_alone,
     ),
     (
-        "attach::these_capabilities_are_needed_and_no_others",
+        "attach::the_chart_s_capabilities_are_enough_and_one_that_is_missing_is_named",
         Needs::Programs,
         rights,
     ),
@@ -216,6 +216,7 @@ fn left_alone() -> Result<()> {
 fn rights() -> Result<()> {
     let scene = Scene::new()?;
     let holder = start("an old connection", scene.alice.place(), HOLDER)?;
+    // Not BPF, which is in SYS_ADMIN.
     for (missing, named) in [
         ("net_admin", "NET_ADMIN"),
         ("dac_read_search", "DAC_READ_SEARCH"),
