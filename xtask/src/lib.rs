@@ -7,6 +7,7 @@
 //! e2e          the whole path against a real Kubernetes API
 //! conformance  a metadata service, line by line against the real one
 //! faults       what pods notice while one part after another breaks
+//! node         real kernels and nodes, in virtual machines
 //! fuzz         property tests of what hostile bytes reach, for long
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! image        the container image
@@ -46,6 +47,7 @@ pub mod instructions;
 pub mod kiam;
 pub mod lint;
 pub mod load;
+pub mod node;
 pub mod page;
 pub mod pki;
 pub mod probe;

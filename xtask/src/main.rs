@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::{
     ask, attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, faults, fuzz,
-    image, instructions, lint, load, probe, restarts, room, steady, test,
+    image, instructions, lint, load, node, probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -44,6 +44,8 @@ enum Command {
     Workflows(deploy::WorkflowsArgs),
     /// Make nodes and pods to try something in by hand
     Sandbox(room::Args),
+    /// Try kiam on the kernels of Debian's suites, in virtual machines
+    Node(node::Args),
     /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
     Attack(attack::Args),
     /// Try what hostile bytes reach, for as long as is wanted
@@ -108,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Book(args) => deploy::book(&args),
         Command::Workflows(args) => deploy::workflows(&args),
         Command::Sandbox(args) => room::run(&args),
+        Command::Node(args) => node::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Attack(args) => attack::run(&args),

@@ -18,7 +18,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-pub use cache::{Cache, fingerprint};
+pub use cache::{Cache, Log, fingerprint};
 pub(crate) use cargo_tool::CargoTool;
 pub use plan::{Package, Plan, Step};
 pub use python::{AWS, MOTO, Python, ZIZMOR};
@@ -70,6 +70,8 @@ pub enum Need {
     Containers,
     /// Making an image of a root file system, and taking it apart.
     Image,
+    /// Virtual machines with Debian's kernels.
+    Machines,
 }
 
 /// Installs what is missing of these.
@@ -103,6 +105,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
             Need::ImageRoot => image_root(&mut plan),
             Need::Image => image(&mut plan),
+            Need::Machines => crate::node::plan(&mut plan),
             Need::Instructions => instructions(&mut plan),
             Need::SystemCalls => system_calls(&mut plan),
             Need::Containers => containers(&mut plan),

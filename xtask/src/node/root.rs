@@ -1,0 +1,223 @@
+//! Root file system of machines: Debian's development suite with what a Kubernetes node has. It is
+//! made once and never written to: each run writes to an overlay.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::debian::{LATE_MIRROR, SID, check_keyring};
+use super::{Architecture, disk};
+use crate::setup::{Cache, Log, Plan, Step, fingerprint};
+
+/// What is installed beside Debian's essential packages.
+const PACKAGES: &[&str] = &[
+    "bpftool",
+    "ca-certificates",
+    "conntrack",
+    "containerd",
+    "containernetworking-plugins",
+    "curl",
+    "dbus",
+    "ebtables",
+    "ethtool",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "kmod",
+    "mount",
+    "nftables",
+    "openssh-server",
+    "procps",
+    "python3",
+    "runc",
+    "socat",
+    "systemd",
+    "systemd-sysv",
+    "tcpdump",
+    "udev",
+    "util-linux",
+];
+/// What a node may write: images, logs, containers.
+const SPARE_MIB: u64 = 8192;
+/// What making it takes, packages included.
+const TAKES_MIB: u64 = 2500;
+
+/// Files of ours: path, mode, content.
+const FILES: &[(&str, u32, &str)] = &[
+    (
+        "usr/local/sbin/kiam-init",
+        0o755,
+        include_str!("root/init.sh"),
+    ),
+    (
+        "usr/local/sbin/kiam-network",
+        0o755,
+        include_str!("root/network.sh"),
+    ),
+    (
+        "etc/systemd/system/kiam-network.service",
+        0o644,
+        include_str!("root/network.service"),
+    ),
+    (
+        "etc/systemd/system/kiam-ready.service",
+        0o644,
+        include_str!("root/ready.service"),
+    ),
+    (
+        "etc/systemd/system.conf.d/kiam.conf",
+        0o644,
+        include_str!("root/system.conf"),
+    ),
+    (
+        "etc/ssh/sshd_config.d/kiam.conf",
+        0o644,
+        include_str!("root/sshd.conf"),
+    ),
+    ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n"),
+    ("etc/hostname", 0o644, "node\n"),
+    ("etc/fstab", 0o644, "/dev/vda / ext4 defaults 0 0\n"),
+];
+const ENABLED: &[&str] = &["kiam-network", "kiam-ready"];
+/// What a node in a room without the Internet would only wait for.
+const MASKED: &[&str] = &[
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-firstboot.service",
+    "systemd-networkd-wait-online.service",
+    "systemd-resolved.service",
+    "systemd-timesyncd.service",
+];
+
+/// A root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    folder: PathBuf,
+}
+
+fn cache(architecture: Architecture) -> Cache {
+    let mut parts = vec![SID.name()];
+    parts.extend(PACKAGES);
+    parts.extend(FILES.iter().flat_map(|(path, _, text)| [*path, *text]));
+    parts.extend(ENABLED.iter().chain(MASKED));
+    Cache::new(&format!("node-root-{architecture}-{}", fingerprint(&parts)))
+}
+
+/// Adds it, if it is missing.
+pub(super) fn plan(architecture: Architecture, plan: &mut Plan) {
+    let cache = cache(architecture);
+    if cache.is_complete() {
+        return;
+    }
+    plan.step(Step {
+        what: format!(
+            "root file system of Debian {} ({architecture}), made by mmdebstrap into {}",
+            SID.name(),
+            cache.path().display()
+        ),
+        why: "what nodes in virtual machines start from",
+        about: Some(Duration::from_secs(180)),
+        run: Box::new(move || cache.fill(|folder, log| make(architecture, folder, log))),
+    });
+}
+
+fn make(architecture: Architecture, folder: &Path, log: &Log) -> Result<()> {
+    check_keyring()?;
+    disk::check_room(folder, TAKES_MIB)?;
+    let root = folder.join("root");
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args(["--variant=minbase", "--mode=root", "--quiet"])
+        .arg(format!("--architectures={architecture}"))
+        .args(["Acquire::Languages=none", "Acquire::Retries=3", LATE_MIRROR].map(aptopt))
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(SID.name())
+        .arg(&root)
+        .arg(SID.source());
+    log.exec(&mut command)?;
+    log.exec(
+        Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "kiam", "-f"])
+            .arg(folder.join("key")),
+    )?;
+    furnish(&root, &folder.join("key.pub"))?;
+    disk::make(&root, &folder.join("root.img"), SPARE_MIB, true)?;
+    std::fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))
+}
+
+/// Option of apt's as mmdebstrap takes it: a line of apt.conf.
+fn aptopt(option: &str) -> String {
+    let (name, value) = option.split_once('=').unwrap_or((option, "true"));
+    format!("--aptopt={name} \"{value}\"")
+}
+
+fn furnish(root: &Path, key: &Path) -> Result<()> {
+    for (path, mode, content) in FILES {
+        let path = root.join(path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&path, content)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::set_permissions(&path, Permissions::from_mode(*mode))?;
+    }
+    let units = root.join("etc/systemd/system");
+    let wants = units.join("multi-user.target.wants");
+    std::fs::create_dir_all(&wants)?;
+    for unit in ENABLED {
+        let name = format!("{unit}.service");
+        symlink(Path::new("..").join(&name), wants.join(&name))?;
+    }
+    for unit in MASKED {
+        let path = units.join(unit);
+        let _ = std::fs::remove_file(&path);
+        symlink("/dev/null", path)?;
+    }
+    let ssh = root.join("root/.ssh");
+    std::fs::create_dir_all(&ssh)?;
+    std::fs::set_permissions(&ssh, Permissions::from_mode(0o700))?;
+    std::fs::copy(key, ssh.join("authorized_keys"))?;
+    for folder in ["mnt/kiam", "usr/lib/modules"] {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    // One machine is not another, but none has to find out who it is at its first start.
+    std::fs::write(
+        root.join("etc/machine-id"),
+        "6b69616d6b69616d6b69616d6b69616d\n",
+    )?;
+    Ok(())
+}
+
+impl Root {
+    /// The root file system, which has been made.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn get(architecture: Architecture) -> Result<Self> {
+        let cache = cache(architecture);
+        ensure!(
+            cache.is_complete(),
+            "the nodes' root file system is not made yet"
+        );
+        Ok(Self {
+            folder: cache.path().to_owned(),
+        })
+    }
+
+    pub(super) fn image(&self) -> PathBuf {
+        self.folder.join("root.img")
+    }
+
+    /// Key that root is logged in with.
+    pub(super) fn key(&self) -> PathBuf {
+        self.folder.join("key")
+    }
+}
