@@ -1,14 +1,16 @@
 //! `kiam-agent doctor`: whether this node can be guarded, and if not, what to do.
 //!
 //! ```text
-//! machine    the kernel's version, its description of itself, the capabilities
-//! programs   cgroups, BPF file system, a load without attaching, others on the same hooks
-//! network    the node's address, rules that others have left, the real metadata service
-//! server     certificates, and a handshake with the server
+//! machine        the kernel's version, its description of itself
+//! capabilities   what this process has, and a load without attaching by the agent's alone
+//! programs       cgroups, BPF file system, others on the same hooks
+//! network        the node's address, rules that others have left, the real metadata service
+//! server         certificates, and a handshake with the server
 //! ```
 //!
 //! It changes nothing.
 
+mod capabilities;
 mod machine;
 mod network;
 mod programs;
@@ -109,6 +111,7 @@ impl fmt::Display for Report {
 /// Makes all checks that the flags allow.
 pub async fn examine(args: &DoctorArgs) -> Report {
     let mut findings = machine::findings();
+    findings.push(capabilities::finding());
     findings.extend(programs::findings(args));
     findings.extend(network::findings(args).await);
     findings.extend(server::findings(args).await);

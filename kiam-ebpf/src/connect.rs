@@ -33,15 +33,16 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
         ip if ip == container_v4() => REDIRECTED_CONTAINER,
         _ => return PROCEED,
     };
-    match decide(&ctx, Hook::Connect4, address, asked) {
-        Ok(Some((host, port))) => {
-            address.user_ip4 = host;
-            address.user_port = port;
-            PROCEED
-        }
-        Ok(None) => PROCEED,
-        Err(verdict) => refuse(Hook::Connect4, verdict, About::Caller),
+    let decision = decide(&ctx, address, asked);
+    if decision.verdict.is_refusal() {
+        return refuse(Hook::Connect4, decision.verdict, About::Caller);
     }
+    count(Hook::Connect4, decision.verdict, About::Caller);
+    if decision.verdict == Verdict::Redirected {
+        address.user_ip4 = decision.host;
+        address.user_port = decision.port;
+    }
+    PROCEED
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -73,72 +74,101 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     } else {
         return PROCEED;
     };
-    match decide(&ctx, Hook::Connect6, address, asked) {
-        Ok(Some((host, port))) => {
-            // The agent is on IPv4. A socket that is for IPv6 alone cannot follow, and fails.
-            address.user_ip6[0] = MAPPED_PREFIX[0];
-            address.user_ip6[1] = MAPPED_PREFIX[1];
-            address.user_ip6[2] = MAPPED_PREFIX[2];
-            address.user_ip6[3] = host;
-            address.user_port = port;
-            PROCEED
-        }
-        Ok(None) => PROCEED,
-        Err(verdict) => refuse(Hook::Connect6, verdict, About::Caller),
+    let decision = decide(&ctx, address, asked);
+    if decision.verdict.is_refusal() {
+        return refuse(Hook::Connect6, decision.verdict, About::Caller);
+    }
+    count(Hook::Connect6, decision.verdict, About::Caller);
+    if decision.verdict == Verdict::Redirected {
+        // The agent is on IPv4. A socket that is for IPv6 alone cannot follow, and fails.
+        address.user_ip6[0] = MAPPED_PREFIX[0];
+        address.user_ip6[1] = MAPPED_PREFIX[1];
+        address.user_ip6[2] = MAPPED_PREFIX[2];
+        address.user_ip6[3] = decision.host;
+        address.user_port = decision.port;
+    }
+    PROCEED
+}
+
+/// Outcome of a connect to the metadata service.
+///
+/// Every field always has a value, unlike in an enum: speculation may read those of another variant
+/// (see [`events`](crate::events)).
+#[derive(Clone, Copy)]
+struct Decision {
+    verdict: Verdict,
+    /// Address of the agent, in network byte order.
+    host: u32,
+    /// Port of the agent, in network byte order.
+    port: u32,
+}
+
+/// Decides where a connect to the metadata service goes: to the agent, where it was going
+/// (`HostNetwork`), or nowhere.
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, address: &bpf_sock_addr, asked: u32) -> Decision {
+    let Some(config) = config() else {
+        return Decision {
+            verdict: Verdict::Unconfigured,
+            host: 0,
+            port: 0,
+        };
+    };
+    Decision {
+        verdict: judge(ctx, address, config, asked),
+        host: config.host_v4,
+        port: u32::from(config.port),
     }
 }
 
-/// Where a connect to the metadata service goes: to the agent, where it was going (`None`), or
-/// nowhere.
 #[inline(always)]
-fn decide(
-    ctx: &SockAddrContext,
-    hook: Hook,
-    address: &bpf_sock_addr,
-    asked: u32,
-) -> Result<Option<(u32, u32)>, Verdict> {
-    let Some(config) = config() else {
-        return Err(Verdict::Unconfigured);
-    };
+fn judge(ctx: &SockAddrContext, address: &bpf_sock_addr, config: &Config, asked: u32) -> Verdict {
     // SAFETY: the helper takes the context of this program type (since Linux 5.7).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if netns == config.host_netns_cookie {
         match host_pod(config) {
-            Some(host_pod::AGENT) => {}
-            None if config.host_network == host_network::REFUSED => {
-                return Err(Verdict::ConnectRefused);
+            host_pod::AGENT => {}
+            NO_HOST_POD if config.host_network == host_network::REFUSED => {
+                return Verdict::ConnectRefused;
             }
             _ => {
                 note(ctx, HOST_NETWORK);
-                count(hook, Verdict::HostNetwork, About::Caller);
-                return Ok(None);
+                return Verdict::HostNetwork;
             }
         }
     }
     let (kind, protocol, port) = (address.type_, address.protocol, address.user_port);
     let tcp = kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
     if !tcp || port != METADATA_PORT as u32 {
-        return Err(Verdict::ConnectRefused);
+        return Verdict::ConnectRefused;
     }
     note(ctx, asked);
-    count(hook, Verdict::Redirected, About::Caller);
-    Ok(Some((config.host_v4, config.port as u32)))
+    Verdict::Redirected
 }
 
-/// What the agent has said of the `hostNetwork` pod that connects.
+/// None of [`host_pod`]: the agent has said nothing of the pod.
+const NO_HOST_POD: u32 = 0;
+
+/// Returns what the agent has said of the `hostNetwork` pod that connects.
 #[inline(never)]
-fn host_pod(config: &Config) -> Option<u32> {
+fn host_pod(config: &Config) -> u32 {
     // SAFETY: a helper that takes a level only (since Linux 5.7).
     let ancestor = |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-    let level = (0..MAX_PODS_LEVEL).find(|level| ancestor(*level) == config.pods_cgroup)?;
+    let mut level = 0;
+    while ancestor(level) != config.pods_cgroup {
+        level += 1;
+        if level == MAX_PODS_LEVEL {
+            return NO_HOST_POD;
+        }
+    }
     // The pod's cgroup is in that of its class of service, if that has one.
     for level in [level + 1, level + 2] {
         // SAFETY: read at once.
         if let Some(fate) = unsafe { HOST_PODS.get(&ancestor(level)) } {
-            return Some(*fate);
+            return *fate;
         }
     }
-    None
+    NO_HOST_POD
 }
 
 /// Remembers a socket's fate as long as it lives.

@@ -1,43 +1,61 @@
-//! What the programs decide, one by one, for whoever listens. Where nobody does the verifier takes
-//! all of it out, as the level is a constant to it: then it costs nothing, and needs no newer kernel.
+//! Decisions of the programs, one by one, for whoever listens.
+//!
+//! The level is a constant to the verifier, which removes all of this where nobody does. An event
+//! is a whole value that one helper copies: without `CAP_PERFMON` the verifier walks these branches
+//! too, as speculation may (`sanitize_speculative_path` in kernel/bpf/verifier.c), and before Linux
+//! 6.17 an error there refuses the program.
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::btf_maps::RingBuf;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_skb_cgroup_id};
-use aya_log_ebpf::log;
-use aya_log_ebpf::macro_support::{Level, level_enabled};
-use kiam_ebpf::{Hook, Verdict};
+use aya_ebpf::macros::btf_map;
+use kiam_ebpf::{EVENTS_SIZE, Event, Hook, Verdict, event_level};
 
-/// Who is decided about.
+#[btf_map]
+static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
+
+/// [`kiam_ebpf::EVENT_LEVEL`].
+#[unsafe(no_mangle)]
+static EVENT_LEVEL: u32 = event_level::OFF;
+
+/// Subject of a decision.
 #[derive(Clone, Copy)]
 pub(crate) enum About {
     /// The process that runs.
     Caller,
-    /// Whoever sends this packet.
+    /// The sender of this packet.
     Sender(*mut __sk_buff),
 }
 
-/// Tells one decision.
+/// Reports one decision.
 #[inline(always)]
-pub(crate) fn tell(hook: Hook, verdict: Verdict, about: About) {
+pub(crate) fn report(hook: Hook, verdict: Verdict, about: About) {
     let level = if verdict.is_refusal() {
-        Level::Info
+        event_level::REFUSED
     } else {
-        Level::Debug
+        event_level::ALL
     };
-    if level_enabled(level) {
-        // SAFETY: helpers of the program types that each is about (since Linux 4.18).
-        let cgroup = unsafe {
-            match about {
-                About::Caller => bpf_get_current_cgroup_id(),
-                About::Sender(packet) => bpf_skb_cgroup_id(packet),
-            }
-        };
-        told(hook as u32, verdict as u32, cgroup, level);
+    // SAFETY: an aligned constant; volatile, as the compiler must not know its value.
+    if level > unsafe { core::ptr::read_volatile(&raw const EVENT_LEVEL) } {
+        return;
     }
+    // SAFETY: helpers of the program types that each is about (since Linux 4.18).
+    let cgroup = unsafe {
+        match about {
+            About::Caller => bpf_get_current_cgroup_id(),
+            About::Sender(packet) => bpf_skb_cgroup_id(packet),
+        }
+    };
+    submit(hook as u32, verdict as u32, cgroup);
 }
 
 #[inline(never)]
-fn told(hook: u32, verdict: u32, cgroup: u64, level: Level) {
-    // Numbers, which the agent has the names of.
-    log!((), level, "{} {} {}", hook, verdict, cgroup);
+fn submit(hook: u32, verdict: u32, cgroup: u64) {
+    let event = Event {
+        hook,
+        verdict,
+        cgroup,
+    };
+    // A full buffer loses the event; the verdict is counted in any case.
+    let _full = EVENTS.output(event, 0);
 }

@@ -21,9 +21,6 @@ const ACK: u8 = 0x10;
 /// RFC 8200: the destination's offset in the header.
 const IPV6_DESTINATION: usize = 24;
 
-/// RFC 791: with all the options that there is room for.
-const MAX_IPV4: usize = 60;
-
 #[cgroup_skb(egress)]
 pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
     // The program sees packets from the network header on, which no packet is shorter than.
@@ -77,24 +74,47 @@ fn guard_v6(ctx: &SkBuffContext) -> i32 {
     PROCEED
 }
 
-/// Whether the metadata service is in the header's options: a source route goes by way of the
-/// destination to an address there (RFC 791).
+/// Returns whether the metadata service is in the header's options: a source route goes by way of
+/// the destination to an address there (RFC 791). An address may start at any byte. Options that
+/// cannot be read count as such a route.
+///
+/// The words are written out: a loop would be left too late by speculation, which the verifier
+/// refuses before Linux 6.17 (see [`events`](crate::events)).
 #[inline(never)]
 fn routes_to_metadata(ctx: &SkBuffContext, length: usize) -> bool {
-    let mut last: u32 = 0;
-    for at in size_of::<Ipv4>()..MAX_IPV4 {
-        if at >= length {
-            return false;
-        }
-        let Ok(byte) = ctx.load::<u8>(at) else {
-            return false;
-        };
-        last = last << 8 | u32::from(byte);
-        if last == u32::from_be(METADATA_V4) {
-            return true;
-        }
+    let mut before = 0;
+    macro_rules! look_at_words {
+        ($($offset:literal)*) => {$(
+            if length <= $offset {
+                return false;
+            }
+            let Ok(word) = ctx.load::<u32>($offset) else {
+                return true;
+            };
+            if ends_in(before, word) {
+                return true;
+            }
+            before = word;
+        )*};
     }
-    false
+    look_at_words!(20 24 28 32 36 40 44 48 52);
+    length > 56
+        && match ctx.load::<u32>(56) {
+            Ok(word) => ends_in(before, word),
+            Err(_unreadable) => true,
+        }
+}
+
+/// Returns whether the metadata service's address ends in this word of the packet, and starts there
+/// or in the one before.
+#[inline(always)]
+fn ends_in(before: u32, word: u32) -> bool {
+    const METADATA: u32 = u32::from_be(METADATA_V4);
+    let both = u64::from(u32::from_be(before)) << 32 | u64::from(u32::from_be(word));
+    both as u32 == METADATA
+        || (both >> 8) as u32 == METADATA
+        || (both >> 16) as u32 == METADATA
+        || (both >> 24) as u32 == METADATA
 }
 
 /// Only a socket of the node's own namespace, which connect let through, may; or all, if the agent

@@ -39,6 +39,8 @@ pub mod maps {
     pub const HOST_PODS: &str = "HOST_PODS";
     /// How many connections from before the programs have been closed.
     pub const CLOSED: &str = "CLOSED";
+    /// A ring buffer of [`Event`](super::Event)s. It ends with the agent that loaded it.
+    pub const EVENTS: &str = "EVENTS";
 
     /// A map that outlives the agent. What is in it has a version: agents and programs of the same one
     /// share the map, others each have their own.
@@ -135,9 +137,22 @@ pub const METADATA_PORT: u16 = u16::from_ne_bytes(80_u16.to_be_bytes());
 /// network byte order: where containers' SDKs ask. [`METADATA_V4`] if there is none.
 pub const CONTAINER_V4: &str = "CONTAINER_V4";
 
-/// The name of the constant that says down to which level decisions are told: `0` for none, and
-/// by `aya-log`'s numbers.
-pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+/// The name of the program's constant that says which decisions become [`Event`]s: one of
+/// [`event_level`].
+pub const EVENT_LEVEL: &str = "EVENT_LEVEL";
+
+/// Which decisions become [`Event`]s.
+pub mod event_level {
+    /// None.
+    pub const OFF: u32 = 0;
+    /// Refusals: [`Verdict::is_refusal`](super::Verdict::is_refusal).
+    pub const REFUSED: u32 = 1;
+    /// All.
+    pub const ALL: u32 = 2;
+}
+
+/// Size of the ring buffer of [`Event`]s, in bytes: a power of two, and whole pages.
+pub const EVENTS_SIZE: u32 = 128 * 1024;
 
 /// The version of [`Config`] and of the counts of verdicts. A planted one is the next version's, for tests
 /// of what becomes of a node that goes from the one to the other.
@@ -264,6 +279,18 @@ pub struct Attestation {
     pub share: u64,
     /// When its SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
+}
+
+/// One decision of a program.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// A [`Hook`], by its number.
+    pub hook: u32,
+    /// A [`Verdict`], by its number.
+    pub verdict: u32,
+    /// The id of the cgroup that the decision is about.
+    pub cgroup: u64,
 }
 
 /// Where a program is attached that counts what it does.

@@ -8,7 +8,7 @@ use kiam_ebpf::{
     METADATA_V4, Verdict, count_index,
 };
 
-use crate::events::{About, tell};
+use crate::events::{About, report};
 
 /// What a hook answers: let it be, as it may have been rewritten.
 pub(crate) const PROCEED: i32 = 1;
@@ -82,7 +82,7 @@ pub(crate) fn config() -> Option<&'static Config> {
 
 #[inline(always)]
 pub(crate) fn count(hook: Hook, verdict: Verdict, about: About) {
-    tell(hook, verdict, about);
+    report(hook, verdict, about);
     if let Some(count) = VERDICTS.get_ptr_mut(count_index(hook, verdict)) {
         // SAFETY: this CPU's own slot of the map, which lives as long as the program.
         unsafe { *count += 1 };

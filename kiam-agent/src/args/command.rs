@@ -99,6 +99,17 @@ pub struct DoctorArgs {
     )]
     pub node: NodeFlags,
 
+    /// Capabilities that the agent has beside its own, as agent.extraCapabilities of the chart gives them: the kernel
+    /// programs are loaded with these and the agent's alone
+    #[arg(
+        long = "extra-capability",
+        env = "EXTRA_CAPABILITIES",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = capability
+    )]
+    pub extra_capabilities: Vec<caps::Capability>,
+
     /// The server; not checked if not given
     #[arg(long, value_name = "HOST:PORT")]
     pub server_address: Option<ServerAddress>,
@@ -126,4 +137,12 @@ pub struct CleanupArgs {
     /// The BPF file system that the agent was given
     #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
     pub bpffs: PathBuf,
+}
+
+/// Parses a capability, named as in a pod's securityContext: `PERFMON`, or `CAP_PERFMON`.
+fn capability(name: &str) -> Result<caps::Capability, String> {
+    let full = format!("CAP_{}", name.trim().trim_start_matches("CAP_"));
+    full.parse().map_err(|_unknown: caps::errors::CapsError| {
+        format!("there is no capability {name}; see capabilities(7)")
+    })
 }

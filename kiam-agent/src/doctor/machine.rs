@@ -1,4 +1,4 @@
-//! The machine: the kernel's version, its description of itself, and what this process may.
+//! The machine: the kernel's version, and its description of itself.
 
 use std::path::Path;
 
@@ -10,14 +10,10 @@ use super::Finding;
 const OLDEST: (u32, u32) = (5, 14);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the agent needs, by its number (include/uapi/linux/capability.h).
-const CAPABILITIES: [(&str, u32); 3] = [("DAC_READ_SEARCH", 2), ("NET_ADMIN", 12), ("BPF", 39)];
-
 pub(super) fn findings() -> Vec<Finding> {
     let release = uname().map(|name| name.release().to_string_lossy().into_owned());
     let release = release.unwrap_or_default();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    vec![kernel(&release), btf(Path::new(BTF)), capabilities(&status)]
+    vec![kernel(&release), btf(Path::new(BTF))]
 }
 
 fn kernel(release: &str) -> Finding {
@@ -56,33 +52,6 @@ fn btf(path: &Path) -> Finding {
     )
 }
 
-fn capabilities(status: &str) -> Finding {
-    const CHECK: &str = "capabilities";
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-    let Some(effective) = effective else {
-        return Finding::warn(
-            CHECK,
-            "/proc/self/status does not tell them",
-            "mount the node's /proc into the container",
-        );
-    };
-    let missing: Vec<_> = CAPABILITIES
-        .into_iter()
-        .filter(|(_, number)| effective & (1 << number) == 0)
-        .map(|(name, _)| name)
-        .collect();
-    if missing.is_empty() {
-        let all = CAPABILITIES.map(|(name, _)| name).join(", ");
-        return Finding::ok(CHECK, format!("{all} are there"));
-    }
-    Finding::fail(
-        CHECK,
-        format!("{} missing", missing.join(", ")),
-        "add them to the container's securityContext.capabilities",
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::State;
@@ -101,16 +70,5 @@ mod tests {
         ] {
             assert_eq!(kernel(release).state, state, "{release}");
         }
-    }
-
-    #[test]
-    fn missing_capabilities_are_named() {
-        let all = capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n");
-        assert_eq!(all.state, State::Ok, "{all:?}");
-        // As a container has them by default.
-        let few = capabilities("CapEff:\t00000000a80425fb\n");
-        assert_eq!(few.state, State::Fail);
-        assert_eq!(few.found, "DAC_READ_SEARCH, NET_ADMIN, BPF missing");
-        assert_eq!(capabilities("").state, State::Warn);
     }
 }

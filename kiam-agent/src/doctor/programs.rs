@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Finding;
+use super::{Finding, capabilities};
 use crate::args::DoctorArgs;
 use crate::kernel::cgroup::Mount;
 use crate::kernel::{self, Others};
@@ -12,7 +12,7 @@ pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let (cgroups, pods) = cgroups(args.node.pods_cgroup.as_deref());
     let mut findings = cgroups;
     findings.push(bpffs(&args.node.bpffs));
-    findings.push(verifier());
+    findings.push(capabilities::verifier(&args.extra_capabilities));
     if let Some(pods) = pods {
         findings.push(hooks(&pods, &args.node.bpffs));
     }
@@ -65,14 +65,6 @@ fn bpffs(path: &Path) -> Finding {
                 path.display()
             ),
         ),
-        Err(error) => Finding::error(CHECK, &error),
-    }
-}
-
-fn verifier() -> Finding {
-    const CHECK: &str = "kernel programs";
-    match kernel::verify() {
-        Ok(()) => Finding::ok(CHECK, "the kernel's verifier accepts all of them"),
         Err(error) => Finding::error(CHECK, &error),
     }
 }

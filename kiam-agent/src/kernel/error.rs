@@ -17,7 +17,7 @@ use super::pins::PinsError;
 pub enum KernelError {
     /// What the programs tell cannot be read.
     #[error("cannot read what the kernel programs tell (--kernel-log): {0}")]
-    Events(String),
+    Events(#[source] std::io::Error),
     /// The agent was built without the programs.
     #[error(
         "this agent was built without its kernel programs; run `cargo xtask build-ebpf`, then build it again"

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{BtfError, Ebpf, EbpfLoader};
+use clap::ValueEnum as _;
 use kiam_ebpf::{
-    CONTAINER_V4, Config, Hook, LAYOUT, LOG_LEVEL, Verdict, count_index, egress, host_network, maps,
+    CONTAINER_V4, Config, EVENT_LEVEL, Hook, LAYOUT, Verdict, count_index, egress, host_network,
+    maps,
 };
 
 use super::attestor::{Attestor, Notes, Taken};
@@ -218,12 +220,18 @@ impl Programs {
     }
 }
 
-/// Asks the kernel whether it accepts all programs, and attaches none.
+/// Asks the kernel whether it accepts all programs, whatever they are to report, and attaches none.
 ///
 /// # Errors
 /// When it does not.
 pub fn verify() -> Result<(), KernelError> {
-    links::load_all(&mut load(None, Constants::default())?)
+    KernelLog::value_variants().iter().try_for_each(|log| {
+        let constants = Constants {
+            container: None,
+            log: *log,
+        };
+        links::load_all(&mut load(None, constants)?)
+    })
 }
 
 /// What the programs are loaded for: constants to the verifier, which takes out what they rule out.
@@ -247,7 +255,7 @@ fn load(pins: Option<&Pins>, constants: Constants) -> Result<Ebpf, KernelError> 
     let level = constants.log.level();
     // Reads the kernel's BTF by itself: megabytes, of which nothing is kept.
     let mut loader = EbpfLoader::new();
-    loader.override_global(LOG_LEVEL, &level, true);
+    loader.override_global(EVENT_LEVEL, &level, true);
     if let Some(container) = &container {
         loader.override_global(CONTAINER_V4, container, true);
     }

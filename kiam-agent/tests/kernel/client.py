@@ -191,6 +191,32 @@ def source_route(hop, port):
     report()
 
 
+def options(hop, port):
+    """Packets to a hop with the metadata service at each place in their options, and with none.
+
+    Counts those with it that leave, and fails where one without does not.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    addresses = socket.inet_aton("10.99.0.2") + socket.inet_aton(hop)
+    datagram = struct.pack("!HHHH", 40000, int(port), 8, 0)
+    no_operation, metadata = b"\x01", socket.inet_aton(METADATA)
+
+    def send(options):
+        header = struct.pack("!BBHHHBBH", 0x45 + len(options) // 4, 0, 0, 1, 0, 64, 17, 0)
+        sock.sendto(header + addresses + options + datagram, (hop, 0))
+
+    left = 0
+    for size in range(4, 44, 4):
+        send(no_operation * size)
+        for start in range(size - 3):
+            try:
+                send(no_operation * start + metadata + no_operation * (size - start - 4))
+                left += 1
+            except PermissionError:
+                pass
+    report(count=left)
+
+
 def sniff(marker):
     """Counts the packets to the metadata service that arrive here, until the marker does."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.ntohs(3))

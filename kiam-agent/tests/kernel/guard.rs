@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
         no_packet_unconfigured,
     ),
     ("lets_packets_out_when_told_to", open),
+    ("finds_the_metadata_service_anywhere_in_ip_options", options),
 ];
 
 const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
@@ -77,6 +78,25 @@ fn open() {
     // The next agent guards again.
     let agent = Agent::start(&node);
     refused(&node, &pod);
+    drop(agent);
+}
+
+fn options() {
+    let mut node = Node::new();
+    let pod = node.pod(UID);
+    let attempt = ["options", "10.99.0.1", "80"];
+    // One to thirty-seven places in each of ten sizes.
+    assert_eq!(
+        pod.run(&attempt).count,
+        Some((0..10).map(|n| 4 * n + 1).sum())
+    );
+    let agent = Agent::start(&node);
+    let report = pod.run(&attempt);
+    assert_eq!(
+        (report.count, &report.error),
+        (Some(0), &None),
+        "{report:?}"
+    );
     drop(agent);
 }
 

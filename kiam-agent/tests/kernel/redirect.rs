@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 
 use kiam_agent::kernel::{KernelLog, Programs, Redirect};
-use kiam_ebpf::Verdict;
+use kiam_ebpf::{Hook, Verdict};
 
 use crate::Test;
 use crate::agent::{Agent, pod, redirect};
@@ -95,12 +95,26 @@ fn tells() {
             },
         );
         // Loaded and attached at every level, and each does its work.
-        assert_eq!(agent.programs.take_events().is_some(), listens, "{log:?}");
+        let events = agent.programs.take_events();
+        assert_eq!(events.is_some(), listens, "{log:?}");
         let report = a.run(&["tcp", METADATA, "443", "timeout=0.2"]);
         assert_eq!(report.error.as_deref(), Some("EPERM"), "{log:?}");
         let client = a.start(&["tcp", METADATA, "80"]);
         assert_eq!(agent.answer(), pod(A), "{log:?}");
         assert_eq!(client.end().heard.as_deref(), Some(A), "{log:?}");
+        if let Some(mut events) = events {
+            let cgroup = a.cgroup_id();
+            let refused = (Hook::Connect4, Verdict::ConnectRefused, cgroup);
+            let expected = match log {
+                KernelLog::All => vec![
+                    refused,
+                    (Hook::Connect4, Verdict::Redirected, cgroup),
+                    (Hook::Egress, Verdict::Attested, cgroup),
+                ],
+                KernelLog::Refused | KernelLog::Off => vec![refused],
+            };
+            assert_eq!(runtime.block_on(events.next()).unwrap(), expected);
+        }
     }
 }
 
