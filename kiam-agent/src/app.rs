@@ -28,6 +28,7 @@ use crate::metadata::{self, Listening, MetadataMetrics, Sources, V1Users};
 use crate::self_check::SelfCheck;
 use crate::status::{Setting, Status};
 use crate::stream::{self, Client, Pace, StreamMetrics, TlsDial};
+use crate::token_key::TokenKey;
 use crate::view::{Projection, View};
 
 /// What is awaited last.
@@ -87,6 +88,8 @@ pub struct Redirected {
     pub identify: Arc<dyn Identify>,
     /// What is to be checked before the agent is ready.
     pub check: Option<SelfCheck>,
+    /// What tokens are made with, by this agent and the next.
+    pub token_key: TokenKey,
     /// Whether pods can no longer reach the real metadata service.
     pub guarded: bool,
     /// What is to be done for that while the agent runs, until it is told to stop.
@@ -182,6 +185,7 @@ pub async fn build_with(
 
     let Redirected {
         identify,
+        token_key,
         check,
         guarded,
         upkeep,
@@ -243,6 +247,7 @@ pub async fn build_with(
     let sources = Sources {
         clock: Arc::new(SystemTime::now),
         identify,
+        token_key,
         standing: client.standing(),
         v1_users,
         metrics: MetadataMetrics::new(&registry)?,

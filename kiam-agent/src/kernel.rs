@@ -12,6 +12,7 @@
 //! metrics     what the programs count
 //! events      what they decide, one by one
 //! closed      how many connections from before them were closed
+//! token_key   the key of tokens, which outlives the agent
 //! sys         the kernel's calls that aya has not
 //! ```
 //!
@@ -30,6 +31,7 @@ mod object;
 mod pins;
 mod programs;
 mod sys;
+mod token_key;
 
 pub use attestor::{Attested, Attestor};
 pub use closed::ClosedCount;
@@ -41,3 +43,4 @@ pub use metrics::KernelMetrics;
 pub use netns::{NetnsError, own_netns_cookie};
 pub use pins::{BPFFS, PinsError, Removed, cleanup, pinned};
 pub use programs::{Programs, Redirect, verify};
+pub use token_key::token_key;

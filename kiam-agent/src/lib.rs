@@ -21,4 +21,5 @@ pub mod route_guard;
 pub mod self_check;
 pub mod status;
 pub mod stream;
+pub mod token_key;
 pub mod view;

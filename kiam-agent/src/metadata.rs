@@ -53,6 +53,7 @@ pub use v1_users::{V1Use, V1Users};
 use crate::args::ImdsV2;
 use crate::caller::{Identify, PodRef};
 use crate::stream::Standings;
+use crate::token_key::TokenKey;
 use crate::view::View;
 use passthrough::Upstream;
 use places::Places;
@@ -134,6 +135,8 @@ pub struct Sources {
     pub view: View,
     /// Who is calling.
     pub identify: Arc<dyn Identify>,
+    /// What tokens are made with.
+    pub token_key: TokenKey,
     /// How the agent stands with the servers.
     pub standing: Standings,
     /// Where those are counted who ask without a token.
@@ -265,6 +268,7 @@ impl Shared {
             clock,
             view,
             identify,
+            token_key,
             standing,
             v1_users,
             metrics,
@@ -281,7 +285,7 @@ impl Shared {
             standing,
             v1_users,
             metrics,
-            tokens: Tokens::new(),
+            tokens: Tokens::new(&token_key),
             refusal_log: RefusalLog::default(),
         }
     }

@@ -12,6 +12,7 @@ use clap::Parser as _;
 use kiam_agent::app::{self, Bound, Redirected, StartError};
 use kiam_agent::args::Args;
 use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
+use kiam_agent::token_key::TokenKey;
 use rcgen::{CertificateParams, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,6 +30,7 @@ async fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
     Ok(Redirected {
         check: None,
         identify: Arc::new(OnePod),
+        token_key: TokenKey::random(),
         guarded: true,
         upkeep: Box::new(|_view, stop| Box::pin(stop.cancelled_owned())),
         metrics: Vec::new(),

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
 use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
 use kiam_agent::stream::Standing;
+use kiam_agent::token_key::TokenKey;
 use kiam_agent::view::{Decision, PodFacts, Projection, Uid, Update};
 use kiam_common::credentials::SessionCredentials;
 use kiam_common::role::RoleArn;
@@ -100,6 +101,7 @@ async fn run(requests: u64) -> Result<()> {
     let sources = Sources {
         clock: Arc::new(SystemTime::now),
         identify: Arc::new(OnePod),
+        token_key: TokenKey::random(),
         standing,
         v1_users: V1Users::new(view.clone(), &registry)?,
         metrics: MetadataMetrics::new(&registry)?,

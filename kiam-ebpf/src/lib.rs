@@ -41,6 +41,8 @@ pub mod maps {
     pub const CLOSED: &str = "CLOSED";
     /// A ring buffer of [`Event`](super::Event)s. It ends with the agent that loaded it.
     pub const EVENTS: &str = "EVENTS";
+    /// The key of the tokens that agents give, once there is one.
+    pub const TOKEN_KEY: &str = "TOKEN_KEY";
 
     /// A map that outlives the agent. What is in it has a version: agents and programs of the same one
     /// share the map, others each have their own.
@@ -59,7 +61,7 @@ pub mod maps {
     }
 
     /// All of them.
-    pub const KEPT: [Kept; 8] = [
+    pub const KEPT: [Kept; 9] = [
         Kept {
             name: CONFIG,
             version: super::LAYOUT,
@@ -114,6 +116,13 @@ pub mod maps {
             version: 1,
             key: 4,
             value: 8,
+            entries: 1,
+        },
+        Kept {
+            name: TOKEN_KEY,
+            version: 1,
+            key: 4,
+            value: super::TOKEN_KEY_BYTES,
             entries: 1,
         },
     ];
@@ -175,6 +184,9 @@ pub const MAX_PODS_LEVEL: i32 = 16;
 /// An attestation that the agent has not taken out by then is of a connection that never came
 /// about. By then a SYN has been sent four times.
 pub const ATTESTATION_LIFE_NANOS: u64 = 10_000_000_000;
+
+/// The length of the key in [`maps::TOKEN_KEY`].
+pub const TOKEN_KEY_BYTES: usize = 32;
 
 /// How many counts of notes there are: see [`bucket`].
 pub const BUCKETS: u32 = 4096;
@@ -466,6 +478,7 @@ mod tests {
             (maps::SOCKETS, 1, 4, 4, 0),
             (maps::HOST_PODS, 1, 8, 4, 1024),
             (maps::CLOSED, 1, 4, 8, 1),
+            (maps::TOKEN_KEY, 1, 4, 32, 1),
         ];
         let kept = maps::KEPT.map(|map| (map.name, map.version, map.key, map.value, map.entries));
         assert_eq!(kept, known);

@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use kiam_ebpf::{
     Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, MAX_HOST_PODS,
-    METADATA_V4, Verdict, count_index,
+    METADATA_V4, TOKEN_KEY_BYTES, Verdict, count_index,
 };
 
 use crate::events::{About, report};
@@ -41,6 +41,10 @@ pub(crate) static HOST_PODS: HashMap<u64, u32, { MAX_HOST_PODS as usize }> = Has
 /// Written and read by agents only: it is among the maps so that it outlives them.
 #[btf_map]
 static CLOSED: Array<u64, 1> = Array::new();
+
+/// As above. A hash map, in which the first who writes an entry can be told.
+#[btf_map]
+static TOKEN_KEY: HashMap<u32, [u8; TOKEN_KEY_BYTES], 1> = HashMap::new();
 
 /// [`kiam_ebpf::CONTAINER_V4`]. A constant to the verifier, set when the program is loaded.
 #[unsafe(no_mangle)]

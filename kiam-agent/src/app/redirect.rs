@@ -176,6 +176,7 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
     };
     Ok(Redirected {
         identify,
+        token_key: kernel::token_key(&args.node.bpffs)?,
         check,
         guarded: true,
         upkeep: Box::new(|view, stop| {

@@ -11,6 +11,7 @@ use super::service::Caller;
 use super::*;
 use crate::caller::{PodUid, Refusal};
 use crate::stream::Standing;
+use crate::token_key::TokenKey;
 use crate::view::{Decision, PodFacts, Projection, Uid, Update};
 
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -32,6 +33,7 @@ fn shared(view: View) -> Arc<Shared> {
     let sources = Sources {
         clock: Arc::new(SystemTime::now),
         identify: Arc::new(Nobody),
+        token_key: TokenKey::random(),
         standing: tokio::sync::watch::channel(Standing::Begun).1,
         v1_users: V1Users::new(view.clone(), &registry).unwrap(),
         metrics: MetadataMetrics::new(&registry).unwrap(),

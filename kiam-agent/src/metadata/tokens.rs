@@ -1,32 +1,50 @@
 //! Tokens of IMDSv2: kept nowhere, and good only for the pod that they were given to.
 //!
-//! A token is the time at which it ends and a keyed hash of that and of the pod. The key is made
-//! anew when the agent starts: a token from before is refused with 401, upon which SDKs ask for
-//! another.
+//! A token is as long as the real service's and of the same letters: 40 bytes in padded base64url,
+//! 56 characters. AWS's C runtime keeps one in 64 bytes.
+//!
+//! ```text
+//! bytes   0..4    what the real service's begin with: AQAEA
+//!         4..9    when it ends, in seconds since 1970, the highest byte first
+//!         9..16   random: no two are the same
+//!        16..40   the first 192 bits of an HMAC-SHA256 over these and the pod
+//! ```
+//!
+//! The key is the node's, and outlives the agent: see [`TokenKey`].
 
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::caller::PodRef;
+use crate::token_key::TokenKey;
 
 /// The longest life of a token, as the real service has it: six hours.
 pub(super) const MAX_TTL: Duration = Duration::from_secs(21_600);
 
-const TIME_BYTES: usize = 8;
-const HASH_BYTES: usize = 32;
+const TOKEN_BYTES: usize = 40;
+const TOKEN_CHARS: usize = TOKEN_BYTES.div_ceil(3) * 4;
+/// `AQAEA` in base64, and the bits that are left to the letter after it are zero.
+const BEGIN: [u8; 4] = [1, 0, 4, 0];
+const TIME_BYTES: usize = 5;
+const RANDOM_BYTES: usize = 7;
+const SIGNED_BYTES: usize = BEGIN.len() + TIME_BYTES + RANDOM_BYTES;
+/// The last time that there is room for.
+const LAST: u64 = (1 << (8 * TIME_BYTES)) - 1;
 /// One block of SHA-256: a key of this size is used as it is.
-const KEY_BYTES: usize = 64;
-const TOKEN_CHARS: usize = 2 * (TIME_BYTES + HASH_BYTES);
-const HEX: &[u8; 16] = b"0123456789abcdef";
+const BLOCK_BYTES: usize = 64;
+/// Of what else the key may one day be used for.
+const PURPOSE: &[u8] = b"kiam: token of IMDSv2, 1\0";
 
 /// Gives tokens, and knows them again.
 pub(super) struct Tokens {
-    key: Zeroizing<[u8; KEY_BYTES]>,
+    key: Zeroizing<[u8; BLOCK_BYTES]>,
 }
 
 impl fmt::Debug for Tokens {
@@ -36,39 +54,57 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With a key of their own.
-    pub(super) fn new() -> Self {
-        Self {
-            key: Zeroizing::new(rand::random()),
+    pub(super) fn new(key: &TokenKey) -> Self {
+        let mut block = Zeroizing::new([0; BLOCK_BYTES]);
+        for (byte, key) in block.iter_mut().zip(key.bytes()) {
+            *byte = *key;
         }
+        Self { key: block }
     }
 
     /// A token for a pod that is good until `ttl` from `now`.
     pub(super) fn issue(&self, pod: &PodRef, ttl: Duration, now: SystemTime) -> Bytes {
-        let until = seconds(now).saturating_add(ttl.as_secs()).to_be_bytes();
-        let hash = self.hash(pod, until).finalize().into_bytes();
-        let bytes = until.iter().chain(&*hash);
-        bytes
-            .flat_map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]])
-            .collect()
+        let until = seconds(now).saturating_add(ttl.as_secs()).min(LAST);
+        let [_, _, _, until @ ..] = until.to_be_bytes();
+        let random: [u8; RANDOM_BYTES] = rand::random();
+        let mut token = [0; TOKEN_BYTES];
+        let (signed, hash) = token.split_at_mut(SIGNED_BYTES);
+        let parts = BEGIN.iter().chain(&until).chain(&random);
+        for (byte, part) in signed.iter_mut().zip(parts) {
+            *byte = *part;
+        }
+        for (byte, part) in hash
+            .iter_mut()
+            .zip(self.hash(pod, signed).finalize().into_bytes())
+        {
+            *byte = part;
+        }
+        URL_SAFE.encode(token).into()
     }
 
     /// Whether a token is this pod's and still good at `now`.
     pub(super) fn verify(&self, token: &[u8], pod: &PodRef, now: SystemTime) -> bool {
-        let Some(bytes) = decode(token) else {
+        let Some(token) = decode(token) else {
             return false;
         };
-        let (until, hash) = bytes.split_at(TIME_BYTES);
-        let Ok(until) = until.try_into() else {
-            return false;
-        };
+        let (signed, hash) = token.split_at(SIGNED_BYTES);
+        let until = signed.iter().skip(BEGIN.len()).take(TIME_BYTES);
+        let until = until.fold(0, |until, byte| until << 8 | u64::from(*byte));
         // Compared in constant time.
-        self.hash(pod, until).verify_slice(hash).is_ok() && u64::from_be_bytes(until) > seconds(now)
+        let ours = self.hash(pod, signed).verify_truncated_left(hash).is_ok();
+        ours && until > seconds(now)
     }
 
-    fn hash(&self, pod: &PodRef, until: [u8; TIME_BYTES]) -> Hmac<Sha256> {
+    fn hash(&self, pod: &PodRef, signed: &[u8]) -> Hmac<Sha256> {
         let mut hash = Hmac::<Sha256>::new((&*self.key).into());
-        hash.update(&until);
+        hash.update(PURPOSE);
+        hash.update(signed);
+        // No pod of one kind is called as one of another.
+        hash.update(match pod {
+            PodRef::Uid(_) => b"u",
+            PodRef::StaticHash(_) => b"s",
+            PodRef::Address(_) => b"a",
+        });
         // Feeding a hash cannot fail.
         let _ = write!(Feed(&mut hash), "{pod}");
         hash
@@ -91,29 +127,29 @@ fn seconds(time: SystemTime) -> u64 {
         .as_secs()
 }
 
-fn decode(token: &[u8]) -> Option<[u8; TIME_BYTES + HASH_BYTES]> {
+/// The bytes of a token, of which there is one spelling.
+fn decode(token: &[u8]) -> Option<[u8; TOKEN_BYTES]> {
     if token.len() != TOKEN_CHARS {
         return None;
     }
-    let digit = |char: u8| match char {
-        b'0'..=b'9' => Some(char - b'0'),
-        b'a'..=b'f' => Some(char - b'a' + 10),
-        _ => None,
-    };
-    let mut bytes = [0; TIME_BYTES + HASH_BYTES];
-    for (byte, pair) in bytes.iter_mut().zip(token.chunks_exact(2)) {
-        let [high, low] = pair else { return None };
-        *byte = digit(*high)? << 4 | digit(*low)?;
-    }
-    Some(bytes)
+    // The two more are of the padding.
+    let mut bytes = [0; TOKEN_BYTES + 2];
+    let length = URL_SAFE.decode_slice(token, &mut bytes).ok()?;
+    let (token, _padding) = bytes.split_first_chunk()?;
+    (length == TOKEN_BYTES && token.starts_with(&BEGIN)).then_some(*token)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::caller::PodUid;
     use crate::metadata::tests::pod;
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -121,13 +157,40 @@ mod tests {
 
     #[test]
     fn a_token_is_its_pod_s_until_it_ends() {
-        let tokens = Tokens::new();
-        let token = tokens.issue(&pod(1), Duration::from_secs(60), at(1000));
+        let tokens = Tokens::new(&TokenKey::random());
+        let token = tokens.issue(&pod(1), MINUTE, at(1000));
         assert!(tokens.verify(&token, &pod(1), at(1059)));
         assert!(!tokens.verify(&token, &pod(1), at(1060)));
         assert!(!tokens.verify(&token, &pod(2), at(1000)));
-        // Of another agent, or this one before it was started again.
-        assert!(!Tokens::new().verify(&token, &pod(1), at(1000)));
+        let same_name = PodRef::StaticHash(PodUid::new("uid-1"));
+        assert!(!tokens.verify(&token, &same_name, at(1000)));
+        // Of another node.
+        let other = Tokens::new(&TokenKey::random());
+        assert!(!other.verify(&token, &pod(1), at(1000)));
+    }
+
+    #[test]
+    fn a_token_outlives_whoever_gave_it() {
+        let key = TokenKey::random();
+        let token = Tokens::new(&key).issue(&pod(1), MAX_TTL, at(1000));
+        assert!(Tokens::new(&key).verify(&token, &pod(1), at(22_599)));
+    }
+
+    #[test]
+    fn tokens_look_like_the_real_service_s_and_no_two_are_the_same() {
+        let tokens = Tokens::new(&TokenKey::random());
+        let all: HashSet<_> = (0..1000)
+            .map(|_| tokens.issue(&pod(1), MINUTE, at(1_700_000_000)))
+            .collect();
+        assert_eq!(all.len(), 1000);
+        for token in all {
+            let token = std::str::from_utf8(&token).unwrap();
+            assert_eq!(token.len(), 56, "{token}");
+            let letters = token.strip_suffix("==").expect(token);
+            assert!(letters.starts_with("AQAEA"), "{token}");
+            let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+            assert!(letters.chars().all(letter), "{token}");
+        }
     }
 
     proptest! {
@@ -137,13 +200,23 @@ mod tests {
             to in any::<u8>(),
             noise in prop::collection::vec(any::<u8>(), 0..100),
         ) {
-            let tokens = Tokens::new();
-            let token = tokens.issue(&pod(1), Duration::from_secs(60), at(1000));
+            let tokens = Tokens::new(&TokenKey::random());
+            let token = tokens.issue(&pod(1), MINUTE, at(1000));
             let mut forged = token.to_vec();
             forged[at_byte] = to;
             prop_assert_eq!(tokens.verify(&forged, &pod(1), at(1000)), forged == token);
             prop_assert!(!tokens.verify(&noise, &pod(1), at(1000)));
             prop_assert!(!tokens.verify(&token[..at_byte], &pod(1), at(1000)));
+        }
+
+        #[test]
+        fn no_bit_of_a_token_can_be_changed(bit in 0..8 * TOKEN_BYTES) {
+            let tokens = Tokens::new(&TokenKey::random());
+            let token = tokens.issue(&pod(1), MINUTE, at(1000));
+            let mut bytes = decode(&token).unwrap();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let forged = URL_SAFE.encode(bytes);
+            prop_assert!(!tokens.verify(forged.as_bytes(), &pod(1), at(1000)));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
 use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
 use kiam_agent::stream::Standing;
+use kiam_agent::token_key::TokenKey;
 use kiam_agent::view::{Decision, Failure, PodFacts, Projection, Uid, Update};
 use kiam_common::credentials::SessionCredentials;
 use kiam_common::role::RoleArn;
@@ -70,6 +71,7 @@ impl Service {
         let sources = Sources {
             clock: Arc::new(move || at(clock.load(Ordering::Relaxed))),
             identify: Arc::new(OnePod),
+            token_key: TokenKey::random(),
             standing: standings,
             v1_users: V1Users::new(view.clone(), &registry).unwrap(),
             metrics: MetadataMetrics::new(&registry).unwrap(),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use kiam_agent::kernel::{KernelError, PinsError, Programs, Removed, cleanup};
+use kiam_agent::kernel::{KernelError, PinsError, Programs, Removed, cleanup, token_key};
 
 use crate::Test;
 use crate::agent::{Agent, pod, redirect};
@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("forgets_at_once_what_was_tried_with_no_agent", forgets),
     ("puts_programs_back_that_are_missing", incomplete),
     ("follows_the_pods_to_a_new_cgroup", new_cgroup),
+    ("keeps_the_key_of_tokens_for_all_agents", token_key_kept),
     ("removes_maps_of_other_versions", other_versions),
     (
         "is_never_unguarded_while_maps_of_another_version_are_replaced",
@@ -77,6 +78,33 @@ fn taken_over() {
     assert_eq!(first.programs.attestor().take(peer), None);
     stream.write_all(b"x").unwrap();
     client.end();
+}
+
+fn token_key_kept() {
+    let (node, other) = (Node::new(), Node::new());
+    let key = |node: &Node| token_key(node.bpffs()).unwrap();
+    drop((Agent::start(&node), Agent::start(&other)));
+    let first = key(&node);
+    // The next one's, also while the one before it is there, and after both.
+    let second = Programs::attach(&redirect(&node)).unwrap();
+    let third = Programs::attach(&redirect(&node)).unwrap();
+    assert_eq!(key(&node), first);
+    drop((second, third));
+    assert_eq!(key(&node), first);
+    // Asked for by all at once, who makes it makes it for all.
+    let keys: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| key(&other))).collect();
+        asking
+            .into_iter()
+            .map(|asks| asks.join().unwrap())
+            .collect()
+    });
+    assert!(keys.iter().all(|one| *one == keys[0]));
+    // Each node has its own, and cleanup ends it.
+    assert_ne!(keys[0], first);
+    cleanup(node.bpffs()).unwrap();
+    drop(Programs::attach(&redirect(&node)).unwrap());
+    assert_ne!(key(&node), first);
 }
 
 fn never_unguarded() {
@@ -270,7 +298,7 @@ fn cleaned_up() {
     drop(Agent::start(&node));
     assert_eq!(
         cleanup(node.bpffs()).unwrap(),
-        Removed { links: 5, maps: 8 }
+        Removed { links: 5, maps: 9 }
     );
     assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
     let client = a.start(&["tcp", METADATA, "80"]);

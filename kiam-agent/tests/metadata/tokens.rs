@@ -19,6 +19,7 @@ impl Service {
         let echoed = answer.header("x-aws-ec2-metadata-token-ttl-seconds");
         assert_eq!((answer.status, echoed), (200, Some("21600")), "{answer:?}");
         assert_eq!(answer.header("content-type"), Some("text/plain"));
+        assert_eq!(answer.body.len(), 56, "{answer:?}");
         answer.body
     }
 }

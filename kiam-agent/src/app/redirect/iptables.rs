@@ -1,6 +1,7 @@
 //! Brings pods' connections to the agent by the node's firewall, and knows pods by their address.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::net::if_::if_nameindex;
@@ -9,6 +10,7 @@ use super::{RedirectError, Redirected, reached};
 use crate::args::Args;
 use crate::caller::AddressIdentity;
 use crate::iptables::{Firewall, FirewallMetrics, HostInterface, Rules};
+use crate::token_key::TokenKey;
 
 /// By rules of the node's firewall.
 pub(crate) async fn iptables(
@@ -39,10 +41,22 @@ pub(crate) async fn iptables(
         // The firewall knows pods by the interfaces that they come in by: the agent comes in by none.
         check: None,
         identify: Arc::new(AddressIdentity),
+        token_key: token_key(&flags.token_key_dir),
         guarded: true,
         upkeep: Box::new(move |_view, stop| Box::pin(firewall.keep(stop, remove))),
         metrics: vec![Box::new(counted)],
         keep: Box::new(()),
+    })
+}
+
+/// The node's key of tokens; one that ends with this agent where none can be kept.
+fn token_key(folder: &Path) -> TokenKey {
+    TokenKey::kept_in(folder).unwrap_or_else(|error| {
+        tracing::warn!(
+            %error,
+            "tokens of IMDSv2 end with this agent, and some clients get no other for six hours: no key can be kept (--token-key-dir)"
+        );
+        TokenKey::random()
     })
 }
 
