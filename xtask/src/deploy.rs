@@ -101,7 +101,8 @@ pub fn alerts(args: &AlertsArgs) -> Result<()> {
 }
 
 /// Checks the chart: `helm lint`, all value sets rendered and taken by a real kube-apiserver, bad
-/// values refused with what to do, the plain manifests equal to it.
+/// values refused with what to do, values in the fields that they are for, the plain manifests equal
+/// to it.
 ///
 /// # Errors
 /// When something is wrong with it, or it cannot be checked.
@@ -113,6 +114,7 @@ pub fn chart(args: &ChartArgs) -> Result<()> {
     }
     let rendered = chart::render_all()?;
     chart::refusals()?;
+    chart::values_reach_fields()?;
     manifests::check()?;
     chart::dry_run(&rendered)
 }

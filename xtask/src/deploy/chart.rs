@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use super::helm;
 use crate::cluster::{ControlPlane, Objects};
@@ -27,7 +28,16 @@ const REFUSED: &[(&str, &str)] = &[
     ("server.nodeTaint=kiam.io/x=y", "/server/nodeTaint"),
     ("agent.imdsV2=maybe", "/agent/imdsV2"),
     ("agent.hots.port=1", "'hots' not allowed"),
+    (
+        "agent.extraCapabilities={CAP_PERFMON}",
+        "/agent/extraCapabilities/0",
+    ),
 ];
+
+const AGENT: &str = "DaemonSet/kiam-agent";
+const SERVER: &str = "Deployment/kiam-server";
+const TOLERATIONS: &str = "/spec/template/spec/tolerations";
+const CAPABILITIES: &str = "/spec/template/spec/containers/0/securityContext/capabilities/add";
 
 /// Lints and renders the defaults and each of the chart's value sets; by name.
 #[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
@@ -78,6 +88,102 @@ pub(super) fn refusals() -> Result<()> {
     }
     println!("chart: {} bad values are refused", REFUSED.len());
     Ok(())
+}
+
+/// A value, an object, a field of it, and what the chart makes of the value there.
+fn fields() -> Vec<(&'static str, &'static str, &'static str, Value)> {
+    let tolerated = |effect: &str| json!([{ "key": "kiam.io/agent-not-ready", "operator": "Exists", "effect": effect }]);
+    let key = "server.nodeTaint=kiam.io/agent-not-ready";
+    let execute = "server.nodeTaint=kiam.io/agent-not-ready:NoExecute";
+    vec![
+        ("server.nodeTaint=", SERVER, TOLERATIONS, Value::Null),
+        (key, SERVER, TOLERATIONS, tolerated("NoSchedule")),
+        (execute, SERVER, TOLERATIONS, tolerated("NoExecute")),
+        (
+            "server.nodeTaint=kiam.io/agent-not-ready,server.tolerations[0].operator=Exists,\
+             server.tolerations[0].key=mine",
+            SERVER,
+            TOLERATIONS,
+            json!([
+                { "key": "mine", "operator": "Exists" },
+                { "key": "kiam.io/agent-not-ready", "operator": "Exists", "effect": "NoSchedule" },
+            ]),
+        ),
+        // An agent tolerates every taint; where somebody has restricted that, still this one.
+        (key, AGENT, TOLERATIONS, json!([{ "operator": "Exists" }])),
+        (
+            "server.nodeTaint=kiam.io/agent-not-ready:NoExecute,agent.tolerations=null",
+            AGENT,
+            TOLERATIONS,
+            tolerated("NoExecute"),
+        ),
+        (
+            "agent.redirect=ebpf",
+            AGENT,
+            CAPABILITIES,
+            json!(["BPF", "NET_ADMIN", "DAC_READ_SEARCH"]),
+        ),
+        (
+            "agent.extraCapabilities={PERFMON,SYS_RESOURCE}",
+            AGENT,
+            CAPABILITIES,
+            json!([
+                "BPF",
+                "NET_ADMIN",
+                "DAC_READ_SEARCH",
+                "PERFMON",
+                "SYS_RESOURCE"
+            ]),
+        ),
+        (
+            "agent.extraCapabilities={PERFMON}",
+            AGENT,
+            "/spec/template/spec/initContainers/0/securityContext/capabilities/add",
+            json!([
+                "BPF",
+                "NET_ADMIN",
+                "DAC_READ_SEARCH",
+                "SYS_ADMIN",
+                "PERFMON"
+            ]),
+        ),
+        (
+            "agent.extraCapabilities={PERFMON},agent.redirect=iptables,agent.host.interface=cali+",
+            AGENT,
+            CAPABILITIES,
+            json!(["NET_ADMIN", "NET_RAW", "PERFMON"]),
+        ),
+    ]
+}
+
+/// Values reach the fields that they are for.
+#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+pub(super) fn values_reach_fields() -> Result<()> {
+    let fields = fields();
+    for (values, object, field, expected) in &fields {
+        let rendered = helm::template(&["--set", values])?;
+        let object = find(&rendered, object)?;
+        let found = object.pointer(field).unwrap_or(&Value::Null);
+        ensure!(
+            found == expected,
+            "with {values} {field} is {found}, and not {expected}"
+        );
+    }
+    println!("chart: {} values reach their fields", fields.len());
+    Ok(())
+}
+
+/// One of the rendered objects, by `Kind/name`.
+fn find(rendered: &str, wanted: &str) -> Result<Value> {
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(rendered).context("cannot read what helm has rendered")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = |object: &Value| {
+        let (kind, name) = (text(&object["kind"]), text(&object["metadata"]["name"]));
+        format!("{kind}/{name}")
+    };
+    let found = objects.into_iter().find(|object| name(object) == wanted);
+    found.with_context(|| format!("the chart makes no {wanted}"))
 }
 
 /// Lets a real kube-apiserver check all objects.

@@ -132,3 +132,29 @@ privileged: false
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 {{- end }}
+
+{{/* The list itself, and what tolerates server.nodeTaint: who takes it off must run before it is off. */}}
+{{- define "kiam.tolerations" -}}
+{{- $tolerations := .own | default list -}}
+{{- $any := false -}}
+{{- range $tolerations -}}
+{{- if and (not .key) (eq (default "Equal" .operator) "Exists") (not .effect) -}}{{- $any = true -}}{{- end -}}
+{{- end -}}
+{{- with .root.Values.server.nodeTaint -}}
+{{- if not $any -}}
+{{- $taint := splitList ":" . -}}
+{{- $effect := "NoSchedule" -}}
+{{- if gt (len $taint) 1 -}}{{- $effect = last $taint -}}{{- end -}}
+{{- $tolerations = append $tolerations (dict "key" (first $taint) "operator" "Exists" "effect" $effect) -}}
+{{- end -}}
+{{- end -}}
+{{- with $tolerations -}}
+tolerations:
+{{ toYaml . | indent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* The capabilities of a container of the agent's pod: its own, and agent.extraCapabilities. */}}
+{{- define "kiam.agent.capabilities" -}}
+add: [{{ concat .own (.root.Values.agent.extraCapabilities | default list) | uniq | join ", " }}]
+{{- end -}}
