@@ -1,8 +1,10 @@
-//! A real Kubernetes control plane for `e2e`: etcd and kube-apiserver.
+//! A real Kubernetes control plane: etcd and kube-apiserver, and the other components for whoever has
+//! nodes.
 //!
-//! Both are built once from their Go modules, `xtask/cluster/go.mod`, into the user's cache; or
-//! taken from `KUBEBUILDER_ASSETS`. No controller runs: whoever uses this makes the objects that
-//! controllers would make, and plays the kubelet; or lets [`Workloads`] do so.
+//! All are built once from their Go modules, `xtask/cluster/go.mod`, into the user's cache; the
+//! first two may be taken from `KUBEBUILDER_ASSETS`. Controllers run where they are asked for.
+//! Whoever does not ask makes the objects that they would make, and plays the kubelet; or lets
+//! [`Workloads`] do so.
 
 mod binaries;
 pub mod containers;
@@ -16,6 +18,7 @@ pub(crate) mod tool;
 mod workloads;
 
 pub use binaries::{Binaries, plan};
+pub(crate) use binaries::{components, plan_components};
 pub use control_plane::ControlPlane;
 pub use kubelet::{Kubelet, Running};
 pub use objects::{Objects, PodTemplate};

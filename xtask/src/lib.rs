@@ -20,7 +20,7 @@
 //! setup        what these commands need on a machine, installed when it is missing
 //! sandbox      nodes and pods made of network namespaces and cgroups
 //! doubles      STS and the node's metadata service, as far as tests need them
-//! cluster      etcd and kube-apiserver, built from their modules
+//! cluster      etcd and Kubernetes, built from their modules
 //! container    containers of the image
 //! kiam         kiam's programs, built and run in a sandbox
 //! page         parts of the pages in docs that commands make

@@ -50,6 +50,8 @@ pub enum Need {
     Moto,
     /// etcd and kube-apiserver.
     Cluster,
+    /// All components of Kubernetes, and what its nodes are connected by.
+    Nodes,
     /// helm.
     Helm,
     /// kubectl.
@@ -98,6 +100,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Browser => browser(&mut plan),
             Need::Moto => MOTO.plan(&mut plan)?,
             Need::Cluster => crate::cluster::plan(&mut plan)?,
+            Need::Nodes => nodes(&mut plan)?,
             Need::Kubectl => crate::cluster::kubectl::plan(&mut plan),
             Need::Helm => crate::deploy::helm::plan(&mut plan),
             Need::Promtool => promtool(&mut plan),
@@ -130,6 +133,16 @@ fn sandbox(plan: &mut Plan) {
             plan.package(Package { name, why });
         }
     }
+}
+
+fn nodes(plan: &mut Plan) -> Result<()> {
+    if find_program("cc").is_none() {
+        plan.package(Package {
+            name: "gcc",
+            why: "compiles what nodes' pods run",
+        });
+    }
+    crate::cluster::plan_components(plan)
 }
 
 fn browser(plan: &mut Plan) {

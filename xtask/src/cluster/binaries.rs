@@ -1,5 +1,6 @@
-//! The programs etcd and kube-apiserver: found, or built.
+//! etcd and the components of Kubernetes: found, or built as one program with all their names.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,11 +12,23 @@ use crate::setup::{Cache, Plan, Step, fingerprint};
 
 const GO_MOD: &str = include_str!("../../cluster/go.mod");
 const GO_SUM: &str = include_str!("../../cluster/go.sum");
-/// A folder with both programs, as kubebuilder's `setup-envtest` makes it.
+const MAIN: &str = include_str!("../../cluster/main.go");
+/// A folder with etcd and kube-apiserver, as kubebuilder's `setup-envtest` makes it.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-const ETCD: (&str, &str) = ("etcd", "go.etcd.io/etcd/server/v3");
-const API_SERVER: (&str, &str) = ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver");
+/// The one program that is built.
+const PROGRAM: &str = "kubernetes";
+const ETCD: &str = "etcd";
+const API_SERVER: &str = "kube-apiserver";
+/// Names that the program goes by, as `main.go` has them.
+const NAMES: [&str; 6] = [
+    ETCD,
+    API_SERVER,
+    "kube-controller-manager",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubelet",
+];
 
 /// Where the programs are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,17 +45,7 @@ impl Binaries {
     /// # Errors
     /// When they are not there.
     pub fn find() -> Result<Self> {
-        let folder = match assets() {
-            Some(folder) => folder,
-            None => {
-                let cache = cache();
-                ensure!(
-                    cache.is_complete(),
-                    "etcd and kube-apiserver are not built yet"
-                );
-                cache.path().to_owned()
-            }
-        };
+        let folder = assets().map_or_else(components, Ok)?;
         Self::in_folder(&folder)
     }
 
@@ -53,13 +56,26 @@ impl Binaries {
             Ok(path)
         };
         Ok(Self {
-            etcd: program(ETCD.0)?,
-            api_server: program(API_SERVER.0)?,
+            etcd: program(ETCD)?,
+            api_server: program(API_SERVER)?,
         })
     }
 }
 
-/// Adds what is missing to build them.
+/// Folder of all components, which are links to one program in it.
+///
+/// # Errors
+/// When they are not built.
+pub(crate) fn components() -> Result<PathBuf> {
+    let cache = cache();
+    ensure!(
+        cache.is_complete(),
+        "the components of Kubernetes are not built yet"
+    );
+    Ok(cache.path().to_owned())
+}
+
+/// Adds what is missing to build etcd and kube-apiserver.
 ///
 /// # Errors
 /// When `KUBEBUILDER_ASSETS` is set and lacks a program.
@@ -67,6 +83,11 @@ pub fn plan(plan: &mut Plan) -> Result<()> {
     if let Some(folder) = assets() {
         return Binaries::in_folder(&folder).map(drop).context(ASSETS);
     }
+    plan_components(plan)
+}
+
+/// Adds what is missing to build all components.
+pub(crate) fn plan_components(plan: &mut Plan) -> Result<()> {
     let cache = cache();
     if cache.is_complete() {
         return Ok(());
@@ -74,12 +95,12 @@ pub fn plan(plan: &mut Plan) -> Result<()> {
     go::plan(plan);
     plan.step(Step {
         what: format!(
-            "etcd and kube-apiserver {}, built by Go into {}",
+            "etcd and Kubernetes {}, built by Go into {}",
             kubernetes_version()?,
             cache.path().display()
         ),
-        why: "the real Kubernetes API that kiam is tested with",
-        about: Some(Duration::from_secs(600)),
+        why: "the real Kubernetes that kiam is tested with",
+        about: Some(Duration::from_secs(900)),
         run: Box::new(move || build(&cache)),
     });
     Ok(())
@@ -92,7 +113,8 @@ fn assets() -> Option<PathBuf> {
 }
 
 fn cache() -> Cache {
-    Cache::new(&format!("cluster-{}", fingerprint(&[GO_MOD, GO_SUM])))
+    let made = fingerprint(&[GO_MOD, GO_SUM, MAIN]);
+    Cache::new(&format!("cluster-{made}"))
 }
 
 /// As `go.mod` says.
@@ -112,16 +134,18 @@ fn build(cache: &Cache) -> Result<()> {
         kubernetes_version()?
     );
     cache.fill(|folder, log| {
-        for (name, package) in [ETCD, API_SERVER] {
-            let mut command = go.command();
-            command
-                .current_dir(workspace().join("xtask/cluster"))
-                .env("CGO_ENABLED", "0")
-                .args(["build", "-mod=readonly", "-trimpath"])
-                .args(["-ldflags", &version, "-o"])
-                .arg(folder.join(name))
-                .arg(package);
-            log.exec(&mut command)?;
+        let mut command = go.command();
+        command
+            .current_dir(workspace().join("xtask/cluster"))
+            .env("CGO_ENABLED", "0")
+            .args(["build", "-mod=readonly", "-trimpath"])
+            .args(["-ldflags", &version, "-o"])
+            .arg(folder.join(PROGRAM))
+            .arg(".");
+        log.exec(&mut command)?;
+        for name in NAMES {
+            symlink(PROGRAM, folder.join(name))
+                .with_context(|| format!("cannot link {name} in {}", folder.display()))?;
         }
         Ok(())
     })
@@ -136,6 +160,13 @@ mod tests {
         let version = kubernetes_version().unwrap();
         assert!(version.starts_with("1."), "{version}");
         assert!(version.split('.').count() == 3, "{version}");
+    }
+
+    #[test]
+    fn every_name_is_one_that_the_program_knows() {
+        for name in NAMES {
+            assert!(MAIN.contains(&format!("\"{name}\"")), "{name}");
+        }
     }
 
     #[test]

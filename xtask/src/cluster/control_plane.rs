@@ -1,4 +1,4 @@
-//! etcd and kube-apiserver in the sandbox's control namespace.
+//! etcd and kube-apiserver in the sandbox's control namespace, with controllers where they are wanted.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 
-use super::Binaries;
+use super::{Binaries, components};
 use crate::pki::{Authority, Leaf, PemFiles, token_keys};
 use crate::sandbox::{CONTROL_IP, Place, Program, Sandbox};
 
@@ -27,8 +27,11 @@ pub struct ControlPlane {
     place: Place,
     binaries: Binaries,
     folder: PathBuf,
+    authority: Authority,
     tls: PemFiles,
     admin: PemFiles,
+    kubelet_client: PemFiles,
+    controllers: Vec<Program>,
     api_server: Option<Program>,
     etcd: Option<Program>,
 }
@@ -54,6 +57,12 @@ impl ControlPlane {
             ..Leaf::default()
         };
         let admin = authority.write(&folder.join("admin"), &leaf)?;
+        let leaf = Leaf {
+            name: "kube-apiserver-kubelet-client",
+            organization: Some("system:masters"),
+            ..Leaf::default()
+        };
+        let kubelet_client = authority.write(&folder.join("kubelet-client"), &leaf)?;
         let (private, public) = token_keys()?;
         std::fs::write(folder.join("sa.key"), private).context("cannot write sa.key")?;
         std::fs::write(folder.join("sa.pub"), public).context("cannot write sa.pub")?;
@@ -61,8 +70,11 @@ impl ControlPlane {
             place: sandbox.control().clone(),
             binaries: Binaries::find()?,
             folder,
+            authority,
             tls,
             admin,
+            kubelet_client,
+            controllers: Vec::new(),
             api_server: None,
             etcd: None,
         };
@@ -119,11 +131,84 @@ impl ControlPlane {
             .args([
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                "--allow-privileged=true",
                 // Nobody tells the nodes' names.
                 "--kubelet-preferred-address-types=InternalIP",
-            ]);
+            ])
+            .arg(flag(
+                "kubelet-client-certificate",
+                &self.kubelet_client.cert.display(),
+            ))
+            .arg(flag(
+                "kubelet-client-key",
+                &self.kubelet_client.key.display(),
+            ));
         self.api_server = Some(Program::start("kube-apiserver", command)?);
         Ok(())
+    }
+
+    /// Starts the scheduler and the controllers; for a cluster whose kubelets are real.
+    ///
+    /// # Errors
+    /// When one is not built or cannot be started.
+    pub fn start_controllers(&mut self) -> Result<()> {
+        for name in ["kube-controller-manager", "kube-scheduler"] {
+            let kubeconfig = self.folder.join(format!("{name}.conf"));
+            let user = format!("system:{name}");
+            let leaf = Leaf {
+                name: &user,
+                ..Leaf::default()
+            };
+            let pem = self.authority.write(&self.folder.join(name), &leaf)?;
+            let user = json!({ "client-certificate": pem.cert, "client-key": pem.key });
+            let text = self.config(&user, &self.tls.ca).to_string();
+            std::fs::write(&kubeconfig, text)
+                .with_context(|| format!("cannot write {}", kubeconfig.display()))?;
+            let mut command = self.place.command(components()?.join(name));
+            clean(&mut command).args(["--leader-elect=false", "--bind-address=127.0.0.1"]);
+            for option in [
+                "kubeconfig",
+                "authentication-kubeconfig",
+                "authorization-kubeconfig",
+            ] {
+                command.arg(flag(option, &kubeconfig.display()));
+            }
+            if name == "kube-controller-manager" {
+                let key = self.folder.join("sa.key");
+                command
+                    .arg(flag("service-account-private-key-file", &key.display()))
+                    .arg(flag("root-ca-file", &self.tls.ca.display()))
+                    .arg("--use-service-account-credentials=true");
+            }
+            self.controllers.push(Program::start(name, command)?);
+        }
+        Ok(())
+    }
+
+    /// Writes a certificate of this cluster's authority.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn issue(&self, folder: &Path, leaf: &Leaf<'_>) -> Result<PemFiles> {
+        self.authority.write(folder, leaf)
+    }
+
+    /// A kubeconfig for a machine, where certificate, key and authority are in these files.
+    #[must_use]
+    pub fn kubeconfig_with(&self, pem: &PemFiles) -> String {
+        let user = json!({ "client-certificate": pem.cert, "client-key": pem.key });
+        self.config(&user, &pem.ca).to_string()
+    }
+
+    /// The end of what each program has printed.
+    #[must_use]
+    pub fn tails(&self) -> String {
+        let programs = self.etcd.iter().chain(&self.api_server);
+        let programs = programs.chain(&self.controllers);
+        programs.fold(String::new(), |text, program| {
+            format!("{text}{}:\n{}", program.name(), program.tail())
+        })
     }
 
     /// etcd, if it was not stopped.
@@ -239,11 +324,14 @@ impl ControlPlane {
         })
     }
 
-    /// Stops both in order.
+    /// Stops all in order.
     ///
     /// # Errors
     /// When one does not end in time: then it is killed.
     pub fn stop(mut self) -> Result<()> {
+        for program in self.controllers.drain(..) {
+            program.terminate(STOP_LIMIT)?;
+        }
         for program in [self.api_server.take(), self.etcd.take()]
             .into_iter()
             .flatten()
