@@ -1,5 +1,6 @@
-//! A cluster's DNS, as far as agents need it: the addresses behind one name.
+//! A cluster's DNS, as far as agents need it: the addresses behind names.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,8 +16,10 @@ const TTL_SECONDS: u32 = 5;
 /// What it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Says {
-    /// These addresses.
+    /// These addresses, whatever name is asked for.
     Addresses(Vec<Ipv4Addr>),
+    /// The addresses of these names, without a dot at their end, and that there are no others: NXDOMAIN.
+    Names(BTreeMap<String, Vec<Ipv4Addr>>),
     /// That it failed: SERVFAIL.
     Failure,
     /// Nothing.
@@ -31,7 +34,7 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// Serves a socket, whatever name is asked for.
+    /// Serves a socket.
     ///
     /// # Errors
     /// When it cannot be served.
@@ -76,17 +79,18 @@ fn lock(says: &Mutex<Says>) -> std::sync::MutexGuard<'_, Says> {
 
 /// The answer to a query of one question; none to anything else.
 fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
+    let question = query.get(HEADER..)?;
+    let (name, end) = name(question)?;
+    let question = question.get(..end + 5)?;
     let (addresses, code) = match says {
         Says::Addresses(addresses) => (addresses.as_slice(), 0),
+        Says::Names(names) => match names.get(&name) {
+            Some(addresses) => (addresses.as_slice(), 0),
+            None => (&[][..], 3),
+        },
         Says::Failure => (&[][..], 2),
         Says::Nothing => return None,
     };
-    let question = query.get(HEADER..)?;
-    let mut end = 0;
-    while let Some(&length @ 1..) = question.get(end) {
-        end += usize::from(length) + 1;
-    }
-    let question = question.get(..end + 5)?;
     let kind = u16::from_be_bytes([question[end + 1], question[end + 2]]);
     let addresses = if kind == TYPE_A { addresses } else { &[] };
 
@@ -104,6 +108,18 @@ fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
         answer.extend(address.octets());
     }
     Some(answer)
+}
+
+/// The name that a question begins with, in small letters, and the place of its last byte.
+fn name(question: &[u8]) -> Option<(String, usize)> {
+    let mut labels = Vec::new();
+    let mut end = 0;
+    while let Some(&length @ 1..) = question.get(end) {
+        let label = question.get(end + 1..)?.get(..usize::from(length))?;
+        labels.push(String::from_utf8_lossy(label).to_ascii_lowercase());
+        end += usize::from(length) + 1;
+    }
+    Some((labels.join("."), end))
 }
 
 #[cfg(test)]
@@ -126,5 +142,15 @@ mod tests {
         assert_eq!(answer(&query(1), &Says::Failure).unwrap()[3], 0x82);
         assert_eq!(answer(&query(1), &Says::Nothing), None);
         assert_eq!(answer(b"short", &says), None);
+
+        let names = |name: &str| {
+            let addresses = vec![Ipv4Addr::new(10, 0, 0, 3)];
+            Says::Names(BTreeMap::from([(name.to_owned(), addresses)]))
+        };
+        let found = answer(&query(1), &names("kiam.svc")).unwrap();
+        assert_eq!(found[2..8], [0x81, 0x80, 0, 1, 0, 1]);
+        assert!(found.ends_with(&[10, 0, 0, 3]));
+        let unknown = answer(&query(1), &names("kiam")).unwrap();
+        assert_eq!(unknown[2..8], [0x81, 0x83, 0, 1, 0, 0]);
     }
 }
