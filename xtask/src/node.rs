@@ -7,10 +7,12 @@
 //! accelerator   KVM where kernels boot by it, else QEMU's translator
 //! disk          file systems made from folders, and what a run writes
 //! debian        packages of other suites, beside the machine's own apt
+//! cluster       a Kubernetes cluster of machines, with kiam on it
 //! ```
 
 mod accelerator;
 mod architecture;
+mod cluster;
 mod debian;
 mod disk;
 mod initramfs;
@@ -45,6 +47,9 @@ pub struct Args {
     /// Kernels to boot, all if not given
     #[arg(long, value_name = "KERNEL", value_parser = Choice::parse)]
     kernel: Vec<Choice>,
+
+    #[command(flatten)]
+    cluster: cluster::Args,
 }
 
 /// Adds what machines are made by, and the root file system.
@@ -83,7 +88,9 @@ pub(crate) fn plan(plan: &mut Plan) {
 /// When a kernel does not boot, or a machine cannot be had.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 pub fn run(args: &Args) -> Result<()> {
-    prepare(&[Need::Sandbox, Need::Machines], args.consent)?;
+    let mut needs = vec![Need::Sandbox, Need::Machines];
+    needs.extend(args.cluster.needs());
+    prepare(&needs, args.consent)?;
     let chosen = match &*args.kernel {
         [] => CHOICES.to_vec(),
         some => some.to_vec(),
@@ -95,6 +102,9 @@ pub fn run(args: &Args) -> Result<()> {
     let root = Root::get(Architecture::Amd64)?;
     let chosen = Chosen::probe(kernels.last().context("no kernel was asked for")?);
     println!("{chosen}");
+    if args.cluster.is_wanted() {
+        return cluster::command(&args.cluster, &kernels, &root, chosen.accelerator);
+    }
     let sandbox = Sandbox::new()?;
     for (number, kernel) in (1..).zip(&kernels) {
         let begin = Instant::now();

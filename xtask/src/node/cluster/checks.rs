@@ -1,0 +1,86 @@
+//! Checks of a cluster, each with the name by which the table has it.
+
+mod basic;
+mod host;
+mod life;
+
+use anyhow::Result;
+
+use super::Cluster;
+
+/// Something that must be so.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Check {
+    /// Its name in the table.
+    pub(super) name: &'static str,
+    /// Whether others make no sense without it.
+    pub(super) needed: bool,
+    /// Does it.
+    pub(super) run: fn(&mut Cluster) -> Result<()>,
+}
+
+/// What `.ci/run` has time for.
+const SHORT: &[Check] = &[
+    needed("helm installs the chart", basic::install),
+    needed("pods start", basic::pods_start),
+    check("Guaranteed pod", basic::guaranteed),
+    check("Burstable pod", basic::burstable),
+    check("BestEffort pod", basic::best_effort),
+    check("init container", basic::init_container),
+    check("sidecar", basic::sidecar),
+    check("service account's role", basic::service_account),
+    check("Job, keys that sign", basic::job),
+    check("static pod", basic::static_pod),
+    check("exec, keys that sign", basic::exec),
+    check("exec probe", basic::exec_probe),
+    check("ephemeral container", basic::ephemeral_container),
+    check("pod without a role", basic::roleless),
+    check("whole grace period after delete", basic::grace_period),
+    check(
+        "hostNetwork pod, passthrough",
+        basic::host_network_passthrough,
+    ),
+    check("no packet of a pod to the node's service", basic::no_packet),
+];
+
+/// What there is time for by hand.
+const LONG: &[Check] = &[
+    check("StatefulSet pod made again", life::stateful_set),
+    check("hostUsers: false", life::host_users),
+    check("kubelet started again", life::kubelet_restart),
+    check("containerd started again", life::containerd_restart),
+    check("agents replaced under load", life::agent_rollout),
+    check("force delete", life::force_delete),
+    check("hostNetwork pod, its own role", host::annotated),
+    check("hostNetwork pod, refused", host::deny),
+    check("reboot", life::reboot),
+    check("power cut", life::power_cut),
+    check("helm uninstall leaves pods guarded", host::uninstall),
+    check("kiam-agent cleanup", host::cleanup),
+];
+
+const fn needed(name: &'static str, run: fn(&mut Cluster) -> Result<()>) -> Check {
+    Check {
+        name,
+        needed: true,
+        run,
+    }
+}
+
+const fn check(name: &'static str, run: fn(&mut Cluster) -> Result<()>) -> Check {
+    Check {
+        name,
+        needed: false,
+        run,
+    }
+}
+
+/// Checks to do, in order.
+pub(super) fn list(short: bool, only: &[String]) -> Vec<Check> {
+    let long = if short { &[][..] } else { LONG };
+    let all = SHORT.iter().chain(long).copied();
+    let wanted = |check: &Check| {
+        check.needed || only.is_empty() || only.iter().any(|name| check.name.contains(&**name))
+    };
+    all.filter(wanted).collect()
+}

@@ -1,0 +1,120 @@
+//! Kernels and checks in a table, as docs/kernel.md has it.
+
+use std::fmt;
+
+use super::Outcome;
+
+/// Outcomes by kernel.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    kernels: Vec<(String, Vec<Outcome>)>,
+    /// Clusters that could not be made.
+    failures: Vec<String>,
+}
+
+impl Table {
+    /// Adds a kernel's column.
+    pub(super) fn add(&mut self, release: &str, outcomes: Vec<Outcome>) {
+        self.kernels.push((release.to_owned(), outcomes));
+    }
+
+    /// Adds a kernel with which there was no cluster.
+    pub(super) fn add_failure(&mut self, release: &str, failure: &str) {
+        self.failures.push(format!("{release}: {failure}"));
+    }
+
+    /// What is not as it should be: each failure; where defects are planted, each check that has not
+    /// noticed, but for those that others need.
+    pub(super) fn wrong(&self, planted: bool) -> Vec<String> {
+        let mut wrong = self.failures.clone();
+        for (release, outcomes) in &self.kernels {
+            for outcome in outcomes {
+                let Outcome {
+                    check,
+                    failure,
+                    needed,
+                } = outcome;
+                match failure {
+                    Some(failure) if !planted || *needed => {
+                        wrong.push(format!("{release}: {check}: {failure}"));
+                    }
+                    None if planted && !needed => {
+                        wrong.push(format!("{release}: {check}: noticed nothing"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        wrong
+    }
+
+    fn cell(outcomes: &[Outcome], check: &str) -> &'static str {
+        let outcome = outcomes.iter().find(|outcome| outcome.check == check);
+        match outcome {
+            Some(Outcome { failure: None, .. }) => "ok",
+            Some(_) => "**failed**",
+            None => "–",
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut checks: Vec<_> = Vec::new();
+        for outcome in self.kernels.iter().flat_map(|(_, outcomes)| outcomes) {
+            if !checks.contains(&outcome.check) {
+                checks.push(outcome.check);
+            }
+        }
+        write!(f, "| on a node |")?;
+        for (release, _) in &self.kernels {
+            write!(f, " {release} |")?;
+        }
+        write!(f, "\n|---|{}", "---|".repeat(self.kernels.len()))?;
+        for check in checks {
+            write!(f, "\n| {check} |")?;
+            for (_, outcomes) in &self.kernels {
+                write!(f, " {} |", Self::cell(outcomes, check))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let outcome = |check, failure: Option<&str>, needed| Outcome {
+            check,
+            failure: failure.map(str::to_owned),
+            needed,
+        };
+        let mut table = Table::default();
+        let first = vec![outcome("install", None, true), outcome("pod", None, false)];
+        table.add("6.1", first);
+        table.add("7.2", vec![outcome("install", Some("late"), true)]);
+        table
+    }
+
+    #[test]
+    fn each_kernel_has_a_column_and_each_check_a_line() {
+        assert_eq!(
+            table().to_string(),
+            "| on a node | 6.1 | 7.2 |\n|---|---|---|\n\
+             | install | ok | **failed** |\n| pod | ok | – |"
+        );
+    }
+
+    #[test]
+    fn failures_are_wrong_and_planted_defects_that_nothing_notices() {
+        let table = table();
+        assert_eq!(table.wrong(false), ["7.2: install: late"]);
+        let wrong = ["6.1: pod: noticed nothing", "7.2: install: late"];
+        assert_eq!(table.wrong(true), wrong);
+        let mut none = Table::default();
+        none.add_failure("6.12", "no room");
+        assert_eq!(none.wrong(true), ["6.12: no room"]);
+    }
+}
