@@ -80,6 +80,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "cluster")]
     image: Option<PathBuf>,
 
+    /// Archive of the image that is installed first, to be upgraded to the other under load
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    before: Option<PathBuf>,
+
     /// Nodes of the cluster
     #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "cluster")]
     nodes: u8,
@@ -173,7 +177,8 @@ struct Cluster {
     vpc: Vpc,
     _names: Names,
     plane: ControlPlane,
-    image: KiamImage,
+    /// Images of kiam; the last one is installed.
+    images: Vec<KiamImage>,
     /// How many packets to the nodes' metadata service are allowed so far.
     allowed: usize,
     _sandbox: Sandbox,
@@ -190,13 +195,8 @@ fn outcomes(run: Run) -> Result<Vec<Outcome>> {
         begin.elapsed().as_secs()
     );
     let mut outcomes = Vec::new();
-    let Args {
-        check,
-        short,
-        planted,
-        ..
-    } = cluster.run.args.clone();
-    for check in checks::list(short, &check) {
+    let planted = cluster.run.args.planted;
+    for check in checks::list(&cluster.run.args) {
         let begin = Instant::now();
         let result = (check.run)(&mut cluster);
         let failure = result.err().map(|error| format!("{error:#}"));
@@ -235,11 +235,14 @@ impl Cluster {
         plane.start_controllers()?;
         let kubectl = Kubectl::new(&sandbox, &plane)?;
         let names = Names::follow(&sandbox, kubectl.kubeconfig())?;
-        let image = KiamImage {
+        let mut images = vec![KiamImage {
             archive: run.image.clone(),
             name: format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION")),
-        };
-        let images = [image.clone()];
+        }];
+        images.extend(run.args.before.iter().map(|archive| KiamImage {
+            archive: archive.clone(),
+            name: format!("{REPOSITORY}:before"),
+        }));
         let identities: Vec<_> = (1..=run.args.nodes).map(Identity::new).collect();
         let disk = payload::make(&sandbox, &plane, &identities, &images)?;
         let base = (&run.kernel, &run.root, run.accelerator);
@@ -253,7 +256,7 @@ impl Cluster {
             vpc,
             _names: names,
             plane,
-            image,
+            images,
             allowed: 0,
             _sandbox: sandbox,
         };
@@ -268,6 +271,12 @@ impl Cluster {
 
     fn node(&self) -> &Worker {
         &self.workers[0]
+    }
+
+    /// Name of the image that is installed.
+    fn image(&self) -> Result<&str> {
+        let image = self.images.last().context("there is no image")?;
+        Ok(&image.name)
     }
 
     /// Waits until the nodes are ready.
@@ -303,7 +312,7 @@ impl Cluster {
         let keys = self.vpc.sts().server_keys();
         let repository = format!("image.repository={REPOSITORY}");
         let base = format!("server.roleBaseArn=arn:aws:iam::{ACCOUNT}:role/");
-        let tag = self.image.name.rsplit(':').next().unwrap_or_default();
+        let tag = self.image()?.rsplit(':').next().unwrap_or_default();
         let tag = format!("image.tag={tag}");
         // What AWS is here.
         let here = serde_json::json!([

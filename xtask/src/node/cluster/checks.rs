@@ -6,7 +6,7 @@ mod life;
 
 use anyhow::Result;
 
-use super::Cluster;
+use super::{Args, Cluster};
 
 /// Something that must be so.
 #[derive(Debug, Clone, Copy)]
@@ -75,12 +75,17 @@ const fn check(name: &'static str, run: fn(&mut Cluster) -> Result<()>) -> Check
     }
 }
 
+/// An image that is replaced under load.
+const UPGRADE: &[Check] = &[check("upgrade from the version before", life::upgrade)];
+
 /// Checks to do, in order.
-pub(super) fn list(short: bool, only: &[String]) -> Vec<Check> {
-    let long = if short { &[][..] } else { LONG };
-    let all = SHORT.iter().chain(long).copied();
+pub(super) fn list(args: &Args) -> Vec<Check> {
+    let upgrade = if args.before.is_some() { UPGRADE } else { &[] };
+    let long = if args.short { &[] } else { LONG };
+    let all = SHORT.iter().chain(upgrade).chain(long).copied();
     let wanted = |check: &Check| {
-        check.needed || only.is_empty() || only.iter().any(|name| check.name.contains(&**name))
+        let only = &args.check;
+        check.needed || only.is_empty() || only.iter().any(|part| check.name.contains(&**part))
     };
     all.filter(wanted).collect()
 }

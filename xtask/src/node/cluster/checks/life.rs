@@ -29,7 +29,7 @@ pub(super) fn host_users(cluster: &mut Cluster) -> Result<()> {
     cluster.started("users")?;
     let map = cluster
         .node()
-        .check("cat /proc/$(pgrep -f users-role | head -n 1)/uid_map")?;
+        .check("cat /proc/$(pgrep -f '^ask .*users-role')/uid_map")?;
     ensure!(
         !map.trim_start().starts_with("0          0"),
         "it has the node's users: {map}"
@@ -63,7 +63,7 @@ pub(super) fn force_delete(cluster: &mut Cluster) -> Result<()> {
 pub(super) fn kubelet_restart(cluster: &mut Cluster) -> Result<()> {
     cluster.served_while(|cluster| {
         cluster.node().check("systemctl restart kubelet")?;
-        cluster.node_ready()
+        cluster.kubelet_serves()
     })
 }
 
@@ -71,7 +71,7 @@ pub(super) fn kubelet_restart(cluster: &mut Cluster) -> Result<()> {
 pub(super) fn containerd_restart(cluster: &mut Cluster) -> Result<()> {
     cluster.served_while(|cluster| {
         cluster.node().check("systemctl restart containerd")?;
-        cluster.node_ready()
+        cluster.kubelet_serves()
     })
 }
 
@@ -82,6 +82,15 @@ pub(super) fn agent_rollout(cluster: &mut Cluster) -> Result<()> {
         cluster
             .kubectl
             .run(&[&["-n", RELEASE_NAMESPACE], &what[..]].concat())?;
+        cluster.rolled_out()
+    })
+}
+
+/// No request is lost while the version before is replaced.
+pub(super) fn upgrade(cluster: &mut Cluster) -> Result<()> {
+    cluster.served_while(|cluster| {
+        cluster.images.pop();
+        cluster.helm(&["upgrade"], &[])?;
         cluster.rolled_out()
     })
 }
@@ -115,6 +124,16 @@ fn started_again(cluster: &mut Cluster, power_cut: bool) -> Result<()> {
 }
 
 impl Cluster {
+    /// Waits until containers can be reached by the kubelet and the runtime: the node's being ready
+    /// tells it late.
+    fn kubelet_serves(&self) -> Result<()> {
+        self.until(self.limit(STEP), || {
+            let ended = self.try_exec("roleless", &["ask"])?;
+            ensure!(ended.stdout.contains("end ["), "{}", ended.stderr);
+            Ok(())
+        })
+    }
+
     /// Reads what a pod's container prints from now on, too.
     fn follow(&self, pod: &str) -> Result<Program> {
         let args = ["-n", NAMESPACE, "logs", "-f", "--tail=1", pod, "-c", "c"];
