@@ -4,6 +4,7 @@ mod command;
 mod guard;
 mod iptables;
 mod metadata;
+mod running;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use iptables::IptablesFlags;
 pub use metadata::MetadataFlags;
 #[cfg(test)]
 pub(crate) use metadata::allowed_routes;
+pub use running::{RunningAgent, complete};
 
 use crate::kernel::{self, Exemption, HostNetwork, KernelLog};
 

@@ -1,6 +1,7 @@
 //! `kiam-agent doctor`: whether this node can be guarded, and if not, what to do.
 //!
 //! ```text
+//! settings       whose flags are checked
 //! machine        the kernel's version, its description of itself
 //! capabilities   what this process has, and a load without attaching by the agent's alone
 //! programs       cgroups, BPF file system, others on the same hooks
@@ -15,12 +16,13 @@ mod machine;
 mod network;
 mod programs;
 mod server;
+mod settings;
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, Redirect};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -110,9 +112,12 @@ impl fmt::Display for Report {
 
 /// Makes all checks that the flags allow.
 pub async fn examine(args: &DoctorArgs) -> Report {
-    let mut findings = machine::findings();
-    findings.push(capabilities::finding());
-    findings.extend(programs::findings(args));
+    let mut findings = vec![settings::finding()];
+    if args.redirect == Redirect::Ebpf {
+        findings.extend(machine::findings());
+        findings.push(capabilities::finding());
+        findings.extend(programs::findings(args));
+    }
     findings.extend(network::findings(args).await);
     findings.extend(server::findings(args).await);
     let worst = findings.iter().map(|finding| finding.state).max();

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use kiam_agent::app::{self, StartError};
-use kiam_agent::args::{Args, Cli, Command};
+use kiam_agent::args::{self, Args, Cli, Command, RunningAgent};
 use kiam_agent::commands;
 use kiam_common::causes::causes;
 use kiam_common::{limits, telemetry};
@@ -14,7 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    match Cli::try_parse_from(std::env::args_os()) {
+    let words = std::env::args_os().collect();
+    let words = args::complete(words, RunningAgent::find().as_ref());
+    match Cli::try_parse_from(words) {
         Ok(Cli::Run(args)) => serve(&args),
         Ok(Cli::Command(command)) => obey(&command),
         Ok(Cli::Print(text)) => print(&text),

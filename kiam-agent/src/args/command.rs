@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiam_common::duration;
 use kiam_common::server_address::ServerAddress;
 
-use super::NodeFlags;
+use super::{NodeFlags, Redirect};
 use crate::kernel::{self, HostNetwork};
 
 /// Where the chart has the agent's operator's port.
@@ -24,7 +24,8 @@ pub enum Command {
     /// on pods reach the node's own metadata service. Stop the agent first
     Cleanup(CleanupArgs),
 
-    /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing
+    /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing. In an agent's
+    /// container it checks what that agent was told, where it is not told otherwise
     Doctor(DoctorArgs),
 
     /// Shows the running agent's pods: which role each has, or why it gets nothing
@@ -98,6 +99,10 @@ pub struct DoctorArgs {
         reason = "a doc comment here would replace the group's heading"
     )]
     pub node: NodeFlags,
+
+    /// How pods' connections are brought to the agent: with iptables the kernel programs are not checked
+    #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "HOW")]
+    pub redirect: Redirect,
 
     /// Capabilities that the agent has beside its own, as agent.extraCapabilities of the chart gives them: the kernel
     /// programs are loaded with these and the agent's alone

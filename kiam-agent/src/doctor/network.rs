@@ -12,7 +12,8 @@ use http_body_util::Empty;
 use nix::sched::{CloneFlags, setns};
 
 use super::Finding;
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, Redirect};
+use crate::iptables::CHAIN;
 use crate::kernel::cgroup::Mount;
 use kiam_common::http_client::{self, HttpError};
 
@@ -32,7 +33,7 @@ pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
             findings.push(from_a_pod(&pods, SocketAddr::new(host, args.node.port)));
         }
     }
-    findings.push(rules());
+    findings.push(rules(args.redirect));
     findings.push(metadata_service().await);
     findings
 }
@@ -124,12 +125,12 @@ fn netns_of_a_pod(pods: &Path) -> Option<std::fs::File> {
 }
 
 /// Rules that kiam's and kube2iam's agents make, which would win over, or be in the way.
-fn rules() -> Finding {
+fn rules(redirect: Redirect) -> Finding {
     const CHECK: &str = "iptables";
     let saved = Command::new("iptables-save").args(["-t", "nat"]).output();
     match saved {
         Ok(output) if output.status.success() => {
-            let rules = redirects(&String::from_utf8_lossy(&output.stdout));
+            let rules = redirects(&String::from_utf8_lossy(&output.stdout), redirect);
             if rules.is_empty() {
                 return Finding::ok(CHECK, "no rule for the metadata service");
             }
@@ -155,10 +156,13 @@ fn rules() -> Finding {
     }
 }
 
-fn redirects(saved: &str) -> Vec<String> {
+/// With `--redirect=iptables` an agent's own rules are not others'.
+fn redirects(saved: &str, redirect: Redirect) -> Vec<String> {
+    let own = format!("-j {CHAIN}");
     let rules = saved.lines().filter(|line| line.starts_with("-A "));
-    let ours = rules.filter(|rule| rule.contains("169.254.169.254") && rule.contains("-j "));
-    ours.map(str::to_owned).collect()
+    let rules = rules.filter(|rule| rule.contains("169.254.169.254") && rule.contains("-j "));
+    let others = rules.filter(|rule| redirect == Redirect::Ebpf || !rule.ends_with(&own));
+    others.map(str::to_owned).collect()
 }
 
 async fn metadata_service() -> Finding {
@@ -197,9 +201,14 @@ mod tests {
     fn rules_of_other_agents_are_found() {
         let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n\
             -A PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181\n\
+            -A PREROUTING -d 169.254.169.254/32 -i cali+ -j KIAM-METADATA\n\
             -A PREROUTING -m comment --comment kube-proxy -j KUBE-SERVICES\nCOMMIT\n";
-        let found = redirects(saved);
+        let found = redirects(saved, Redirect::Iptables);
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("DNAT"), "{found:?}");
+        // Left by an agent that redirected so.
+        let found = redirects(saved, Redirect::Ebpf);
+        assert_eq!(found.len(), 2);
+        assert!(found[1].contains(CHAIN), "{found:?}");
     }
 }

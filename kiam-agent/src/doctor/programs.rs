@@ -85,6 +85,18 @@ fn hooks(pods: &Path, bpffs: &Path) -> Finding {
     if named.is_empty() {
         return Finding::ok(CHECK, "none");
     }
+    // Which are kiam's is told by its pins.
+    if kernel::pinned(bpffs).is_err() {
+        return Finding::warn(
+            CHECK,
+            format!(
+                "cannot tell others' from kiam's own without the agent's BPF file system, and {} is none; programs by id, {}",
+                bpffs.display(),
+                named.join("; ")
+            ),
+            "give --bpffs as the agent has it, or run this in the agent's container",
+        );
+    }
     Finding::warn(
         CHECK,
         format!("programs by id, {}", named.join("; ")),

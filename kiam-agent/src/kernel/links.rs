@@ -80,11 +80,11 @@ impl Others {
 /// When the kernel does not tell: that takes the capability `NET_ADMIN`.
 pub fn others(path: &Path, bpffs: &Path) -> std::io::Result<Vec<Others>> {
     let cgroup = File::open(path)?;
+    let own = pins::programs(bpffs);
     let at = |place: &Place| {
-        let own = pins::program_of(bpffs, place.program);
         let attach_type = u32::try_from(place.attach_type).unwrap_or(u32::MAX);
         let mut programs = sys::effective_programs(cgroup.as_fd(), attach_type)?;
-        programs.retain(|id| Some(*id) != own);
+        programs.retain(|id| !own.contains(id));
         Ok(Others {
             hook: place.program,
             programs,

@@ -8,6 +8,7 @@
 //! With the agent dead, pods' connections are still redirected, and refused as nobody listens. The
 //! next agent takes over what is here.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -249,12 +250,15 @@ pub fn pinned(bpffs: &Path) -> Result<usize, PinsError> {
     entries(&links).map(|links| links.len())
 }
 
-/// The id of the program that a pinned link runs.
-pub(super) fn program_of(bpffs: &Path, program: &str) -> Option<u32> {
-    described(bpffs, program)?
-        .number("prog_id")?
-        .try_into()
-        .ok()
+/// Returns the ids of the programs that the pinned links run, whatever the links are called: a link
+/// that is about to take another's name runs one of kiam's too.
+pub(super) fn programs(bpffs: &Path) -> HashSet<u32> {
+    let links = entries(&bpffs.join(FOLDER).join(LINKS)).unwrap_or_default();
+    let id = |entry: &fs::DirEntry| {
+        let described = described(bpffs, &entry.file_name().to_string_lossy())?;
+        described.number("prog_id")?.try_into().ok()
+    };
+    links.iter().filter_map(id).collect()
 }
 
 /// The id of the cgroup that a pinned link runs its program on.

@@ -22,6 +22,16 @@ pub(crate) const TESTS: &[Test] = &[
         ill,
     ),
     (
+        "commands::in_the_agent_s_container_the_doctor_has_its_settings",
+        Needs::Programs,
+        beside_an_agent,
+    ),
+    (
+        "commands::a_link_on_its_way_is_not_named_as_others",
+        Needs::Programs,
+        staged,
+    ),
+    (
         "commands::cleanup_gives_pods_the_node_s_service_back",
         Needs::Programs,
         cleanup,
@@ -134,6 +144,64 @@ fn ill() -> Result<()> {
         ensure!(!well && state == "fail", "{flag}: {state}: {found}");
         ensure!(found.contains(named), "{flag}: {found}");
     }
+    Ok(())
+}
+
+/// As `kubectl exec` starts it: in the process namespace of a container whose process 1 is an agent.
+/// That one is played, by a shell with an agent's command line: the sandbox's BPF file system is
+/// found by a path that another process namespace has not.
+fn beside_an_agent() -> Result<()> {
+    const TOLD: &str = "--bpffs=/tmp";
+    let play = Play::begin()?;
+    let agent = programs()?;
+    let agent = agent.agent().display();
+    let script = format!("'{agent}' doctor --json; '{agent}' doctor --json --bpffs=/nowhere; true");
+    let place = play.node.node().service("kiam-command")?;
+    let mut command = place.command("unshare");
+    command
+        .env_clear()
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["bash", "-c", "exec -a kiam-agent bash \"$@\"", "-"])
+        .args(["-c", &script, "kiam-agent", TOLD]);
+    let limit = std::time::Duration::from_secs(60);
+    let ended = xtask::sandbox::run("kiam-agent's commands", command, limit)?;
+    let reports: Result<Vec<Value>, _> = ended.stdout.lines().map(serde_json::from_str).collect();
+    let reports = reports.with_context(|| format!("{}{}", ended.stdout, ended.stderr))?;
+    let [told, given] = reports.as_slice() else {
+        anyhow::bail!("{}{}", ended.stdout, ended.stderr);
+    };
+    let (_, found) = finding(told, "settings")?;
+    ensure!(found.contains(TOLD), "{found}");
+    let (_, found) = finding(told, "BPF file system")?;
+    ensure!(found.contains("/tmp is no BPF file system"), "{found}");
+    let (_, found) = finding(given, "BPF file system")?;
+    ensure!(found.contains("/nowhere"), "{found}");
+    Ok(())
+}
+
+/// While an agent takes over, a link of kiam's has another name than its program.
+fn staged() -> Result<()> {
+    let play = Play::begin()?;
+    let links = play.node.node().bpffs().path().join("kiam/links");
+    std::fs::rename(links.join("connect4"), links.join("connect4-new"))?;
+    let (_, report) = doctor(&play.node, &flags(&play.node))?;
+    let (state, found) = finding(&report, "others on the hooks")?;
+    ensure!(state == "ok", "{state}: {found}");
+    // Without the pins nobody can tell.
+    let good = flags(&play.node);
+    let flags: Vec<_> = good
+        .into_iter()
+        .map(|flag| match flag.split_once('=') {
+            Some(("--bpffs", _)) => "--bpffs=/tmp".to_owned(),
+            _ => flag,
+        })
+        .collect();
+    let (_, report) = doctor(&play.node, &flags)?;
+    let (state, found) = finding(&report, "others on the hooks")?;
+    ensure!(
+        state == "warn" && found.contains("cannot tell others' from kiam's own"),
+        "{state}: {found}"
+    );
     Ok(())
 }
 
