@@ -1,5 +1,6 @@
 //! What is deployed: the chart and what is made from it, checked with the real tools.
 
+mod admission;
 mod alerts;
 pub(crate) mod book;
 mod chart;
@@ -102,7 +103,7 @@ pub fn alerts(args: &AlertsArgs) -> Result<()> {
 
 /// Checks the chart: `helm lint`, all value sets rendered and taken by a real kube-apiserver, bad
 /// values refused with what to do, values in the fields that they are for, the plain manifests equal
-/// to it.
+/// to it, and its admission policy asked about pods.
 ///
 /// # Errors
 /// When something is wrong with it, or it cannot be checked.

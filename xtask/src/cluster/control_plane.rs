@@ -270,6 +270,21 @@ impl ControlPlane {
         self.client_as(json!({ "token": token })).await
     }
 
+    /// A client that is a node's kubelet to the API.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn client_of_kubelet(&self, node: &str) -> Result<kube::Client> {
+        let PemFiles { cert, key, .. } = &self.admin;
+        let user = json!({
+            "client-certificate": cert,
+            "client-key": key,
+            "as": format!("system:node:{node}"),
+            "as-groups": ["system:nodes", "system:authenticated"],
+        });
+        self.client_as(user).await
+    }
+
     /// Writes a kubeconfig that shows the token that `token_file` holds.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::helm;
+use super::{admission, helm};
 use crate::cluster::{ControlPlane, Objects};
 use crate::sandbox::Sandbox;
 
@@ -186,14 +186,18 @@ fn find(rendered: &str, wanted: &str) -> Result<Value> {
     found.with_context(|| format!("the chart makes no {wanted}"))
 }
 
-/// Lets a real kube-apiserver check all objects.
+/// Lets a real kube-apiserver check all objects, and follow the admission policy.
 pub(super) fn dry_run(rendered: &[(String, String)]) -> Result<()> {
     let sandbox = Sandbox::new()?;
     let control = sandbox.control().netns().clone();
     control.block_on(async || {
         let mut plane = ControlPlane::start(&sandbox)?;
         let objects = Objects::new(plane.ready().await?);
-        let checked = check(&objects, rendered).await;
+        let checked = async {
+            check(&objects, rendered).await?;
+            admission::check(&plane, &objects).await
+        };
+        let checked = checked.await;
         plane.stop()?;
         checked
     })?

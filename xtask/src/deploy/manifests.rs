@@ -21,12 +21,19 @@ const FILES: &[(&str, &[&str])] = &[
     ("agent.yaml", &["agent-daemonset"]),
 ];
 
-/// What is not applied unless it is wanted: the file, its templates, and the value that they need.
-const OPTION: (&str, &[&str], &str) = (
-    "node-taint.yaml",
-    &["rbac-node-taint"],
-    "server.nodeTaint=kiam.io/agent-not-ready",
-);
+/// What is not applied unless it is wanted: the files, their templates, and the values that they need.
+const OPTIONS: &[(&str, &[&str], &str)] = &[
+    (
+        "node-taint.yaml",
+        &["rbac-node-taint"],
+        "server.nodeTaint=kiam.io/agent-not-ready",
+    ),
+    (
+        "probe-host-policy.yaml",
+        &["probe-host-policy"],
+        "probeHostPolicy.enabled=true",
+    ),
+];
 
 const KUSTOMIZATION: &str = "kustomization.yaml";
 
@@ -52,9 +59,10 @@ fn make() -> Result<Vec<(PathBuf, String)>> {
         .iter()
         .map(|(name, templates)| (folder.join(name), collect(&rendered, templates)))
         .collect();
-    let (name, templates, value) = OPTION;
-    let rendered = helm::template(&["--set", VALUES, "--set", value])?;
-    files.push((folder.join(name), collect(&rendered, templates)));
+    for (name, templates, value) in OPTIONS {
+        let rendered = helm::template(&["--set", VALUES, "--set", value])?;
+        files.push((folder.join(name), collect(&rendered, templates)));
+    }
     files.push((folder.join(KUSTOMIZATION), kustomization()));
     Ok(files)
 }
