@@ -6,6 +6,8 @@ mod kernel;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use tokio::time::Instant;
+
 pub use address::AddressIdentity;
 pub use kernel::KernelIdentity;
 
@@ -52,14 +54,14 @@ impl fmt::Display for PodRef {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The kernel saw no pod of this node make it.
-    #[error("this connection was made by no pod of this node")]
+    /// The kernel's word on it is gone, or there never was one.
+    #[error("the kernel tells of no pod of this node that made this connection; connect again")]
     Unattested,
     /// It was made from a cgroup that is no pod's.
     #[error("this connection was made by a process that is in no pod")]
     NotAPod,
-    /// Its cgroup is gone.
-    #[error("the container that made this connection is gone")]
+    /// Its cgroup is gone. Another container may have the connection by now.
+    #[error("the container that made this connection is gone; connect again")]
     Gone,
     /// The kernel did not tell.
     #[error("the agent cannot tell which pod made this connection; see its log")]
@@ -86,4 +88,10 @@ pub trait Identify: Send + Sync + 'static {
     /// # Errors
     /// When no pod of this node did.
     fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal>;
+
+    /// Told, at times, that at `since` no connection was waiting to be accepted: all that had come about
+    /// by then have been identified.
+    fn none_waits(&self, since: Instant) {
+        let _ = since;
+    }
 }

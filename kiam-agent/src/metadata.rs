@@ -1,8 +1,9 @@
 //! The metadata service that pods see: their own role's name and credentials, and nothing else.
 //!
 //! ```text
-//! connection   one connection: who is it, its limits, its end
-//! places       how many connections each pod may have
+//! answer       what is written: headers, bodies
+//! connection   one connection: who is it, one request, its end
+//! slots        how many connections each pod may have, and whose turn it is
 //! path         what a path asks for, however it is spelled
 //! decide       what a pod is answered, by one snapshot of the view
 //! refusal      why not, in words, a status and a label
@@ -15,16 +16,17 @@
 //! metrics      what is counted
 //! ```
 
+mod answer;
 mod connection;
 mod decide;
 mod metrics;
 mod passthrough;
 pub mod path;
-mod places;
 mod refusal;
 mod refusal_log;
 mod sdk;
 mod service;
+mod slots;
 mod tokens;
 mod v1_users;
 
@@ -41,8 +43,9 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt as _;
 use kiam_common::listen;
 use regex::Regex;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,21 +54,24 @@ pub use sdk::Sdk;
 pub use v1_users::{V1Use, V1Users};
 
 use crate::args::ImdsV2;
-use crate::caller::{Identify, PodRef};
+use crate::caller::Identify;
 use crate::stream::Standings;
 use crate::token_key::TokenKey;
 use crate::view::View;
+use connection::Owner;
 use passthrough::Upstream;
-use places::Places;
 use refusal_log::RefusalLog;
+use slots::{Limits, Slots};
 use tokens::Tokens;
 
-/// Connections that are told that they are too many, at once; more are just closed.
-const MAX_TURNED_AWAY: usize = 64;
 /// How long the agent accepts connections when it is told to stop.
 const LAST_COME: Duration = Duration::from_millis(100);
 /// A wait for file descriptors to be closed by somebody.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// From the start to the second look whether nothing waits to be accepted.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// From each look to the next one.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The service's choices and limits.
 #[derive(Debug, Clone)]
@@ -82,14 +88,19 @@ pub struct Settings {
     pub legacy_redirects: bool,
     /// Whether credentials are served as containers' SDKs ask for them.
     pub container: bool,
-    /// Connections of all pods together; more are answered 503. None waits in the kernel's
-    /// queue, as the kernel's word on who made it grows old there.
+    /// Connections of all pods together. When there are more, one that has asked nothing yet is closed,
+    /// of the pod that has the most.
     pub max_connections: usize,
-    /// Connections of one pod; more are answered 503.
+    /// Connections of one pod. More are closed, those first that have asked nothing yet.
     pub max_connections_per_pod: usize,
-    /// From a connection's begin, or the end of its last answer, to a request's head being whole.
-    pub header_timeout: Duration,
-    /// The longest that a connection is kept open.
+    /// Requests of one pod that are answered at once. More wait, in order.
+    pub max_answered_per_pod: usize,
+    /// How long a connection waits for its turn to be answered.
+    pub turn_timeout: Duration,
+    /// From a connection's begin to its first byte, from there to its request's head being whole, and
+    /// from there to the body's end.
+    pub request_timeout: Duration,
+    /// The longest that answering one request takes, with its reading and writing.
     pub lifetime: Duration,
 }
 
@@ -102,10 +113,12 @@ impl Default for Settings {
             upstream: passthrough::METADATA,
             legacy_redirects: false,
             container: false,
-            max_connections: 2048,
-            max_connections_per_pod: 64,
-            header_timeout: Duration::from_secs(5),
-            lifetime: Duration::from_secs(300),
+            max_connections: 4096,
+            max_connections_per_pod: 1024,
+            max_answered_per_pod: 64,
+            turn_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+            lifetime: Duration::from_secs(15),
         }
     }
 }
@@ -163,10 +176,7 @@ struct Shared {
     upstream: Upstream,
     tokens: Tokens,
     refusal_log: RefusalLog,
-    all_places: Semaphore,
-    /// Those whom the kernel vouches for have places of their own; all others share one's.
-    places: Arc<Places<Option<PodRef>>>,
-    turned_away: Semaphore,
+    slots: Arc<Slots<Owner>>,
 }
 
 impl fmt::Debug for Metadata {
@@ -199,9 +209,23 @@ impl Metadata {
             stop.cancelled().await;
             tokio::time::sleep(LAST_COME).await;
         });
+        let serve = |stream: TcpStream, peer| {
+            let caller = shared.caller(&stream, peer);
+            open.spawn(Arc::clone(&shared).serve(stream, caller, stop.clone()));
+        };
+        let mut look = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut pause = SECOND_LOOK;
         loop {
             let accepted = tokio::select! {
                 () = &mut last => break,
+                () = &mut look => {
+                    if let Some(since) = accept_all(&listener, serve) {
+                        shared.identify.none_waits(since);
+                    }
+                    look.as_mut().reset(Instant::now() + pause);
+                    pause = LOOK;
+                    continue;
+                }
                 () = &mut ready => {
                     if let Err(error) = listen::take_over(&listener) {
                         tracing::error!(%error, "cannot take over from an earlier agent");
@@ -211,10 +235,7 @@ impl Metadata {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => {
-                    let shared = Arc::clone(&shared);
-                    open.spawn(shared.serve(stream, peer, stop.clone()));
-                }
+                Ok((stream, peer)) => serve(stream, peer),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections of pods");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -224,6 +245,27 @@ impl Metadata {
         drop(listener);
         open.close();
         open.wait().await;
+    }
+}
+
+/// Accepts all that waits in the kernel's queue, and returns when there was nothing more; `None` if that
+/// cannot be told. Tokio's own word on readiness may be older than the queue.
+fn accept_all(listener: &TcpListener, serve: impl Fn(TcpStream, SocketAddr)) -> Option<Instant> {
+    loop {
+        let since = Instant::now();
+        let (socket, peer) = match SockRef::from(listener).accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(since),
+            // It failed for another reason than there being none, and is tried again soon.
+            Err(_) => return None,
+        };
+        let stream = socket
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(socket.into()));
+        // A connection that is gone already is nobody's.
+        if let (Ok(stream), Some(peer)) = (stream, peer.as_socket()) {
+            serve(stream, peer);
+        }
     }
 }
 
@@ -274,9 +316,11 @@ impl Shared {
             metrics,
         } = sources;
         Self {
-            places: Places::new(settings.max_connections_per_pod),
-            all_places: Semaphore::new(settings.max_connections),
-            turned_away: Semaphore::new(MAX_TURNED_AWAY),
+            slots: Slots::new(Limits {
+                open: settings.max_connections,
+                open_per_owner: settings.max_connections_per_pod,
+                answered_per_owner: settings.max_answered_per_pod,
+            }),
             upstream: Upstream::new(settings.upstream),
             settings,
             clock,

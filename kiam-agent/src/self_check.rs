@@ -15,6 +15,7 @@ use std::time::Duration;
 use aya::maps::MapError;
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::caller::{Identify, PodRef, PodUid, Refusal};
 use crate::kernel::HostPods;
@@ -89,6 +90,10 @@ impl<I: Identify> Identify for Watched<I> {
             drop(tell.send(who.clone()));
         }
         who
+    }
+
+    fn none_waits(&self, since: Instant) {
+        self.inner.none_waits(since);
     }
 }
 

@@ -7,12 +7,14 @@
 //! update       what a stream says, in the agent's own terms, checked
 //! projection   the writer: folds updates into the next snapshot, over breaks of the stream
 //! pod          one pod of a snapshot, with its credentials joined to it
+//! gone         pods that were known
 //! credentials  credentials as documents, written once
 //! ```
 //!
 //! Knows neither tonic nor hyper.
 
 mod credentials;
+mod gone;
 mod pod;
 mod projection;
 mod update;
@@ -28,6 +30,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 pub use credentials::{CredentialsError, Issued};
+use gone::Gone;
 pub use pod::{Grant, Outcome, Pod};
 pub use projection::{Projection, Refused};
 pub use update::{Decision, Failure, PodFacts, Uid, Update};
@@ -38,6 +41,7 @@ pub struct Snapshot {
     pods: HashMap<Uid, Arc<Pod>>,
     static_pods: HashMap<Box<str>, Uid>,
     addresses: HashMap<IpAddr, Claim>,
+    gone: Arc<Gone>,
     complete: bool,
 }
 
@@ -68,6 +72,12 @@ impl Snapshot {
             Some(Claim::Many) => Err(Claimed { address }),
             None => Ok(None),
         }
+    }
+
+    /// The name of a pod that was known and has gone.
+    #[must_use]
+    pub fn gone(&self, uid: &str) -> Option<&str> {
+        self.gone.name(uid)
     }
 
     /// All pods, in no order.

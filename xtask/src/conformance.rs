@@ -3,10 +3,12 @@
 //! be listed.
 //!
 //! ```text
+//! body     what is right of a body
 //! table    what is asked, what is right, and where that is known from
 //! wire     one exchange, as bytes
 //! ```
 
+mod body;
 mod table;
 mod wire;
 

@@ -13,14 +13,14 @@ use std::time::Duration;
 use aya::maps::MapError;
 use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, Caller, bucket};
 use nix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(super) use notes::Notes;
 pub(super) use taken::Taken;
 
-/// How often notes of connections that never came about are swept out.
-const SWEEP: Duration = Duration::from_nanos(ATTESTATION_LIFE_NANOS);
-/// An agent that runs has taken a note by then. What is older when the next one starts was left
+/// A connection has come about by then. What was older when an agent began to accept connections was left
 /// while there was none, and must not count against its pod any longer.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
@@ -35,6 +35,8 @@ pub struct Attested {
 pub struct Attestor {
     notes: Notes,
     taken: Taken,
+    /// When no connection waited to be accepted, by the programs' clock.
+    none_waited: watch::Sender<Option<u64>>,
 }
 
 impl fmt::Debug for Attestor {
@@ -44,11 +46,17 @@ impl fmt::Debug for Attestor {
 }
 
 impl Attestor {
-    pub(super) const fn new(notes: Notes, taken: Taken) -> Self {
-        Self { notes, taken }
+    pub(super) fn new(notes: Notes, taken: Taken) -> Self {
+        let (none_waited, _) = watch::channel(None);
+        Self {
+            notes,
+            taken,
+            none_waited,
+        }
     }
 
-    /// Takes out the note of the connection from `peer`. A second call for it finds none.
+    /// Takes out the note of the connection from `peer`, however long that has waited to be accepted: it
+    /// is of the last SYN that left from there. A second call for it finds none.
     #[must_use]
     pub fn take(&self, peer: SocketAddr) -> Option<Attested> {
         // A listener of the IPv6 family shows IPv4 peers as mapped addresses.
@@ -68,32 +76,49 @@ impl Attestor {
             }
         };
         self.count(note);
-        (!is_stale(note, now()?)).then_some(Attested {
+        Some(Attested {
             cgroup: note.cgroup,
         })
     }
 
-    /// Sweeps out, until told to stop, the notes of connections that never came about: first
-    /// those that were left while there was no agent.
+    /// Told that at `since` no connection was waiting to be accepted, and those before had been
+    /// accepted and their notes taken.
+    pub fn none_waits(&self, since: Instant) {
+        // Read in this order: an agent that is stopped in between has the earlier time.
+        let Some(now) = now() else { return };
+        let at = now.saturating_sub(nanos(since.elapsed()));
+        self.none_waited.send_replace(Some(at));
+    }
+
+    /// Sweeps out, until told to stop, the notes of connections that never came about: each time that
+    /// no connection waits to be accepted, as the note of one that does is still needed. First those
+    /// that were left while there was no agent.
     pub async fn keep(&self, stop: CancellationToken) {
-        let started = now();
-        let mut stale = started.map(|started| started.saturating_sub(nanos(LEFT_BEHIND)));
-        let mut pause = LEFT_BEHIND;
+        let mut none_waited = self.none_waited.subscribe();
+        none_waited.mark_changed();
+        let (mut sweeps, mut first) = (0_u8, None);
         loop {
-            match stale.map_or(Ok(0), |stale| self.sweep(stale)) {
+            tokio::select! {
+                biased;
+                changed = none_waited.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+            let Some(at) = *none_waited.borrow_and_update() else {
+                continue;
+            };
+            let first = *first.get_or_insert(at);
+            let limit = match sweeps {
+                0 => at.saturating_sub(nanos(LEFT_BEHIND)),
+                // What was left in the last moment.
+                1 => first,
+                _ => at.saturating_sub(ATTESTATION_LIFE_NANOS),
+            };
+            sweeps = sweeps.saturating_add(1);
+            match self.sweep(limit) {
                 Ok(0) => {}
                 Ok(swept) => tracing::debug!(swept, "attestations of connections that never came"),
                 Err(error) => tracing::warn!(%error, "cannot sweep the attestations"),
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-            stale = match pause {
-                LEFT_BEHIND => started,
-                _ => now().map(|now| now.saturating_sub(ATTESTATION_LIFE_NANOS)),
-            };
-            pause = SWEEP;
         }
     }
 
@@ -118,10 +143,6 @@ impl Attestor {
     fn count(&self, note: Attestation) {
         self.taken.count(bucket(note.share));
     }
-}
-
-fn is_stale(note: Attestation, now: u64) -> bool {
-    now.saturating_sub(note.at) > ATTESTATION_LIFE_NANOS
 }
 
 fn nanos(duration: Duration) -> u64 {

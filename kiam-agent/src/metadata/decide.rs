@@ -48,6 +48,12 @@ pub(super) fn decide(
         Err(claimed) => return Verdict::Wait(claimed.into()),
     };
     let Some(pod) = pod else {
+        if let PodRef::Uid(uid) = who
+            && let Some(pod) = snapshot.gone(uid.as_str())
+        {
+            let pod = pod.to_owned();
+            return Verdict::Refuse(Refusal::PodGone { pod });
+        }
         return Verdict::Wait(if snapshot.complete() {
             Refusal::UnknownPod {
                 pod: who.to_string(),

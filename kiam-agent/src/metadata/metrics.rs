@@ -69,6 +69,7 @@ pub struct MetadataMetrics {
     pub(super) waits: Histogram,
     pub(super) waits_over: IntCounter,
     pub(super) connections: IntGauge,
+    pub(super) connections_queued: IntCounter,
     pub(super) connections_refused: IntCounterVec,
 }
 
@@ -173,9 +174,13 @@ impl MetadataMetrics {
                 "Requests that were held as long as --pod-wait allows, in vain.",
             )?,
             connections,
+            connections_queued: counter(
+                "kiam_metadata_connections_queued_total",
+                "Connections that waited for others of their pod to be answered.",
+            )?,
             connections_refused: counters(
                 "kiam_metadata_connections_refused_total",
-                "Connections that were closed for being too many, by whose limit.",
+                "Connections that were closed without an answer, by the limit that they met.",
                 &["limit"],
             )?,
         })

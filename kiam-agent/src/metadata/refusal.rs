@@ -5,7 +5,7 @@
 //! 401: with another token.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use jiff::Timestamp;
@@ -26,13 +26,17 @@ pub(super) enum Refusal {
         "pod {pod} is not known yet as a running pod of this node that has credentials; try again"
     )]
     UnknownPod { pod: String },
+    #[error("pod {pod} has gone: it was deleted, or has ended")]
+    PodGone { pod: String },
     #[error(
         "the node's pods are not known yet: the agent has not heard from a kiam-server since it started; try again"
     )]
     NoView,
     #[error("{0}, so that the agent cannot tell which one calls; try again when the other is gone")]
     Claimed(#[from] Claimed),
-    #[error("this connection comes from {source_ip}, which is none of the addresses of pod {pod}")]
+    #[error(
+        "this connection comes from {source_ip}, which is none of the addresses of pod {pod} that are known; try again"
+    )]
     Address { pod: String, source_ip: IpAddr },
     #[error(
         "pod {pod} has no role: name one in the annotation iam.amazonaws.com/role of the pod or of its service account {service_account:?}"
@@ -107,6 +111,15 @@ pub(super) enum Refusal {
     NoToken,
     #[error("{0}")]
     BadPath(super::path::PathError),
+    #[error("the request's body is longer than {limit} bytes, and no request here needs one")]
+    LongBody { limit: usize },
+    #[error(
+        "the request's body was not whole in {}, and no request here needs one",
+        kiam_common::duration::format(*.limit)
+    )]
+    LateBody { limit: Duration },
+    #[error("the request's body is not what its headers say")]
+    BadBody,
     #[error("{method} is no method for this path; allowed: {allowed}")]
     Method {
         method: String,
@@ -141,7 +154,10 @@ impl Refusal {
 
     pub(super) const fn status(&self) -> StatusCode {
         match self {
-            Self::Caller(caller::Refusal::Unknown)
+            Self::Caller(
+                caller::Refusal::Unattested | caller::Refusal::Gone | caller::Refusal::Unknown,
+            )
+            | Self::Address { .. }
             | Self::UnknownPod { .. }
             | Self::NoView
             | Self::Claimed(_)
@@ -149,15 +165,17 @@ impl Refusal {
             | Self::OnTheirWay { .. }
             | Self::Expired { .. }
             | Self::Failing { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Caller(_)
-            | Self::Address { .. }
+            Self::Caller(caller::Refusal::NotAPod)
+            | Self::PodGone { .. }
             | Self::Forbidden { .. }
             | Self::OtherRole { .. }
             | Self::Denied { .. }
             | Self::TokenForwarded
             | Self::TokenVersion => StatusCode::FORBIDDEN,
             Self::NoRole { .. } | Self::Path { .. } => StatusCode::NOT_FOUND,
-            Self::BadPath(_) | Self::TokenTtl => StatusCode::BAD_REQUEST,
+            Self::BadPath(_) | Self::TokenTtl | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::LateBody { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::LongBody { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BadToken | Self::NoToken => StatusCode::UNAUTHORIZED,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Upstream(_) => StatusCode::BAD_GATEWAY,
@@ -190,6 +208,8 @@ impl Refusal {
             Self::BadToken => "token_bad",
             Self::NoToken => "token_missing",
             Self::Method { .. } => "method",
+            Self::LongBody { .. } | Self::LateBody { .. } | Self::BadBody => "body",
+            Self::PodGone { .. } => "pod_gone",
             Self::Upstream(_) => "upstream",
             Self::Stream(_) => "stream",
         }

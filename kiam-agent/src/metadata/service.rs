@@ -1,16 +1,18 @@
 //! From a request to its answer.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, SERVER, USER_AGENT};
+use http::Method;
+use http::header::{HeaderValue, USER_AGENT};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
-use http_body_util::Full;
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
+use super::answer::{Answer, Reply, ok, refused};
+use super::connection::TurnedAway;
 use super::decide::{Ask, Verdict, decide, find};
 use super::metrics::Handler;
 use super::passthrough::passed;
@@ -21,27 +23,21 @@ use super::tokens::MAX_TTL;
 use crate::args::ImdsV2;
 use crate::caller::{self, PodRef};
 use crate::stream::Standing;
-
-/// What the service answers.
-pub(super) type Answer = Response<Full<Bytes>>;
+use crate::view::PodFacts;
 
 pub(super) const TOKEN: &str = "x-aws-ec2-metadata-token";
 pub(super) const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What a request is answered when it is not refused.
-enum Reply {
-    /// A document.
-    Text(Bytes),
-    /// A document, as containers' SDKs get theirs.
-    Json(Bytes),
-    /// A token of IMDSv2, and for how long it is good, in seconds.
-    Token(Bytes, u32),
-    /// The same path with a slash at its end.
-    Redirect(HeaderValue),
-    /// What the node's own service says.
-    Relayed(Response<Bytes>),
+/// Who sends a request, and for how long the token is good that came with it.
+#[derive(Debug, Clone, Copy)]
+struct Asker<'a> {
+    who: &'a PodRef,
+    token_left: Option<u32>,
 }
+
+/// What a request gets, and for how long its token is still good.
+type Outcome = Result<(Reply, Option<u32>), Refusal>;
 
 /// Who is at the other end of a connection: asked once, when it was accepted.
 #[derive(Debug)]
@@ -70,8 +66,39 @@ impl Shared {
             Err(error) => (Handler::Proxy, Err(Refusal::BadPath(*error))),
             Ok(path) => self.answer_path(caller, request, path).await,
         };
+        self.conclude(caller, request, (handler, outcome), began)
+    }
+
+    /// Answers a request that cannot be taken in.
+    pub(super) fn refuse(&self, caller: &Caller, request: &Parts, refusal: Refusal) -> Answer {
+        let path = canonical(request.uri.path());
+        let handler = match path.as_deref().map(route) {
+            Ok(Route::Token { .. }) => Handler::Token,
+            Ok(Route::Listing) => Handler::RoleName,
+            Ok(Route::Info) => Handler::Info,
+            Ok(Route::Credentials { .. }) => Handler::Credentials,
+            Ok(Route::Extended { .. }) => Handler::Extended,
+            Ok(Route::Container) => Handler::Container,
+            Ok(Route::Ping | Route::Health | Route::Other) | Err(_) => Handler::Proxy,
+        };
+        self.conclude(caller, request, (handler, Err(refusal)), Instant::now())
+    }
+
+    fn conclude(
+        &self,
+        caller: &Caller,
+        request: &Parts,
+        (handler, outcome): (Handler, Outcome),
+        began: Instant,
+    ) -> Answer {
         let answer = match outcome {
-            Ok(reply) => ok(reply),
+            Ok((reply, token_left)) => {
+                let mut answer = ok(reply);
+                if let Some(left) = token_left {
+                    answer.headers_mut().insert(TOKEN_TTL, left.into());
+                }
+                answer
+            }
             Err(refusal) => {
                 self.metrics.refused(handler, refusal.reason());
                 self.log(caller, request, &refusal);
@@ -88,18 +115,20 @@ impl Shared {
         caller: &Caller,
         request: &Parts,
         path: &str,
-    ) -> (Handler, Result<Reply, Refusal>) {
+    ) -> (Handler, Outcome) {
+        let untold = |reply| (reply, None);
         let (handler, ask) = match route(path) {
             Route::Token { latest } => {
-                return (Handler::Token, self.token(caller, request, latest));
+                let token = self.token(caller, request, latest);
+                return (Handler::Token, token.map(untold));
             }
             Route::Container if self.settings.container => (Handler::Container, Ask::Own),
             Route::Ping if caller.is_node() => {
                 let pong = Bytes::from_static(b"pong");
-                return (Handler::Health, Ok(Reply::Text(pong)));
+                return (Handler::Health, Ok(untold(Reply::Text(pong))));
             }
             Route::Health if caller.is_node() => {
-                return (Handler::Health, self.health(request).await);
+                return (Handler::Health, self.health(request).await.map(untold));
             }
             Route::Other | Route::Container | Route::Ping | Route::Health => {
                 return (Handler::Proxy, self.pass(caller, request, path).await);
@@ -118,31 +147,35 @@ impl Shared {
         if request.method != Method::GET && request.method != Method::HEAD {
             return (handler, Err(wrong_method(request, "GET, HEAD")));
         }
-        let who = match handler {
+        let asker = match handler {
             // There are no tokens where containers ask.
-            Handler::Container => caller.who.as_ref().map_err(known),
+            Handler::Container => caller.who.as_ref().map_err(known).map(|who| Asker {
+                who,
+                token_left: None,
+            }),
             _ => self.check_token(caller, request),
         };
-        let who = match who {
-            Ok(who) => who,
+        let Asker { who, token_left } = match asker {
+            Ok(asker) => asker,
             Err(refusal) => return (handler, Err(refusal)),
         };
         if self.settings.legacy_redirects
             && matches!(ask, Ask::Listing)
             && let Some(location) = with_slash(request.uri.path())
         {
-            return (handler, Ok(Reply::Redirect(location)));
+            return (handler, Ok((Reply::Redirect(location), token_left)));
         }
         let reply = match handler {
             Handler::Container => Reply::Json,
             _ => Reply::Text,
         };
-        (handler, self.ask(who, caller.source, ask).await.map(reply))
+        let asked = self.ask(who, caller.source, ask).await;
+        (handler, asked.map(|body| (reply(body), token_left)))
     }
 
     /// Answers with what the node's own service says, where that is let through.
-    async fn pass(&self, caller: &Caller, request: &Parts, path: &str) -> Result<Reply, Refusal> {
-        self.check_token(caller, request)?;
+    async fn pass(&self, caller: &Caller, request: &Parts, path: &str) -> Outcome {
+        let Asker { token_left, .. } = self.check_token(caller, request)?;
         let refused = || Refusal::Path {
             path: format!("/{}", Refusal::echo(path)),
         };
@@ -152,7 +185,8 @@ impl Shared {
         if request.method != Method::GET && request.method != Method::HEAD {
             return Err(wrong_method(request, "GET, HEAD"));
         }
-        Ok(Reply::Relayed(self.upstream.get(&path).await?))
+        let answer = self.upstream.get(&path).await?;
+        Ok((Reply::Relayed(answer), token_left))
     }
 
     /// Kiam's probe: the node's own service answers; with `?deep=1`, a server informs this agent too.
@@ -198,20 +232,22 @@ impl Shared {
     }
 
     /// Who is asking, if the token says so too, or there need be none.
-    fn check_token<'a>(&self, caller: &'a Caller, request: &Parts) -> Result<&'a PodRef, Refusal> {
+    fn check_token<'a>(&self, caller: &'a Caller, request: &Parts) -> Result<Asker<'a>, Refusal> {
         let who = caller.who.as_ref().map_err(known)?;
         match request.headers.get(TOKEN) {
             Some(token) => {
                 self.metrics.with_token.inc();
-                let good = self.tokens.verify(token.as_bytes(), who, (self.clock)());
-                good.then_some(who).ok_or(Refusal::BadToken)
+                let left = self.tokens.verify(token.as_bytes(), who, (self.clock)());
+                let token_left = Some(left.ok_or(Refusal::BadToken)?);
+                Ok(Asker { who, token_left })
             }
             None => {
                 self.metrics.without_token.inc();
                 let client = request.headers.get(USER_AGENT).map(HeaderValue::as_bytes);
                 self.v1_users.count(who, Sdk::of(client));
+                let token_left = None;
                 match self.settings.imds_v2 {
-                    ImdsV2::Optional => Ok(who),
+                    ImdsV2::Optional => Ok(Asker { who, token_left }),
                     ImdsV2::Required => Err(Refusal::NoToken),
                 }
             }
@@ -250,6 +286,32 @@ impl Shared {
         }
     }
 
+    /// Counts a connection that was closed without an answer, and logs whose it was.
+    pub(super) fn turned_away(&self, caller: &Caller, why: TurnedAway) {
+        let (who, limit) = (caller.who.as_ref().ok(), why.as_label());
+        let refused = &self.metrics.connections_refused;
+        refused.with_label_values(&[limit]).inc();
+        let Some(held_back) = self.refusal_log.may_say(who, limit, Instant::now()) else {
+            return;
+        };
+        let facts = self.facts(who);
+        let pod = facts.as_deref();
+        tracing::warn!(
+            pod.namespace = pod.map(|pod| &*pod.namespace),
+            pod.name = pod.map(|pod| &*pod.name),
+            addr = %caller.source,
+            limit,
+            held_back,
+            "a connection is closed without an answer: {why}"
+        );
+    }
+
+    fn facts(&self, who: Option<&PodRef>) -> Option<Arc<PodFacts>> {
+        let snapshot = self.view.load();
+        let pod = find(&snapshot, who?).ok().flatten()?;
+        Some(Arc::clone(&pod.facts))
+    }
+
     fn log(&self, caller: &Caller, request: &Parts, refusal: &Refusal) {
         let (who, reason) = (caller.who.as_ref().ok(), refusal.reason());
         let Some(held_back) = self.refusal_log.may_say(who, reason, Instant::now()) else {
@@ -257,15 +319,11 @@ impl Shared {
         };
         let status = refusal.status().as_u16();
         let (addr, method) = (caller.source, &request.method);
-        let snapshot = self.view.load();
-        let facts = who
-            .and_then(|who| find(&snapshot, who).ok().flatten())
-            .map(|pod| &pod.facts);
-        let namespace = facts.map(|facts| &*facts.namespace);
-        let name = facts.map(|facts| &*facts.name);
+        let facts = self.facts(who);
+        let pod = facts.as_deref();
         tracing::info!(
-            pod.namespace = namespace,
-            pod.name = name,
+            pod.namespace = pod.map(|pod| &*pod.namespace),
+            pod.name = pod.map(|pod| &*pod.name),
             %addr,
             %method,
             path = Refusal::echo(request.uri.path()),
@@ -294,57 +352,4 @@ fn with_slash(path: &str) -> Option<HeaderValue> {
         return None;
     }
     HeaderValue::try_from(format!("{path}/")).ok()
-}
-
-fn ok(reply: Reply) -> Answer {
-    match reply {
-        Reply::Text(body) => with(StatusCode::OK, body),
-        Reply::Json(body) => {
-            let mut answer = with(StatusCode::OK, body);
-            let kind = HeaderValue::from_static("application/json");
-            answer.headers_mut().insert(CONTENT_TYPE, kind);
-            answer
-        }
-        Reply::Token(body, ttl) => {
-            let mut answer = with(StatusCode::OK, body);
-            answer.headers_mut().insert(TOKEN_TTL, ttl.into());
-            answer
-        }
-        Reply::Redirect(location) => {
-            let mut answer = with(StatusCode::MOVED_PERMANENTLY, Bytes::new());
-            answer.headers_mut().insert(LOCATION, location);
-            answer
-        }
-        Reply::Relayed(answer) => {
-            let (head, body) = answer.into_parts();
-            let mut answer = with(head.status, body);
-            answer.headers_mut().extend(head.headers);
-            answer
-        }
-    }
-}
-
-fn refused(refusal: &Refusal) -> Answer {
-    let mut answer = with(refusal.status(), format!("{refusal}\n").into());
-    let headers = answer.headers_mut();
-    match refusal {
-        Refusal::Method { allowed, .. } => {
-            headers.insert(ALLOW, HeaderValue::from_static(allowed));
-        }
-        _ if refusal.status() == StatusCode::SERVICE_UNAVAILABLE => {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        _ => {}
-    }
-    answer
-}
-
-/// Headers as the real service sends them.
-fn with(status: StatusCode, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    headers.insert(SERVER, HeaderValue::from_static("EC2ws"));
-    answer
 }

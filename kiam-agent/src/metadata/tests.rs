@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::service::Caller;
 use super::*;
-use crate::caller::{PodUid, Refusal};
+use crate::caller::{PodRef, PodUid, Refusal};
 use crate::stream::Standing;
 use crate::token_key::TokenKey;
 use crate::view::{Decision, PodFacts, Projection, Uid, Update};

@@ -82,17 +82,16 @@ impl Tokens {
         URL_SAFE.encode(token).into()
     }
 
-    /// Whether a token is this pod's and still good at `now`.
-    pub(super) fn verify(&self, token: &[u8], pod: &PodRef, now: SystemTime) -> bool {
-        let Some(token) = decode(token) else {
-            return false;
-        };
+    /// For how many seconds a token is still good at `now`, if it is this pod's and is.
+    pub(super) fn verify(&self, token: &[u8], pod: &PodRef, now: SystemTime) -> Option<u32> {
+        let token = decode(token)?;
         let (signed, hash) = token.split_at(SIGNED_BYTES);
         let until = signed.iter().skip(BEGIN.len()).take(TIME_BYTES);
         let until = until.fold(0, |until, byte| until << 8 | u64::from(*byte));
         // Compared in constant time.
-        let ours = self.hash(pod, signed).verify_truncated_left(hash).is_ok();
-        ours && until > seconds(now)
+        self.hash(pod, signed).verify_truncated_left(hash).ok()?;
+        let left = until.checked_sub(seconds(now))?;
+        u32::try_from(left).ok().filter(|left| *left > 0)
     }
 
     fn hash(&self, pod: &PodRef, signed: &[u8]) -> Hmac<Sha256> {
@@ -159,21 +158,24 @@ mod tests {
     fn a_token_is_its_pod_s_until_it_ends() {
         let tokens = Tokens::new(&TokenKey::random());
         let token = tokens.issue(&pod(1), MINUTE, at(1000));
-        assert!(tokens.verify(&token, &pod(1), at(1059)));
-        assert!(!tokens.verify(&token, &pod(1), at(1060)));
-        assert!(!tokens.verify(&token, &pod(2), at(1000)));
+        assert_eq!(tokens.verify(&token, &pod(1), at(1059)), Some(1));
+        assert_eq!(tokens.verify(&token, &pod(1), at(1060)), None);
+        assert_eq!(tokens.verify(&token, &pod(2), at(1000)), None);
         let same_name = PodRef::StaticHash(PodUid::new("uid-1"));
-        assert!(!tokens.verify(&token, &same_name, at(1000)));
+        assert_eq!(tokens.verify(&token, &same_name, at(1000)), None);
         // Of another node.
         let other = Tokens::new(&TokenKey::random());
-        assert!(!other.verify(&token, &pod(1), at(1000)));
+        assert_eq!(other.verify(&token, &pod(1), at(1000)), None);
     }
 
     #[test]
     fn a_token_outlives_whoever_gave_it() {
         let key = TokenKey::random();
         let token = Tokens::new(&key).issue(&pod(1), MAX_TTL, at(1000));
-        assert!(Tokens::new(&key).verify(&token, &pod(1), at(22_599)));
+        assert_eq!(
+            Tokens::new(&key).verify(&token, &pod(1), at(22_599)),
+            Some(1)
+        );
     }
 
     #[test]
@@ -204,9 +206,9 @@ mod tests {
             let token = tokens.issue(&pod(1), MINUTE, at(1000));
             let mut forged = token.to_vec();
             forged[at_byte] = to;
-            prop_assert_eq!(tokens.verify(&forged, &pod(1), at(1000)), forged == token);
-            prop_assert!(!tokens.verify(&noise, &pod(1), at(1000)));
-            prop_assert!(!tokens.verify(&token[..at_byte], &pod(1), at(1000)));
+            prop_assert_eq!(tokens.verify(&forged, &pod(1), at(1000)).is_some(), forged == token);
+            prop_assert_eq!(tokens.verify(&noise, &pod(1), at(1000)), None);
+            prop_assert_eq!(tokens.verify(&token[..at_byte], &pod(1), at(1000)), None);
         }
 
         #[test]
@@ -216,7 +218,7 @@ mod tests {
             let mut bytes = decode(&token).unwrap();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let forged = URL_SAFE.encode(bytes);
-            prop_assert!(!tokens.verify(forged.as_bytes(), &pod(1), at(1000)));
+            prop_assert_eq!(tokens.verify(forged.as_bytes(), &pod(1), at(1000)), None);
         }
     }
 }

@@ -15,6 +15,7 @@ use kiam_common::role::RoleArn;
 use tokio::sync::watch;
 
 use super::credentials::{CredentialsError, Issued};
+use super::gone::Gone;
 use super::pod::{Grant, Outcome, Pod};
 use super::update::{Decision, Failure, PodFacts, Uid, Update};
 use super::{Claim, Snapshot, View};
@@ -99,6 +100,7 @@ pub struct Projection {
     synced: bool,
     /// What the next snapshot will hold: this stream's pods over the earlier ones'.
     pods: HashMap<Uid, Arc<Pod>>,
+    gone: Arc<Gone>,
     complete: bool,
     current: Arc<ArcSwap<Snapshot>>,
     changes: watch::Sender<()>,
@@ -119,6 +121,7 @@ impl Projection {
             identities: HashMap::new(),
             synced: false,
             pods: HashMap::new(),
+            gone: Arc::default(),
             complete: false,
             current,
             changes,
@@ -141,6 +144,9 @@ impl Projection {
         match update {
             Update::Applied(facts, decision) => self.pod_applied(facts, decision),
             Update::Removed(uid) => {
+                if let Some(pod) = self.pods.get(&uid) {
+                    Arc::make_mut(&mut self.gone).add(uid.clone(), &pod.to_string());
+                }
                 self.remove(&uid);
                 Ok(())
             }
@@ -181,6 +187,7 @@ impl Projection {
             pods: self.pods.clone(),
             static_pods: static_pods.into_iter().filter_map(unique).collect(),
             addresses,
+            gone: Arc::clone(&self.gone),
             complete: self.complete,
         }));
         self.changes.send_replace(());
@@ -188,6 +195,9 @@ impl Projection {
 
     fn pod_applied(&mut self, facts: PodFacts, decision: Decision) -> Result<(), Refused> {
         let uid = facts.uid.clone();
+        if self.gone.name(uid.as_str()).is_some() {
+            Arc::make_mut(&mut self.gone).remove(uid.as_str());
+        }
         if self.told.len() >= MAX_PODS && !self.told.contains_key(&uid) {
             self.remove(&uid);
             return Err(Refused::TooManyPods { uid });

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kiam_agent::caller::Refusal;
 use kiam_ebpf::{ATTESTATION_LIFE_NANOS, MAX_PER_SHARE, Verdict};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Test;
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lets_nobody_replace_a_note", contested),
     ("lets_nobody_use_up_the_notes", flooded),
     ("forgets_connections_that_never_came", swept),
+    ("knows_a_connection_however_long_it_waits", waits),
 ];
 
 fn direct() {
@@ -176,18 +178,65 @@ fn flooded() {
     assert_eq!(client.end().heard.as_deref(), Some(B));
 }
 
+/// An agent that sweeps as one does that runs.
+struct Keeper {
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Keeper {
+    fn new(agent: &Agent) -> Self {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().build().unwrap();
+        let attestor = agent.programs.attestor();
+        runtime.spawn(async move { attestor.keep(CancellationToken::new()).await });
+        Self { runtime }
+    }
+
+    /// Lets it do what there is to do.
+    fn settle(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+}
+
+/// An agent that is stopped, or slow to start, accepts a connection long after it has come about.
+fn waits() {
+    let mut node = Node::new();
+    let (a, b) = (node.pod(A), node.pod(B));
+    let agent = Agent::start(&node);
+    let attestor = agent.programs.attestor();
+    let keeper = Keeper::new(&agent);
+    // As at its start: nothing has waited until now.
+    for _ in 0..3 {
+        attestor.none_waits(Instant::now());
+        keeper.settle();
+    }
+    let before = Instant::now();
+    let client = a.start(&["tcp", METADATA, "80", "timeout=30"]);
+    std::thread::sleep(Duration::from_nanos(ATTESTATION_LIFE_NANOS + 1_100_000_000));
+    // All it knows is that none waited before.
+    attestor.none_waits(before);
+    keeper.settle();
+    assert_eq!(agent.answer(), pod(A));
+    assert_eq!(client.end().heard.as_deref(), Some(A));
+    let client = b.start(&["tcp", METADATA, "80"]);
+    assert_eq!(agent.answer(), pod(B));
+    client.end();
+}
+
 /// What a flood has left is swept out when it has expired, and its cgroup has its share again.
 fn swept() {
     let mut node = Node::new();
     let a = node.pod(A);
     let agent = Agent::start(&node);
     let times = (2 * MAX_PER_SHARE).to_string();
+    let keeper = Keeper::new(&agent);
     let sweep = || {
-        let stop = CancellationToken::new();
-        stop.cancel();
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_time().build().unwrap();
-        runtime.block_on(agent.programs.attestor().keep(stop));
+        agent.programs.attestor().none_waits(Instant::now());
+        keeper.settle();
     };
     // How many of a flood's connections are noted. A few more may be if ports come again.
     let flood = || {
@@ -196,6 +245,10 @@ fn swept() {
         agent.count(Verdict::Attested) - before
     };
     let share = u64::from(MAX_PER_SHARE);
+    // As at its start: there was nothing before.
+    for _ in 0..2 {
+        sweep();
+    }
     assert!((share..share + share / 4).contains(&flood()));
 
     // They are not swept before.

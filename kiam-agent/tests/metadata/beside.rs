@@ -69,7 +69,7 @@ async fn containers_sdks_get_the_same_as_the_others_where_it_is_on() {
         (pods::NO_ROLE, "GET", 404),
         (pods::FORBIDDEN, "GET", 403),
         (pods::AWAITED, "GET", 503),
-        (pods::ELSEWHERE, "GET", 403),
+        (pods::ELSEWHERE, "GET", 503),
         (pods::NO_POD, "GET", 403),
     ] {
         assert_eq!(service.request(pod, method, path).await.status, status);

@@ -173,16 +173,26 @@ pub(crate) struct Service {
 }
 
 pub(crate) async fn serve(settings: Settings) -> Service {
+    serve_by(Arc::new(ByAddress), listen(), settings)
+}
+
+pub(crate) fn listen() -> Listening {
+    Listening::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap()
+}
+
+pub(crate) fn serve_by(
+    identify: Arc<dyn Identify>,
+    listening: Listening,
+    settings: Settings,
+) -> Service {
     let registry = Registry::new();
     let (mut projection, view) = Projection::new();
     projection.begin();
-    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listening = Listening::bind(local).unwrap();
     let address = listening.address().unwrap();
     let (standing, standings) = watch::channel(Standing::Begun);
     let sources = Sources {
         clock: Arc::new(SystemTime::now),
-        identify: Arc::new(ByAddress),
+        identify,
         token_key: TokenKey::random(),
         standing: standings,
         v1_users: V1Users::new(view.clone(), &registry).unwrap(),
@@ -247,6 +257,13 @@ impl Service {
         socket.connect(self.address).await.unwrap()
     }
 
+    /// Sends a request as clients do that would go on, and reads until the service ends the connection.
+    pub(crate) async fn exchange(&self, pod: u8, request: &str) -> String {
+        let mut stream = self.connect(pod).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read_to_end(&mut stream).await
+    }
+
     /// Sends a request, ends the sending side, and reads to the end.
     pub(crate) async fn raw(&self, pod: u8, request: &str) -> String {
         self.bytes(pod, request.as_bytes()).await
@@ -278,6 +295,15 @@ impl Service {
         let value = text.lines().find_map(|found| found.strip_prefix(line))?;
         Some(value.trim().parse().unwrap())
     }
+}
+
+/// Reads until the service ends the connection, which it has to by itself.
+pub(crate) async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut answer = String::new();
+    let limit = Duration::from_secs(30);
+    let read = tokio::time::timeout(limit, stream.read_to_string(&mut answer)).await;
+    read.expect("the service ends the connection").unwrap();
+    answer
 }
 
 pub(crate) fn parse(text: &str) -> Answer {

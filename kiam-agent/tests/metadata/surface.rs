@@ -103,13 +103,13 @@ async fn each_pod_is_answered_as_its_state_is() {
         (
             pods::ELSEWHERE,
             listing,
-            403,
+            503,
             "comes from 127.0.0.10, which is none",
         ),
         (
             pods::ELSEWHERE,
             credentials,
-            403,
+            503,
             "addresses of pod default/pod-10",
         ),
         (pods::UNKNOWN, listing, 503, "is not known yet"),
@@ -165,7 +165,7 @@ async fn each_pod_is_answered_as_its_state_is() {
         Some(1.0)
     );
     let code = "kiam_metadata_responses_total{code=\"503\",handler=\"credentials\"}";
-    assert_eq!(service.metric(code), Some(5.0));
+    assert_eq!(service.metric(code), Some(6.0));
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! What is on its way, and what ends: requests that wait, grants and services that stop.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use kiam_agent::caller::{Identify, PodRef, Refusal};
 use kiam_agent::metadata::Settings;
 use kiam_agent::view::{Decision, Uid, Update};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -64,24 +67,52 @@ async fn before_a_server_has_said_anything_pods_are_told_to_try_again() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_follows_the_view() {
+async fn each_request_is_answered_as_the_view_is_by_then() {
     let mut service = informed().await;
-    let mut stream = service.connect(pods::GRANTED).await;
-    let request = format!("GET {LISTING}reader HTTP/1.1\r\nHost: x\r\n\r\n");
-    let mut exchange = async || {
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = vec![0; 4096];
-        let read = stream.read(&mut answer).await.unwrap();
-        parse(std::str::from_utf8(&answer[..read]).unwrap())
-    };
-    assert_eq!(exchange().await.status, 200);
-    assert_eq!(exchange().await.status, 200);
-    // The grant ends, and with it what the connection may have.
+    let path = format!("{LISTING}reader");
+    let ask = async |service: &Service| service.get(pods::GRANTED, &path).await;
+    assert_eq!(ask(&service).await.status, 200);
     service.tell([Update::Applied(facts(pods::GRANTED), Decision::NoRole)]);
-    assert_eq!(exchange().await.status, 404);
+    assert_eq!(ask(&service).await.status, 404);
+    // A pod that has gone is told so, and one that is not known is not.
     service.tell([Update::Removed(Uid::from(uid(pods::GRANTED).as_str()))]);
-    assert_eq!(exchange().await.status, 503);
-    assert_eq!(service.metric("kiam_metadata_connections"), Some(1.0));
+    let answer = ask(&service).await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.body.contains("default/pod-2 has gone"), "{answer:?}");
+    assert_eq!(service.get(pods::UNKNOWN, &path).await.status, 503);
+    service.tell([granted(pods::GRANTED), issued(pods::GRANTED, IN_2096)]);
+    assert_eq!(ask(&service).await.status, 200);
+}
+
+/// Who is not known to have made a connection makes another, and may be known then.
+#[tokio::test]
+async fn a_connection_that_nobody_is_known_to_have_made_gets_no_final_answer() {
+    struct Never(Refusal);
+    impl Identify for Never {
+        fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
+            Err(self.0.clone())
+        }
+    }
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+    for (refusal, expected) in [
+        (Refusal::Unattested, 503),
+        (Refusal::Unknown, 503),
+        (Refusal::Gone, 503),
+        (Refusal::NotAPod, 403),
+    ] {
+        let service = serve_by(Arc::new(Never(refusal.clone())), listen(), settings());
+        for (method, path, headers) in [
+            ("GET", LISTING, ""),
+            ("GET", "/latest/meta-data/iam/info", ""),
+            ("GET", "/latest/user-data", ""),
+            ("PUT", "/latest/api/token", ttl),
+        ] {
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+            let answer = parse(&service.exchange(pods::GRANTED, &request).await);
+            assert_eq!(answer.status, expected, "{refusal:?} {path}: {answer:?}");
+            assert_eq!(answer.header("connection"), Some("close"));
+        }
+    }
 }
 
 #[tokio::test]

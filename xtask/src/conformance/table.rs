@@ -1,13 +1,18 @@
 //! What is asked, what is right, and where that is known from.
 
+use super::body::{a_token, credentials, extended, info, nothing, the_role};
+
 /// One request and what is right.
 pub(super) struct Line {
     pub(super) name: &'static str,
     method: &'static str,
     /// `{role}` stands for the role's name.
     path: &'static str,
+    /// What is asked to become of the connection.
+    connection: &'static str,
     /// `{token}` stands for a token; lines end with `\r\n`.
     request_headers: &'static str,
+    request_body: &'static str,
     /// Any of these.
     pub(super) status: &'static [u16],
     /// What the reply's headers begin with.
@@ -28,12 +33,16 @@ const TOKEN_PATH: &str = "/latest/api/token";
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds: 21600\r\n";
 const WITH_TOKEN: &str = "X-aws-ec2-metadata-token: {token}\r\n";
 const PLAIN: &[(&str, &str)] = &[("content-type", "text/plain")];
+/// Each answer ends its connection, whatever is asked.
+const CLOSED: &[(&str, &str)] = &[("connection", "close")];
 
 const GET: Line = Line {
     name: "",
     method: "GET",
     path: LISTING,
+    connection: "close",
     request_headers: "",
+    request_body: "",
     status: &[200],
     headers: &[],
     body: |_, _| None,
@@ -62,7 +71,9 @@ impl Line {
         let Self {
             method,
             path,
+            connection,
             request_headers,
+            request_body,
             ..
         } = self;
         let path = path.replace("{role}", role);
@@ -74,84 +85,56 @@ impl Line {
         };
         let headers = headers.replace("HTTP/1.0\r\n", "");
         format!(
-            "{method} {path} HTTP/{version}\r\nHost: 169.254.169.254\r\nConnection: close\r\n{headers}\r\n"
+            "{method} {path} HTTP/{version}\r\nHost: 169.254.169.254\r\nConnection: {connection}\r\n{headers}\r\n{request_body}"
         )
         .into_bytes()
     }
 }
 
-fn the_role(body: &str, role: &str) -> Option<String> {
-    (body != role).then(|| format!("the body is {body:?} and not {role:?}"))
-}
-
-fn nothing(body: &str, _role: &str) -> Option<String> {
-    (!body.is_empty()).then(|| "there is a body".to_owned())
-}
-
-fn a_token(body: &str, _role: &str) -> Option<String> {
-    let fits = !body.is_empty() && body.bytes().all(|byte| byte.is_ascii_graphic());
-    (!fits).then(|| "the body is no token".to_owned())
-}
-
-fn document(body: &str, keys: &[&str]) -> Option<String> {
-    let Ok(serde_json::Value::Object(found)) = serde_json::from_str(body) else {
-        return Some("the body is no JSON object".to_owned());
-    };
-    let missing = keys.iter().find(|key| !found.contains_key(**key));
-    if let Some(missing) = missing {
-        return Some(format!("the document has no {missing}"));
-    }
-    if found["Code"] != "Success" {
-        return Some("Code is not Success".to_owned());
-    }
-    let time = |key: &str| {
-        let text = found.get(key).and_then(serde_json::Value::as_str);
-        let text = text.unwrap_or_default();
-        let whole = text.len() == "2026-01-01T00:00:00Z".len();
-        whole
-            .then(|| text.parse::<jiff::Timestamp>().ok())
-            .flatten()
-    };
-    let bad = ["LastUpdated", "Expiration"]
-        .into_iter()
-        .find(|key| keys.contains(key) && time(key).is_none());
-    bad.map(|key| format!("{key} is no time in whole seconds of UTC"))
-}
-
-fn credentials(body: &str, _role: &str) -> Option<String> {
-    let keys = [
-        "Code",
-        "LastUpdated",
-        "Type",
-        "AccessKeyId",
-        "SecretAccessKey",
-        "Token",
-        "Expiration",
-    ];
-    document(body, &keys)
-}
-
-fn extended(body: &str, _role: &str) -> Option<String> {
-    let keys = [
-        "Code",
-        "AccessKeyId",
-        "SecretAccessKey",
-        "Token",
-        "Expiration",
-        "AccountId",
-    ];
-    document(body, &keys)
-}
-
-fn info(body: &str, _role: &str) -> Option<String> {
-    document(body, &["Code", "LastUpdated", "InstanceProfileArn"])
-}
-
 pub(super) const LINES: &[Line] = &[
     Line {
         name: "GET the role's name",
-        headers: &[("content-type", "text/plain"), ("server", "EC2ws")],
+        headers: &[
+            ("content-type", "text/plain"),
+            ("server", "EC2ws"),
+            ("accept-ranges", "none"),
+        ],
         body: the_role,
+        ..GET
+    },
+    Line {
+        name: "GET the role's name, the connection to be kept",
+        connection: "keep-alive",
+        headers: CLOSED,
+        body: the_role,
+        ..GET
+    },
+    Line {
+        name: "GET what there is not, the connection to be kept",
+        path: "/latest/meta-data/no-such-thing",
+        connection: "keep-alive",
+        status: &[404],
+        headers: CLOSED,
+        ..GET
+    },
+    Line {
+        name: "PUT for a token, the connection to be kept",
+        method: "PUT",
+        path: TOKEN_PATH,
+        connection: "keep-alive",
+        request_headers: TTL,
+        headers: CLOSED,
+        body: a_token,
+        ..GET
+    },
+    Line {
+        name: "PUT for a token with a body in chunks",
+        method: "PUT",
+        path: TOKEN_PATH,
+        request_headers: "X-aws-ec2-metadata-token-ttl-seconds: 60\r\nTransfer-Encoding: chunked\r\n",
+        request_body: "5\r\nhello\r\n0\r\n\r\n",
+        status: &[200, 400, 411],
+        source: HTTP,
         ..GET
     },
     Line {
@@ -327,6 +310,7 @@ pub(super) const LINES: &[Line] = &[
     Line {
         name: "GET the role's name with the token",
         request_headers: WITH_TOKEN,
+        headers: &[("x-aws-ec2-metadata-token-ttl-seconds", "2")],
         body: the_role,
         ..GET
     },
