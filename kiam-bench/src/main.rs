@@ -66,16 +66,13 @@ fn updates() -> Result<[Update; 3]> {
     ])
 }
 
-/// Sends one request and reads its answer, whose length the first one shows: all are of one length.
-async fn ask(stream: &mut TcpStream, request: &str, buffer: &mut Vec<u8>) -> Result<()> {
+/// Sends one request on a connection of its own, as its answer ends it, and reads that.
+async fn ask(address: SocketAddr, request: &str, buffer: &mut Vec<u8>) -> Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
     stream.write_all(request.as_bytes()).await?;
-    if buffer.is_empty() {
-        buffer.resize(1 << 14, 0);
-        let read = stream.read(buffer).await?;
-        buffer.truncate(read);
-    } else {
-        stream.read_exact(buffer).await?;
-    }
+    buffer.clear();
+    stream.read_to_end(buffer).await?;
     ensure!(
         buffer.starts_with(b"HTTP/1.1 200 OK\r\n"),
         "the agent answered {:?}",
@@ -110,14 +107,12 @@ async fn run(requests: u64) -> Result<()> {
     let service = listening.service(Settings::default(), sources);
     tokio::spawn(service.run(std::future::ready(()), CancellationToken::new()));
 
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
     let head = "Host: 169.254.169.254\r\nUser-Agent: Boto3/1.34 Botocore/1.34 Python/3.11\r\n";
     let put = format!(
         "PUT /latest/api/token HTTP/1.1\r\n{head}X-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n"
     );
     let mut answer = Vec::new();
-    ask(&mut stream, &put, &mut answer).await?;
+    ask(address, &put, &mut answer).await?;
     let text = String::from_utf8(answer)?;
     let (_, token) = text.split_once("\r\n\r\n").context("there is no token")?;
     let get = format!(
@@ -125,7 +120,7 @@ async fn run(requests: u64) -> Result<()> {
     );
     let mut answer = Vec::new();
     for _ in 0..requests {
-        ask(&mut stream, &get, &mut answer).await?;
+        ask(address, &get, &mut answer).await?;
     }
     Ok(())
 }

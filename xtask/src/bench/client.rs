@@ -59,15 +59,13 @@ pub struct Args {
 /// How to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum How {
-    /// Again and again on the same connections
-    KeepAlive,
     /// Each request on a connection of its own
     Connect,
-    /// What an SDK does: a token, the role, its credentials, on one new connection
+    /// What an SDK does: a token, the role, its credentials, each on a connection of its own
     Exchange,
     /// Until there is an answer with credentials that are not the node's
     First,
-    /// One request on each connection, and then nothing
+    /// The begin of a request on each connection, and then nothing
     Hold,
 }
 
@@ -134,20 +132,15 @@ async fn many(args: &Args) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// One connection after another, or always the same.
+/// One connection after another.
 async fn one(args: &Args, from: Instant, until: Instant) -> Result<Histogram> {
     let mut times = Histogram::default();
     let request = get(&args.path, None);
-    let mut kept = match args.how {
-        How::KeepAlive => Some(Client::connect(args.address).await?),
-        _ => None,
-    };
     loop {
         let begun = Instant::now();
-        match (&mut kept, args.how) {
-            (Some(client), _) => drop(client.ask(&request).await?),
-            (None, How::Exchange) => exchange(args).await?,
-            (None, _) => drop(Client::connect(args.address).await?.ask(&request).await?),
+        match args.how {
+            How::Exchange => exchange(args).await?,
+            _ => drop(Client::connect(args.address).await?.ask(&request).await?),
         }
         let now = Instant::now();
         if now >= until {
@@ -160,9 +153,12 @@ async fn one(args: &Args, from: Instant, until: Instant) -> Result<Histogram> {
 }
 
 async fn exchange(args: &Args) -> Result<()> {
-    let mut client = Client::connect(args.address).await?;
     let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 0\r\n\r\n";
-    let token = client.ask(put.as_bytes()).await?.to_vec();
+    let ask = async |request: Vec<u8>| {
+        let mut client = Client::connect(args.address).await?;
+        anyhow::Ok(client.ask(&request).await?.to_vec())
+    };
+    let token = ask(put.as_bytes().to_vec()).await?;
     let token = String::from_utf8(token).context("the token is no text")?;
     // The limit answers everything with a document.
     let token = if token.contains('\n') {
@@ -170,8 +166,8 @@ async fn exchange(args: &Args) -> Result<()> {
     } else {
         token
     };
-    client.ask(&get(ROLES, Some(&token))).await?;
-    client.ask(&get(&args.path, Some(&token))).await?;
+    ask(get(ROLES, Some(&token))).await?;
+    ask(get(&args.path, Some(&token))).await?;
     Ok(())
 }
 
@@ -206,7 +202,7 @@ async fn hold(args: &Args) -> Result<String> {
     let mut clients = Vec::new();
     for _ in 0..args.connections {
         let mut client = Client::connect(args.address).await?;
-        client.ask(&get(&args.path, None)).await?;
+        client.stream.write_all(b"GET /").await?;
         clients.push(client);
     }
     println!("holding");

@@ -80,7 +80,7 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<(Section, Plot)> {
     };
     let section = Section {
         title: "An agent's memory and CPU",
-        path: "`VmRSS` and CPU time of a `kiam-agent` (release) in the sandbox, with a real stream of `kiam-server`; five pods share a role. The connections are of 16 pods, through the kernel's rewriting, and each has had an answer.".into(),
+        path: "`VmRSS` and CPU time of a `kiam-agent` (release) in the sandbox, with a real stream of `kiam-server`; five pods share a role. The connections are of 16 pods, through the kernel's rewriting, and each has begun to ask.".into(),
         figures: vec![
             Figure::one("agent_rss_mib_0", "no pods", "MiB", nothing / MIB).aiming(Aim::AtMost(12.0)),
             Figure::one("agent_rss_mib_110", "110 pods", "MiB", some / MIB).aiming(Aim::AtMost(12.0)),

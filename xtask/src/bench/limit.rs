@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::Response;
-use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -64,11 +64,14 @@ async fn serve(args: &Args, body: Bytes) -> Result<()> {
                 let headers = answer.headers_mut();
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
                 headers.insert(SERVER, HeaderValue::from_static("EC2ws"));
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
                 std::future::ready(Ok::<_, Infallible>(answer))
             });
             // Clients reset their connections.
             drop(
                 http1::Builder::new()
+                    .keep_alive(false)
+                    .title_case_headers(true)
                     .serve_connection(TokioIo::new(stream), service)
                     .await,
             );
@@ -76,14 +79,13 @@ async fn serve(args: &Args, body: Bytes) -> Result<()> {
     }
 }
 
-/// One read, one write.
+/// One read, one write, and the end.
 async fn parrot(mut stream: TcpStream, body: Bytes) {
     let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
     let answer = [head.as_bytes(), &body].concat();
     let mut request = [0; 4096];
-    while matches!(stream.read(&mut request).await, Ok(read) if read > 0) {
-        if stream.write_all(&answer).await.is_err() {
-            return;
-        }
+    if matches!(stream.read(&mut request).await, Ok(read) if read > 0) {
+        // A client that has gone hears nothing.
+        drop(stream.write_all(&answer).await);
     }
 }

@@ -20,7 +20,7 @@ const LEAST: f64 = 500.0;
 /// Calls that fewer requests than this make are of timers and of others than requests.
 const SELDOM: f64 = 0.02;
 
-/// Counts them, with one connection that is kept and with one for each request.
+/// Counts them, of a request and of an exchange of three.
 ///
 /// # Errors
 /// When the sandbox fails, or strace cannot be used.
@@ -30,8 +30,8 @@ pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
     let agent = stage.start_agent(&node, &[])?;
     let mut figures = Vec::new();
     for (how, key, words) in [
-        (How::KeepAlive, "kept", "a request on a kept connection"),
-        (How::Connect, "new", "a request on a connection of its own"),
+        (How::Connect, "new", "a request"),
+        (How::Exchange, "exchange", "an exchange of IMDSv2"),
     ] {
         let log = stage.sandbox().scratch().join("system-calls");
         let mut strace = Command::new("strace");
