@@ -78,12 +78,12 @@ fn container(handler: &str, host: &str) -> Value {
     value
 }
 
-fn pod(spec: Value) -> Value {
+fn pod(spec: &Value) -> Value {
     json!({ "metadata": { "name": "tried" }, "spec": spec })
 }
 
 fn with(containers: &[Value]) -> Value {
-    pod(json!({ "containers": containers }))
+    pod(&json!({ "containers": containers }))
 }
 
 fn cases() -> Vec<Case> {
@@ -96,7 +96,7 @@ fn cases() -> Vec<Case> {
         accepted,
     };
     let mut cases = vec![
-        case("no probe", with(&[plain.clone()]), true),
+        case("no probe", with(std::slice::from_ref(&plain)), true),
         case("an empty host", with(&[http("")]), true),
         case(
             "a probe of the pod itself",
@@ -132,9 +132,10 @@ fn cases() -> Vec<Case> {
         sidecar["restartPolicy"] = json!("Always");
         let init = json!({ "containers": [plain], "initContainers": [sidecar] });
         cases.push(case(handler, with(&[asks]), false));
-        cases.push(case(&format!("a sidecar's {handler}"), pod(init), false));
+        cases.push(case(&format!("a sidecar's {handler}"), pod(&init), false));
     }
-    let host_network = |host: &str| pod(json!({ "hostNetwork": true, "containers": [http(host)] }));
+    let host_network =
+        |host: &str| pod(&json!({ "hostNetwork": true, "containers": [http(host)] }));
     for host in ["127.0.0.1", "::1", "localhost", ""] {
         let what = format!("hostNetwork, {host:?}");
         cases.push(case(&what, host_network(host), true));
