@@ -170,7 +170,7 @@ impl Attempt {
         match self.own {
             Own::Credentials => has_credentials(heard),
             Own::Answer => heard.starts_with("HTTP/1.1 "),
-            Own::Refusal => heard.starts_with("HTTP/1.1 4"),
+            Own::Refusal => heard.starts_with("HTTP/1.1 503"),
         }
     }
 }

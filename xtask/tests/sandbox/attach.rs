@@ -57,12 +57,11 @@ except OSError as error:
     far.send(b"x")
     print(f"ended: {error.errno}, and the other {near.recv(1)}", flush=True)
 "#;
-/// Asks on one connection again and again.
+/// Asks again and again, each time on a connection of its own.
 const BYSTANDER: &str = r#"
 import http.client, time
 service = http.client.HTTPConnection("169.254.169.254", timeout=5)
 service.connect()
-service.auto_open = False
 print("connected", flush=True)
 while True:
     service.request("GET", "/latest/meta-data/iam/security-credentials/")

@@ -143,14 +143,14 @@ fn no_pod() -> Result<()> {
     );
     let answer = prober().get(node.place(), &agent)?.answer()?;
     ensure!(
-        answer.status == 403 && answer.body.contains("no pod"),
+        answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
     // From the network, where no program of the node's kernel saw who it was.
     let control = play.stage.sandbox().control();
     let answer = prober().get(control, &agent)?.answer()?;
     ensure!(
-        answer.status == 403 && answer.body.contains("no pod"),
+        answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
     // Going round by the agent's port does not make a pod another: it is attested all the same.
@@ -222,7 +222,7 @@ fn changes() -> Result<()> {
     objects.put_namespace("team-a", Some(TEAM_A))?;
     eventually(|| play.identity(alice))?;
     objects.remove_pod(("team-a", "alice"))?;
-    eventually(|| refused(alice, "a-admin", 503, &["is not known"]))?;
+    eventually(|| refused(alice, "a-admin", 403, &["team-a/alice has gone"]))?;
     ensure!(!objects.path(&pod_file(("team-a", "alice"))).exists());
 
     // A pod that asks before the server knows it waits, and is answered.
