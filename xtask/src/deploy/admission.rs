@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
@@ -247,13 +248,30 @@ async fn baseline(objects: &Objects) -> Result<()> {
 async fn mirror(plane: &ControlPlane, pod: &Value) -> Result<()> {
     const NODE: &str = "node-1";
     let mut pod = pod.clone();
+    let admin = plane.client().await?;
+    let node = Node {
+        metadata: ObjectMeta {
+            name: Some(NODE.to_owned()),
+            ..ObjectMeta::default()
+        },
+        ..Node::default()
+    };
+    let nodes: Api<Node> = Api::all(admin.clone());
+    let node = nodes.create(&PostParams::default(), &node).await?;
     pod["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "1" });
+    // NodeRestriction takes no other owner of a mirror than the kubelet's own node.
+    pod["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "v1",
+        "kind": "Node",
+        "name": NODE,
+        "uid": node.metadata.uid,
+        "controller": true,
+    }]);
     pod["spec"]["nodeName"] = json!(NODE);
     let kubelet = plane.client_of_kubelet(NODE).await?;
     let tried = attempt(&kubelet, TEAM, &pod).await;
     tried.context("a static pod's mirror")?;
     // Whoever else says so is not believed.
-    let admin = plane.client().await?;
     let tried = attempt(&admin, TEAM, &pod).await;
     ensure!(tried.is_err(), "a user's mirror of no static pod");
     Ok(())
