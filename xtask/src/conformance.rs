@@ -12,6 +12,7 @@ mod body;
 mod table;
 mod wire;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -39,6 +40,10 @@ pub struct Args {
     /// of an agent in a sandbox
     #[arg(long, value_name = "URL")]
     against: Option<String>,
+
+    /// Use kiam's programs that were built before, in this folder
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -78,8 +83,11 @@ pub fn run(args: &Args) -> Result<()> {
 /// From inside of a pod, by this program again.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 fn in_sandbox(args: &Args) -> Result<()> {
-    setup::prepare(&[Need::Sandbox, Need::Kernel], args.consent)?;
-    let stage = Stage::new(&Programs::build()?)?;
+    if args.programs.is_none() {
+        setup::prepare(&[Need::Sandbox, Need::Kernel], args.consent)?;
+    }
+    let programs = Programs::found_or(args.programs.as_deref(), Programs::build)?;
+    let stage = Stage::new(&programs)?;
     let node = stage.node("node-1", NodeOptions::default())?;
     stage.objects().put_namespace("team-a", Some(".*"))?;
     let pod = stage.pod(&node, ("team-a", "alice"), Some(ROLE))?;

@@ -11,13 +11,13 @@ use anyhow::Result;
 use crate::doubles::sigv4::Keys;
 use crate::pki::PemFiles;
 use crate::probe;
-use crate::sandbox::{CONTROL_IP, Finished, Netns, Node, Place, Program};
+use crate::sandbox::{CONTROL_IP, Finished, Netns, Node, Place, Program, patient};
 
 mod programs;
 
 use programs::Rights;
 pub(crate) use programs::last_executable;
-pub use programs::{NEXT_LAYOUT, Programs, requests_release, xtask_release};
+pub use programs::{NEXT_LAYOUT, Programs, requests_release, rust_client, xtask_release};
 
 /// The server's address for agents, in the sandbox.
 pub const SERVER_ADDRESS: &str = "10.0.0.1:9610";
@@ -300,7 +300,7 @@ fn fetch(netns: &Netns, port: u16, path: &str) -> Result<probe::Answer> {
 /// Waits for `/readyz`, which nothing but asking tells.
 fn ready(program: &mut Program, netns: &Netns, port: u16) -> Result<()> {
     let mut said = String::new();
-    for _ in 0..READY_LIMIT.as_millis() / READY_PAUSE.as_millis() {
+    for _ in 0..patient(READY_LIMIT).as_millis() / READY_PAUSE.as_millis() {
         match fetch(netns, port, "/readyz") {
             Ok(answer) if answer.status == 200 => return Ok(()),
             Ok(answer) => said = answer.body,

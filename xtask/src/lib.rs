@@ -5,6 +5,7 @@
 //! demo         a node with pods that get their credentials, to look at
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
+//! clients      AWS's SDKs and other clients, in every state that kiam shows them
 //! conformance  a metadata service, line by line against the real one
 //! faults       what pods notice while one part after another breaks
 //! node         real kernels and nodes, in virtual machines
@@ -33,6 +34,7 @@ pub mod attack;
 pub mod bench;
 pub mod bench_ebpf;
 pub mod build_ebpf;
+pub mod clients;
 pub mod cluster;
 pub mod conformance;
 pub mod container;

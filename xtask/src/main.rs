@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    ask, attack, bench, bench_ebpf, build_ebpf, conformance, demo, deploy, e2e, faults, fuzz,
-    image, instructions, lint, load, node, probe, restarts, room, steady, test,
+    ask, attack, bench, bench_ebpf, build_ebpf, clients, conformance, demo, deploy, e2e, faults,
+    fuzz, image, instructions, lint, load, node, probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -50,6 +50,8 @@ enum Command {
     Attack(attack::Args),
     /// Try what hostile bytes reach, for as long as is wanted
     Fuzz(fuzz::Args),
+    /// Try AWS's SDKs and other clients in every state that kiam shows them
+    Clients(clients::Args),
     /// Compare a metadata service, this agent's or any other, with what is known of the real one
     Conformance(conformance::Args),
     /// Measure what kiam costs, in one report
@@ -112,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Sandbox(args) => room::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Clients(args) => clients::run(&args),
         Command::Conformance(args) => conformance::run(&args),
         Command::Attack(args) => attack::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -42,6 +42,8 @@ pub enum Need {
     Aws,
     /// AWS's SDKs for Python, Go and JavaScript, and the AWS CLI.
     Sdks,
+    /// All clients of the matrix.
+    Clients,
     /// Breaking networks, clocks and etcd's history.
     Faults,
     /// A browser.
@@ -96,6 +98,7 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Kernel => kernel::plan(&mut plan),
             Need::Aws => AWS.plan(&mut plan)?,
             Need::Sdks => crate::sdk::plan(&mut plan)?,
+            Need::Clients => crate::clients::plan(&mut plan)?,
             Need::Faults => crate::faults::plan(&mut plan),
             Need::Browser => browser(&mut plan),
             Need::Moto => MOTO.plan(&mut plan)?,

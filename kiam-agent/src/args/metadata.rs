@@ -20,12 +20,13 @@ pub struct MetadataFlags {
     pub allow_route_regexp: Option<Regex>,
 
     /// Answer the role's path without a slash at its end by a redirect to the one with it, as kiam
-    /// did; some SDKs do not follow
+    /// did. Some clients do not follow it and fail, or go on without credentials
     #[arg(long)]
     pub legacy_redirects: bool,
 
-    /// Serve the credentials to containers' SDKs as well, at http://IP/v1/credentials
-    /// (AWS_CONTAINER_CREDENTIALS_FULL_URI); SDKs take 169.254.170.2 only. Off if not given
+    /// Serve the credentials to containers' SDKs as well, at http://IP/v1/credentials; with
+    /// 169.254.170.2, pods set AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v1/credentials. Off if not
+    /// given
     #[arg(long, value_name = "IP", value_parser = container_address)]
     pub container_credentials_address: Option<Ipv4Addr>,
 }

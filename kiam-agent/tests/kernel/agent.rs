@@ -8,7 +8,7 @@ use kiam_agent::kernel::cgroup::{Mount, Pods};
 use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect};
 use kiam_ebpf::Verdict;
 
-use crate::sandbox::{AGENT, Listener, Node, PATIENCE};
+use crate::sandbox::{AGENT, Listener, Node, patience};
 
 /// The programs, attached, and a listener that answers with who is calling.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Agent {
         let _ = stream.write_all(text.as_bytes());
         // What it has sent is read: closing would reset the connection before it has heard.
         std::thread::spawn(move || {
-            let _ = stream.set_read_timeout(Some(PATIENCE));
+            let _ = stream.set_read_timeout(Some(patience()));
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         });
         who

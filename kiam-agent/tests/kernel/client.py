@@ -12,6 +12,8 @@ import time
 
 METADATA = "169.254.169.254"
 MPTCP = 262
+# How much longer than usual an answer is waited for, on a slow machine.
+PATIENCE = int(os.environ.get("KIAM_TEST_PATIENCE", "1"))
 
 
 def family(address):
@@ -34,7 +36,7 @@ def tcp(address, port, *options):
     """Connects, and reports whom it believes to talk to and what it heard."""
     protocol = MPTCP if "mptcp" in options else 0
     sock = socket.socket(family(address), socket.SOCK_STREAM, protocol)
-    sock.settimeout(4)
+    sock.settimeout(4 * PATIENCE)
     for option in options:
         if option.startswith("from="):
             source, source_port = option[5:].rsplit(",", 1)
@@ -68,7 +70,7 @@ def tcp_until(address, port, seconds, pause):
 def leave(address, port):
     """Connects and goes away."""
     sock = socket.socket(family(address), socket.SOCK_STREAM)
-    sock.settimeout(4)
+    sock.settimeout(4 * PATIENCE)
     sock.connect((address, int(port)))
     report(local=sock.getsockname()[:2])
     os._exit(0)
@@ -99,7 +101,7 @@ def udp_connect(address, port):
 def udp_refused(address, port):
     """Sends, and waits for the refusal to come back."""
     sock = socket.socket(family(address), socket.SOCK_DGRAM)
-    sock.settimeout(2)
+    sock.settimeout(2 * PATIENCE)
     sock.connect((address, int(port)))
     sock.send(b"x")
     sock.recv(1)

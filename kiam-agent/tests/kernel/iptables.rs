@@ -9,10 +9,10 @@ use kiam_agent::iptables::{self, CHAIN, Firewall, FirewallMetrics, Rules, Varian
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use xtask::sandbox::patient;
 
 use crate::Test;
-use crate::sandbox::{AGENT, Listener, METADATA, METADATA_V6, NODE, Node, PATIENCE};
+use crate::sandbox::{AGENT, Listener, METADATA, METADATA_V6, NODE, Node, beside, patience};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const KIAM: &str = "PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.99.0.7:8181 -i br0";
@@ -228,32 +228,27 @@ fn heals() {
         let node = Node::new();
         mark(&node, variant);
         let metrics = FirewallMetrics::new().unwrap();
-        let stop = CancellationToken::new();
-        std::thread::scope(|scope| {
-            // Also when what follows fails: the scope waits for the firewall's thread.
-            let _stop = stop.clone().drop_guard();
-            let (counted, stopped) = (metrics.clone(), stop.clone());
-            let (installed, installing) = std::sync::mpsc::channel();
-            let node = &node;
-            scope.spawn(move || {
-                within(node, async || {
-                    let firewall = Firewall::install(rules("br0", AGENT), counted)
-                        .await
-                        .unwrap();
-                    installed.send(()).unwrap();
-                    firewall.keep(stopped, true).await;
-                });
+        let (installed, installing) = std::sync::mpsc::channel();
+        let keep = |stopped| {
+            within(&node, async || {
+                let firewall = Firewall::install(rules("br0", AGENT), metrics.clone())
+                    .await
+                    .unwrap();
+                installed.send(()).unwrap();
+                firewall.keep(stopped, true).await;
             });
-            installing.recv_timeout(PATIENCE).unwrap();
-            let whole = saved(node, variant);
+        };
+        beside(keep, || {
+            installing.recv_timeout(patience()).unwrap();
+            let whole = saved(&node, variant);
             for flush in flushes {
                 let before = restored(&metrics);
-                tool(node, &format!("{} {flush}", variant.as_label()));
+                tool(&node, &format!("{} {flush}", variant.as_label()));
                 // Whether they were gone is told by the count: they may be back before one can look.
                 let begun = Instant::now();
-                while restored(&metrics) <= before || saved(node, variant) != whole {
-                    let late = begun.elapsed() > Duration::from_secs(limit);
-                    assert!(!late, "{flush}: {}", saved(node, variant));
+                while restored(&metrics) <= before || saved(&node, variant) != whole {
+                    let late = begun.elapsed() > patient(Duration::from_secs(limit));
+                    assert!(!late, "{flush}: {}", saved(&node, variant));
                     std::thread::sleep(Duration::from_millis(20));
                 }
             }

@@ -32,6 +32,7 @@ fn main() -> std::process::ExitCode {
         sandbox::sweep();
     }
     let trials = [
+        sandbox::TESTS,
         redirect::TESTS,
         guard::TESTS,
         attest::TESTS,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use kiam_agent::route_guard::{self, RouteGuard, RouteGuardMetrics};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use xtask::sandbox::patient;
 
 use crate::Test;
-use crate::sandbox::{METADATA, METADATA_V6, NODE, Node, PATIENCE, Pod, run_in};
+use crate::sandbox::{METADATA, METADATA_V6, NODE, Node, Pod, beside, patience, run_in};
 
 pub(crate) const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const PORT: u16 = 4000;
@@ -29,7 +29,7 @@ pub(crate) struct Service(UdpSocket);
 impl Service {
     pub(crate) fn start(netns: &str) -> Self {
         let socket = run_in(netns, || UdpSocket::bind(("::", PORT)).unwrap());
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
         Self(socket)
     }
 
@@ -148,25 +148,22 @@ fn local() {
 
 fn heals() {
     let node = Node::new();
-    let stop = CancellationToken::new();
     let metrics = RouteGuardMetrics::new().unwrap();
     let before = routing(&node);
-    std::thread::scope(|scope| {
-        let (metrics, stopped) = (metrics.clone(), stop.clone());
-        let (installed, installing) = std::sync::mpsc::channel();
-        let node = &node;
-        scope.spawn(move || {
-            node.run(|| {
-                let mut runtime = tokio::runtime::Builder::new_current_thread();
-                runtime.enable_all().build().unwrap().block_on(async {
-                    let guard = RouteGuard::install(metrics).unwrap();
-                    installed.send(()).unwrap();
-                    guard.keep(stopped, true).await;
-                });
+    let (installed, installing) = std::sync::mpsc::channel();
+    let keep = |stopped| {
+        node.run(|| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(async {
+                let guard = RouteGuard::install(metrics.clone()).unwrap();
+                installed.send(()).unwrap();
+                guard.keep(stopped, true).await;
             });
         });
-        installing.recv_timeout(PATIENCE).unwrap();
-        let whole = routing(node);
+    };
+    beside(keep, || {
+        installing.recv_timeout(patience()).unwrap();
+        let whole = routing(&node);
         for (command, limit) in [
             ("-4 rule del pref 1", 3),
             ("-6 rule del pref 1", 3),
@@ -175,15 +172,14 @@ fn heals() {
             ("-4 route flush table 169254", 14),
         ] {
             node.ip(command);
-            assert_ne!(routing(node), whole, "{command}");
+            assert_ne!(routing(&node), whole, "{command}");
             let begun = Instant::now();
-            while routing(node) != whole {
-                let late = begun.elapsed() > Duration::from_secs(limit);
-                assert!(!late, "{command}: {}", routing(node));
+            while routing(&node) != whole {
+                let late = begun.elapsed() > patient(Duration::from_secs(limit));
+                assert!(!late, "{command}: {}", routing(&node));
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        stop.cancel();
     });
     let counter = metrics.collector();
     let restored = counter.with_label_values(&["restored"]).get();

@@ -19,17 +19,36 @@ use kiam_agent::kernel::cgroup::Mount;
 use kiam_agent::kernel::own_netns_cookie;
 use nix::sched::{CloneFlags, setns};
 use serde::Deserialize;
-use xtask::sandbox::Bpffs;
+use tokio_util::sync::CancellationToken;
+use xtask::sandbox::{Bpffs, patient};
+
+use crate::Test;
 
 const CLIENT: &str = include_str!("client.py");
 const MARKER: u16 = 9;
 /// Longer than anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) fn patience() -> Duration {
+    patient(Duration::from_secs(10))
+}
 
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub(crate) const AGENT: SocketAddrV4 = SocketAddrV4::new(NODE, 8181);
 pub(crate) const METADATA: &str = "169.254.169.254";
 pub(crate) const METADATA_V6: &str = "fd00:ec2::254";
+
+pub(crate) const TESTS: &[Test] = &[("ends_what_runs_beside_steps_that_panic", steps_that_panic)];
+
+fn steps_that_panic() {
+    let panicked = std::panic::catch_unwind(|| {
+        let runs = |stop: CancellationToken| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.unwrap().block_on(stop.cancelled());
+        };
+        beside(runs, || panic!("the reason"));
+    });
+    let reason = panicked.unwrap_err();
+    assert_eq!(reason.downcast_ref(), Some(&"the reason"));
+}
 
 /// What is missing on this machine, if anything.
 pub(crate) fn missing() -> Option<String> {
@@ -54,6 +73,20 @@ pub(crate) fn missing() -> Option<String> {
         }
     }
     Mount::find().err().map(|error| error.to_string())
+}
+
+/// Runs something on a thread beside a test's steps, until these end: also by a panic, which the
+/// thread's end would be awaited after, for ever.
+pub(crate) fn beside<T>(
+    runs: impl FnOnce(CancellationToken) + Send,
+    steps: impl FnOnce() -> T,
+) -> T {
+    let stop = CancellationToken::new();
+    std::thread::scope(|scope| {
+        let _stop = stop.clone().drop_guard();
+        scope.spawn(move || runs(stop));
+        steps()
+    })
 }
 
 /// A pod's network namespace and cgroup.
@@ -406,7 +439,7 @@ impl Listener {
     }
 
     pub(crate) fn accept(&self) -> (TcpStream, SocketAddr) {
-        self.accepted.recv_timeout(PATIENCE).unwrap()
+        self.accepted.recv_timeout(patience()).unwrap()
     }
 
     /// Whether nobody has come.

@@ -1,6 +1,6 @@
 //! AWS's Signature Version 4 in the `Authorization` header: making one, and taking one apart.
 //!
-//! As the IAM guide's "Create a signed AWS API request" says, for requests to `/`.
+//! As the IAM guide's "Create a signed AWS API request" says, for requests to `/`, and for S3.
 
 use std::fmt;
 
@@ -14,6 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DATE_HEADER: &str = "x-amz-date";
+/// The header in which S3's clients say what of the body they sign.
+const CONTENT_HEADER: &str = "x-amz-content-sha256";
 /// The header that carries the session token.
 pub const TOKEN_HEADER: &str = "x-amz-security-token";
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -189,7 +191,8 @@ fn sign<B: AsRef<[u8]>>(
     signed_headers: &[String],
     request: &Request<B>,
 ) -> String {
-    let canonical = canonical(request, signed_headers);
+    let content = content(&scope.service, request);
+    let canonical = canonical(request, signed_headers, &content);
     let time = time.strftime("%Y%m%dT%H%M%SZ");
     let text = format!(
         "{ALGORITHM}\n{time}\n{scope}\n{}",
@@ -207,7 +210,21 @@ fn sign<B: AsRef<[u8]>>(
     hex(&hmac(&key, &text))
 }
 
-fn canonical<B: AsRef<[u8]>>(request: &Request<B>, signed_headers: &[String]) -> String {
+/// The body's digest; with S3 a client may say in its place that it signs no body.
+fn content<B: AsRef<[u8]>>(service: &str, request: &Request<B>) -> String {
+    let unsigned = "UNSIGNED-PAYLOAD";
+    let said = request.headers().get(CONTENT_HEADER);
+    if service == "s3" && said.is_some_and(|said| said == unsigned) {
+        return unsigned.to_owned();
+    }
+    hex(&Sha256::digest(request.body()))
+}
+
+fn canonical<B: AsRef<[u8]>>(
+    request: &Request<B>,
+    signed_headers: &[String],
+    content: &str,
+) -> String {
     let encode = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8_lossy().into_owned();
         utf8_percent_encode(&decoded, UNRESERVED).to_string()
@@ -232,7 +249,7 @@ fn canonical<B: AsRef<[u8]>>(request: &Request<B>, signed_headers: &[String]) ->
         &query.join("&"),
         &headers,
         &signed_headers.join(";"),
-        &hex(&Sha256::digest(request.body())),
+        content,
     ]
     .join("\n")
 }

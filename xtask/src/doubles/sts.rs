@@ -7,6 +7,7 @@
 mod error;
 mod issued;
 mod request;
+mod s3;
 mod xml;
 
 use std::collections::{HashMap, VecDeque};
@@ -27,6 +28,7 @@ use error::StsError;
 pub use issued::Record;
 use issued::{Issued, Principal};
 use request::{Action, AssumeRole};
+pub use s3::S3;
 
 /// The account of the server's user, and of every role in examples.
 pub const ACCOUNT: &str = "123456789012";
@@ -88,6 +90,15 @@ pub struct Call {
     pub result: Result<String, String>,
 }
 
+/// A request that was signed with keys that were given out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// The access key.
+    pub access_key: String,
+    /// The role's session that it was given to.
+    pub arn: String,
+}
+
 /// An STS that serves until it is dropped.
 #[derive(Debug)]
 pub struct Sts {
@@ -102,6 +113,7 @@ struct State {
     issued: Mutex<Issued>,
     behaviour: Mutex<HashMap<Option<String>, Behaviour>>,
     calls: Mutex<(u64, VecDeque<Call>)>,
+    signed: Mutex<VecDeque<Signed>>,
 }
 
 impl Sts {
@@ -150,7 +162,7 @@ impl Sts {
             ))
             .map_err(|error| error.to_string())?;
         sigv4::add_signature(&mut request, keys, "us-east-1", "sts", Timestamp::now());
-        let caller = self.state.authenticate(&request);
+        let caller = self.state.authenticate("sts", &request);
         caller
             .map(|caller| caller.arn)
             .map_err(|error| error.code().to_owned())
@@ -186,6 +198,30 @@ impl Sts {
         lock(&self.state.calls).1.iter().cloned().collect()
     }
 
+    /// Serves a socket as S3, which knows the same keys.
+    ///
+    /// # Errors
+    /// When it cannot be served.
+    pub fn s3(&self, listener: TcpListener) -> Result<S3> {
+        S3::start(Arc::clone(&self.state), listener)
+    }
+
+    /// Takes the requests for who one is and for what S3 holds, that a role's sessions have signed
+    /// since the last time, oldest first.
+    #[must_use]
+    pub fn take_signed(&self, role: &str) -> Vec<Signed> {
+        let infix = format!(":assumed-role/{role}/");
+        let mut all = lock(&self.state.signed);
+        let of_role = |signed: &Signed| signed.arn.contains(&infix);
+        let taken = all
+            .iter()
+            .filter(|signed| of_role(signed))
+            .cloned()
+            .collect();
+        all.retain(|signed| !of_role(signed));
+        taken
+    }
+
     /// What has arrived.
     #[must_use]
     pub fn traffic(&self) -> &Traffic {
@@ -197,7 +233,10 @@ impl State {
     async fn answer(self: Arc<Self>, request: Request<Bytes>) -> Answer {
         let id = xml::request_id();
         let result = match self.action(&request) {
-            Ok((Action::GetCallerIdentity, caller)) => Ok(xml::caller_identity(&caller, &id)),
+            Ok((Action::GetCallerIdentity, caller)) => {
+                self.note_signed(&request, &caller);
+                Ok(xml::caller_identity(&caller, &id))
+            }
             Ok((Action::AssumeRole(wanted), caller)) => {
                 let behaviour = self.behaviour(&wanted.role);
                 tokio::time::sleep(behaviour.latency).await;
@@ -234,11 +273,11 @@ impl State {
 
     /// What is asked for, and by whom.
     fn action(&self, request: &Request<Bytes>) -> Result<(Action, Principal), StsError> {
-        let caller = self.authenticate(request)?;
+        let caller = self.authenticate("sts", request)?;
         Ok((Action::parse(request)?, caller))
     }
 
-    fn authenticate(&self, request: &Request<Bytes>) -> Result<Principal, StsError> {
+    fn authenticate(&self, service: &str, request: &Request<Bytes>) -> Result<Principal, StsError> {
         let authorization = Authorization::parse(request.headers())?;
         let issued = lock(&self.issued);
         let (keys, principal) = issued
@@ -251,7 +290,7 @@ impl State {
         if token != keys.session_token.as_deref().map(str::as_bytes) {
             return Err(StsError::InvalidClientTokenId);
         }
-        if !authorization.is_by(&keys.secret_key, "sts", request) {
+        if !authorization.is_by(&keys.secret_key, service, request) {
             return Err(StsError::SignatureDoesNotMatch);
         }
         let now = Timestamp::now();
@@ -262,6 +301,19 @@ impl State {
             return Err(StsError::ExpiredToken);
         }
         Ok(principal.clone())
+    }
+
+    fn note_signed(&self, request: &Request<Bytes>, caller: &Principal) {
+        if let Ok(authorization) = Authorization::parse(request.headers()) {
+            let mut signed = lock(&self.signed);
+            if signed.len() == MAX_CALLS {
+                signed.pop_front();
+            }
+            signed.push_back(Signed {
+                access_key: authorization.access_key,
+                arn: caller.arn.clone(),
+            });
+        }
     }
 
     fn behaviour(&self, role: &str) -> Behaviour {

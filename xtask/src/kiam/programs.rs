@@ -154,6 +154,17 @@ impl Programs {
         })
     }
 
+    /// Programs that were built before, or else what `build` builds.
+    ///
+    /// # Errors
+    /// When they are not there, or something does not compile.
+    pub(crate) fn found_or(
+        before: Option<&Path>,
+        build: impl FnOnce() -> Result<Self>,
+    ) -> Result<Self> {
+        before.map_or_else(build, Self::in_folder)
+    }
+
     /// Programs that were built before, in one folder.
     ///
     /// # Errors
@@ -294,6 +305,26 @@ impl Rights<'_> {
         }
         Ok(spec)
     }
+}
+
+/// Builds the clients of AWS's SDK for Rust. Where they are then.
+///
+/// # Errors
+/// When something does not compile.
+pub fn rust_client() -> Result<PathBuf> {
+    let mut command = cargo();
+    command
+        .args(["build", "--quiet", "--locked", MESSAGES])
+        // With the server, so that the SDK has the features that it has there.
+        .args([
+            "-p",
+            "kiam-server",
+            "-p",
+            "xtask",
+            "--example",
+            "rust-client",
+        ]);
+    executable("rust-client", &exec(&mut command)?)
 }
 
 /// Builds this program, optimised. Where it is then.

@@ -69,7 +69,7 @@ pub(super) struct Args {
     check: Vec<String>,
 
     /// Do only what there is time for at every change
-    #[arg(long, requires = "cluster")]
+    #[arg(long)]
     short: bool,
 
     /// Plant a wrong expectation into each check, which must then fail
@@ -120,6 +120,11 @@ impl Args {
     /// Whether a cluster is asked for.
     pub(super) const fn is_wanted(&self) -> bool {
         self.cluster
+    }
+
+    /// Whether only what there is time for at every change is asked for, of either level.
+    pub(super) const fn short(&self) -> bool {
+        self.short
     }
 
     /// What it needs beside machines.

@@ -392,8 +392,11 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.power_cut();
-        // The sandbox's end removes it as well.
+        // The sandbox's end removes both as well.
         let _ = std::fs::remove_file(&self.overlay);
+        let netns = self.sandbox.control().netns().name();
+        let tap = self.tap();
+        let _ = exec(Command::new("ip").args(["-n", netns, "link", "delete", &tap]));
     }
 }
 

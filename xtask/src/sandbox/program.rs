@@ -5,13 +5,15 @@ use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use super::patient;
 
 /// Older lines of a program's output are forgotten beyond this many.
 const MAX_LINES: usize = 50_000;
@@ -69,9 +71,23 @@ impl Program {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+    pub fn start(name: &str, command: Command) -> Result<Self> {
+        Self::spawn(name, command, Stdio::null())
+    }
+
+    /// Starts a program that waits for lines of input, and what writes them.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with_input(name: &str, command: Command) -> Result<(Self, ChildStdin)> {
+        let mut program = Self::spawn(name, command, Stdio::piped())?;
+        let input = program.child.stdin.take();
+        Ok((program, input.context("it has an input")?))
+    }
+
+    fn spawn(name: &str, mut command: Command, input: Stdio) -> Result<Self> {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -127,6 +143,7 @@ impl Program {
         limit: Duration,
         mut find: impl FnMut(&str) -> Option<T>,
     ) -> Result<T> {
+        let limit = patient(limit);
         let mut next = mark;
         let mut found = None;
         let lines = self.output.lock();
@@ -240,6 +257,7 @@ impl Program {
     /// # Errors
     /// When it has not ended in time: then it is killed.
     pub fn finish(mut self, limit: Duration) -> Result<Finished> {
+        let limit = patient(limit);
         // Its end closes its output, which wakes this; its status is there at once then.
         let lines = self.output.lock();
         let (lines, timeout) = self

@@ -50,6 +50,23 @@ pub struct Python {
 }
 
 impl Python {
+    /// The set that `requirements` pins, which is what `file` in xtask/python holds.
+    pub(crate) const fn new(
+        what: &'static str,
+        why: &'static str,
+        file: &'static str,
+        requirements: &'static str,
+        import: &'static str,
+    ) -> Self {
+        Self {
+            what,
+            why,
+            file,
+            requirements,
+            import,
+        }
+    }
+
     /// A program of it.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use xtask::restarts::{Args, play};
+use xtask::setup::Consent;
 
 use crate::play::programs;
 use crate::{Needs, Test};
@@ -18,7 +19,10 @@ fn restarts() -> Result<()> {
         rate: 50,
         seconds: 6,
         times: 3,
+        programs: None,
         json: false,
+        clients: false,
+        consent: Consent::default(),
     };
     play(&args, &programs()?, env!("CARGO_BIN_EXE_xtask").as_ref())?.check()
 }
