@@ -97,6 +97,7 @@ pub(super) fn decide(
                 (Some(issued), Ask::Credentials { extended, .. }) if !extended => {
                     Verdict::Serve(issued.plain())
                 }
+                (Some(issued), Ask::Own) => Verdict::Serve(issued.container()),
                 (Some(issued), _) => Verdict::Serve(issued.extended()),
                 (None, _) => without_credentials(pod, grant),
             },

@@ -42,10 +42,11 @@ pub struct Issued {
     last_updated: Box<str>,
     plain: Bytes,
     extended: Bytes,
+    container: Bytes,
 }
 
 impl Issued {
-    /// Writes the documents of `iam/security-credentials/` and `…-extended/`.
+    /// Writes the documents of `iam/security-credentials/`, `…-extended/` and `v1/credentials`.
     ///
     /// # Errors
     /// When the credentials are none that AWS would issue.
@@ -64,11 +65,13 @@ impl Issued {
             token: text("session token", session_token.expose())?,
             expiration: time("expiration", *expiration)?,
         };
+        let account = ("AccountId", role.account());
         Ok(Self {
             access_key_id: access_key_id.as_str().into(),
             expiration: *expiration,
-            plain: document.write(None),
-            extended: document.write(Some(role.account())),
+            plain: document.write(&[]),
+            extended: document.write(&[account]),
+            container: document.write(&[account, ("RoleArn", role.as_str())]),
             last_updated: document.last_updated.into(),
         })
     }
@@ -95,6 +98,13 @@ impl Issued {
     #[must_use]
     pub fn extended(&self) -> Bytes {
         self.extended.clone()
+    }
+
+    /// The document of `v1/credentials`, which names the role too, as ECS does: s3fs takes none
+    /// without it.
+    #[must_use]
+    pub fn container(&self) -> Bytes {
+        self.container.clone()
     }
 
     /// The document of `iam/info`, as far as there is such a thing for a pod's role: no instance
@@ -124,7 +134,7 @@ impl fmt::Debug for Issued {
 
 impl PartialEq for Issued {
     fn eq(&self, other: &Self) -> bool {
-        self.extended == other.extended
+        self.container == other.container
     }
 }
 
@@ -140,7 +150,7 @@ struct Document<'a> {
 
 impl Document<'_> {
     /// The keys in the real service's order, spaced as it spaces them.
-    fn write(&self, account: Option<&str>) -> Bytes {
+    fn write(&self, more: &[(&str, &str)]) -> Bytes {
         let mut fields = vec![
             ("Code", "Success"),
             ("LastUpdated", &self.last_updated),
@@ -150,7 +160,7 @@ impl Document<'_> {
             ("Token", self.token),
             ("Expiration", &self.expiration),
         ];
-        fields.extend(account.map(|account| ("AccountId", account)));
+        fields.extend_from_slice(more);
         // Every text may double by being escaped. Nothing may be left behind by a buffer that
         // grows, since only the last one is zeroed.
         let room = |(key, value): &(&str, &str)| key.len() + 2 * value.len() + 16;
@@ -228,6 +238,9 @@ mod tests {
         assert_eq!(issued.plain(), plain);
         let extended = plain.replace("20Z\"\n}", "20Z\",\n  \"AccountId\" : \"123456789012\"\n}");
         assert_eq!(issued.extended(), extended);
+        let arn = r#"123456789012",
+  "RoleArn" : "arn:aws:iam::123456789012:role/team/reader""#;
+        assert_eq!(issued.container(), extended.replace("123456789012\"", arn));
     }
 
     #[test]
@@ -245,7 +258,7 @@ mod tests {
     fn any_printable_text_survives_json() {
         let all: String = (0x21..0x7f_u8).map(char::from).collect();
         let issued = Issued::new(&credentials(&all, &all, 1_700_003_600), &role()).unwrap();
-        for document in [issued.plain(), issued.extended()] {
+        for document in [issued.plain(), issued.extended(), issued.container()] {
             let read: serde_json::Value = serde_json::from_slice(&document).unwrap();
             assert_eq!(read["SecretAccessKey"], all);
             assert_eq!(read["Token"], all);

@@ -61,6 +61,7 @@ async fn containers_sdks_get_the_same_as_the_others_where_it_is_on() {
         ("Token", "hunter3"),
         ("Expiration", "2096-10-02T07:06:40Z"),
         ("AccountId", "123456789012"),
+        ("RoleArn", "arn:aws:iam::123456789012:role/team/reader"),
     ] {
         assert_eq!(body[key], value);
     }

@@ -31,15 +31,15 @@ def turn(folder):
     os.makedirs(mount, exist_ok=True)
     try:
         run("s3fs", "bucket", mount, "-o", f"{options},logfile={log},retries=2")
-        try:
-            run("cat", os.path.join(mount, "object"))
-        finally:
-            run("umount", mount)
+        run("cat", os.path.join(mount, "object"))
         return ""
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         said = open(log, encoding="utf-8").read() if os.path.exists(log) else ""
-        said = said[max(said.find("[CRT]"), 0) :]
-        return " ".join(f"{error}; {said}".split())
+        wrong = [line for line in said.splitlines() if "[ERR]" in line or "[CRT]" in line]
+        return " ".join(f"{error}; {'; '.join(wrong[-2:])}".split())
+    finally:
+        # One that could not be mounted is not there.
+        subprocess.run(["umount", mount], capture_output=True, timeout=LIMIT)
 
 
 with tempfile.TemporaryDirectory() as parent:

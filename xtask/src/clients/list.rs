@@ -202,7 +202,10 @@ pub(super) const ALL: [Client; 17] = [
         title: "s3fs-fuse",
         many: 20,
         pinned: Pinned::Package("s3fs"),
-        lacks: &[(State::FullUri, NO_CONTAINERS)],
+        lacks: &[
+            (State::FullUri, NO_CONTAINERS),
+            (State::ImdsV2, "it asks for its role before it has a token"),
+        ],
         ..BASE
     },
 ];

@@ -49,13 +49,13 @@ impl Running {
         place: &Place,
         count: usize,
         surroundings: &Surroundings,
-        environment: Option<(&str, &str)>,
+        environment: &[(&str, &str)],
     ) -> Result<Self> {
         let mut command = client.command(place, count, &surroundings.rust);
         command
             .env("KIAM_STS_URL", &surroundings.sts)
             .env("KIAM_S3_URL", &surroundings.s3)
-            .envs(environment);
+            .envs(environment.iter().copied());
         let (program, input) = Program::start_with_input(client.title, command)?;
         Ok(Self {
             count,

@@ -2,6 +2,9 @@
 
 use clap::ValueEnum;
 
+const RELATIVE_URI: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
+const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
+
 /// A state of kiam, or of a pod, that a client meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum State {
@@ -84,17 +87,19 @@ impl State {
         !matches!(self, Self::FullUri | Self::LegacyRedirects)
     }
 
-    /// What is set in the client's environment.
-    pub(super) const fn environment(self) -> Option<(&'static str, &'static str)> {
+    /// What is set in the client's environment. Where the endpoint of containers is tried, nothing
+    /// else may serve.
+    pub(super) const fn environment(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::RelativeUri => {
-                Some(("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v1/credentials"))
-            }
-            Self::FullUri => Some((
-                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-                "http://169.254.170.2/v1/credentials",
-            )),
-            _ => None,
+            Self::RelativeUri => &[
+                (RELATIVE_URI, "/v1/credentials"),
+                ("AWS_EC2_METADATA_DISABLED", "true"),
+            ],
+            Self::FullUri => &[
+                (FULL_URI, "http://169.254.170.2/v1/credentials"),
+                ("AWS_EC2_METADATA_DISABLED", "true"),
+            ],
+            _ => &[],
         }
     }
 }

@@ -59,7 +59,7 @@ impl Clients {
         let mut all = Vec::new();
         for name in NAMES {
             let client = Client::named(name).with_context(|| format!("there is no {name}"))?;
-            let mut running = Running::start(&client, pod.place(), 1, surroundings, None)?;
+            let mut running = Running::start(&client, pod.place(), 1, surroundings, &[])?;
             let first = running.turn();
             ensure!(first.good == 1, "{name} did not begin: {}", first.error);
             let (stop, stopped) = mpsc::channel();

@@ -14,10 +14,10 @@ import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicReference;
 import software.amazon.awssdk.auth.credentials.AwsCredentialsProvider;
 import software.amazon.awssdk.auth.credentials.AwsSessionCredentials;
-import software.amazon.awssdk.auth.credentials.ContainerCredentialsProvider;
-import software.amazon.awssdk.auth.credentials.InstanceProfileCredentialsProvider;
+import software.amazon.awssdk.auth.credentials.DefaultCredentialsProvider;
 import software.amazon.awssdk.auth.credentials.StaticCredentialsProvider;
 import software.amazon.awssdk.core.document.Document;
 import software.amazon.awssdk.http.SdkHttpClient;
@@ -110,21 +110,14 @@ public final class Client {
     }
 
     private static One v2() {
-        // A provider has no other way to forget its keys than to be made anew.
-        StsClient[] service = {service(keys())};
+        var service = new AtomicReference<StsClient>();
         return forget -> {
-            if (forget) {
-                service[0] = service(keys());
+            // It has no way to forget but a new provider.
+            if (forget || service.get() == null) {
+                service.set(service(DefaultCredentialsProvider.builder().build()));
             }
-            service[0].getCallerIdentity();
+            service.get().getCallerIdentity();
         };
-    }
-
-    /** The members of the default chain that ask kiam. */
-    private static AwsCredentialsProvider keys() {
-        return System.getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") != null
-                ? ContainerCredentialsProvider.builder().build()
-                : InstanceProfileCredentialsProvider.create();
     }
 
     private static One metadata() {
