@@ -181,38 +181,45 @@ fn others(page: &Page, stage: &Stage, node: &StageNode, cast: &Cast) -> Result<V
     let stray = pod.with_cgroup(node.node().kubepods().child("stray.scope")?);
     let metadata = format!("{METADATA_SERVICE}{ROLES}");
     let agent = format!("http://{}:{METADATA_PORT}{ROLES}", node.node().ip());
+    // Of those who come to its port past the redirect the kernel tells nothing, which may pass.
     let tries = [
         (
             format!("{} asks for {}", first.name(), second.wants()),
             pod,
             format!("{metadata}{}", second.wants()),
+            403,
         ),
         (
             format!("{} asks for the node's role", first.name()),
             pod,
             format!("{metadata}{NODE_ROLE}"),
+            403,
         ),
         (
             "a process in a pod's network, in no pod's cgroup".to_owned(),
             &stray,
             metadata.clone(),
+            403,
         ),
         (
             "a process of the node, at the agent's port".to_owned(),
             node.node().place(),
             agent.clone(),
+            503,
         ),
         (
             "somebody on the network, at the agent's port".to_owned(),
             stage.sandbox().control(),
             agent,
+            503,
         ),
     ];
     let mut refused = Vec::new();
-    for (who, place, url) in tries {
+    for (who, place, url, status) in tries {
         let outcome = prober.get(place, &url)?;
-        page.tried(&who, &outcome);
-        refused.push(matches!(outcome, Outcome::Answer(answer) if answer.status == 403));
+        let good = matches!(&outcome, Outcome::Answer(answer) if answer.status == status);
+        page.tried(&who, &outcome, good);
+        refused.push(good);
     }
     Ok(refused)
 }

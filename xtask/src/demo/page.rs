@@ -131,17 +131,15 @@ impl Page {
         }
     }
 
-    pub(super) fn tried(self, who: &str, outcome: &Outcome) {
-        let (mark, what) = match outcome {
-            Outcome::Answer(answer) if answer.status == 200 => (
-                self.paint(Paint::Red, "✗"),
-                format!("HTTP 200: {}", answer.body.trim()),
-            ),
-            Outcome::Answer(answer) => (
-                self.paint(Paint::Green, "✓"),
-                format!("HTTP {}: {}", answer.status, answer.body.trim()),
-            ),
-            Outcome::Failure(why) => (self.paint(Paint::Green, "✓"), why.clone()),
+    pub(super) fn tried(self, who: &str, outcome: &Outcome, good: bool) {
+        let mark = if good {
+            self.paint(Paint::Green, "✓")
+        } else {
+            self.paint(Paint::Red, "✗")
+        };
+        let what = match outcome {
+            Outcome::Answer(answer) => format!("HTTP {}: {}", answer.status, answer.body.trim()),
+            Outcome::Failure(why) => why.clone(),
         };
         println!("  {mark} {who}");
         for line in wrap(&what, WIDTH) {
