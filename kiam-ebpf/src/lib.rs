@@ -181,8 +181,9 @@ pub const MAX_PER_SHARE: u32 = 256;
 pub const SHARE_LEVEL: i32 = 2;
 /// How deep the cgroup of all pods may be: a node may itself be in a container.
 pub const MAX_PODS_LEVEL: i32 = 16;
-/// An attestation that the agent has not taken out by then is of a connection that never came
-/// about. By then a SYN has been sent four times.
+/// An attestation that is older gives way to another cgroup's of the same address and port, and is
+/// swept out once no connection waits to be accepted: its connection never came about. By then a SYN
+/// has been sent four times.
 pub const ATTESTATION_LIFE_NANOS: u64 = 10_000_000_000;
 
 /// The length of the key in [`maps::TOKEN_KEY`].

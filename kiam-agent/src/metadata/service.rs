@@ -72,15 +72,9 @@ impl Shared {
     /// Answers a request that cannot be taken in.
     pub(super) fn refuse(&self, caller: &Caller, request: &Parts, refusal: Refusal) -> Answer {
         let path = canonical(request.uri.path());
-        let handler = match path.as_deref().map(route) {
-            Ok(Route::Token { .. }) => Handler::Token,
-            Ok(Route::Listing) => Handler::RoleName,
-            Ok(Route::Info) => Handler::Info,
-            Ok(Route::Credentials { .. }) => Handler::Credentials,
-            Ok(Route::Extended { .. }) => Handler::Extended,
-            Ok(Route::Container) => Handler::Container,
-            Ok(Route::Ping | Route::Health | Route::Other) | Err(_) => Handler::Proxy,
-        };
+        let handler = path
+            .as_deref()
+            .map_or(Handler::Proxy, |path| self.handler(caller, &route(path)));
         self.conclude(caller, request, (handler, Err(refusal)), Instant::now())
     }
 
@@ -110,6 +104,20 @@ impl Shared {
         answer
     }
 
+    /// Which part of the service answers.
+    fn handler(&self, caller: &Caller, route: &Route<'_>) -> Handler {
+        match route {
+            Route::Token { .. } => Handler::Token,
+            Route::Listing => Handler::RoleName,
+            Route::Info => Handler::Info,
+            Route::Credentials { .. } => Handler::Credentials,
+            Route::Extended { .. } => Handler::Extended,
+            Route::Container if self.settings.container => Handler::Container,
+            Route::Ping | Route::Health if caller.is_node() => Handler::Health,
+            Route::Container | Route::Ping | Route::Health | Route::Other => Handler::Proxy,
+        }
+    }
+
     async fn answer_path(
         &self,
         caller: &Caller,
@@ -117,31 +125,33 @@ impl Shared {
         path: &str,
     ) -> (Handler, Outcome) {
         let untold = |reply| (reply, None);
-        let (handler, ask) = match route(path) {
-            Route::Token { latest } => {
+        let route = route(path);
+        let handler = self.handler(caller, &route);
+        let ask = match (handler, route) {
+            (Handler::Proxy, _) | (_, Route::Other) => {
+                return (handler, self.pass(caller, request, path).await);
+            }
+            (_, Route::Token { latest }) => {
                 let token = self.token(caller, request, latest);
-                return (Handler::Token, token.map(untold));
+                return (handler, token.map(untold));
             }
-            Route::Container if self.settings.container => (Handler::Container, Ask::Own),
-            Route::Ping if caller.is_node() => {
+            (_, Route::Ping) => {
                 let pong = Bytes::from_static(b"pong");
-                return (Handler::Health, Ok(untold(Reply::Text(pong))));
+                return (handler, Ok(untold(Reply::Text(pong))));
             }
-            Route::Health if caller.is_node() => {
-                return (Handler::Health, self.health(request).await.map(untold));
+            (_, Route::Health) => {
+                return (handler, self.health(request).await.map(untold));
             }
-            Route::Other | Route::Container | Route::Ping | Route::Health => {
-                return (Handler::Proxy, self.pass(caller, request, path).await);
-            }
-            Route::Listing => (Handler::RoleName, Ask::Listing),
-            Route::Info => (Handler::Info, Ask::Info),
-            Route::Credentials { role } => {
+            (_, Route::Container) => Ask::Own,
+            (_, Route::Listing) => Ask::Listing,
+            (_, Route::Info) => Ask::Info,
+            (_, Route::Credentials { role }) => {
                 let extended = false;
-                (Handler::Credentials, Ask::Credentials { role, extended })
+                Ask::Credentials { role, extended }
             }
-            Route::Extended { role } => {
+            (_, Route::Extended { role }) => {
                 let extended = true;
-                (Handler::Extended, Ask::Credentials { role, extended })
+                Ask::Credentials { role, extended }
             }
         };
         if request.method != Method::GET && request.method != Method::HEAD {
