@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::build_ebpf::workspace;
 use crate::cluster::go;
-use crate::setup::{AWS, Cache, Package, Plan, Step, find_program, fingerprint};
+use crate::setup::{AWS, Cache, Package, Plan, Step, find_program, fingerprint, npm};
 
 /// An SDK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,35 +148,11 @@ fn js_cache() -> Cache {
 
 fn build_go() -> Result<()> {
     let go = go::find().context("there is no Go that is new enough")?;
-    go_cache().fill(|folder, log| {
-        let mut command = go.command();
-        command
-            .current_dir(workspace().join("xtask/sdk/go"))
-            .env("CGO_ENABLED", "0")
-            .args(["build", "-mod=readonly", "-trimpath", "-o"])
-            .arg(folder.join("sdk"))
-            .arg(".");
-        log.exec(&mut command)
-    })
+    let sources = workspace().join("xtask/sdk/go");
+    go_cache().fill(|folder, log| go.build(&sources, &folder.join("sdk"), log))
 }
 
 fn install_js() -> Result<()> {
-    js_cache().fill(|folder, log| {
-        for name in ["package.json", "package-lock.json"] {
-            std::fs::copy(
-                workspace().join("xtask/sdk/js").join(name),
-                folder.join(name),
-            )
-            .with_context(|| format!("cannot copy {name}"))?;
-        }
-        let mut command = Command::new("npm");
-        command.current_dir(folder).args([
-            "ci",
-            "--omit=dev",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-        ]);
-        log.exec(&mut command)
-    })
+    let sources = workspace().join("xtask/sdk/js");
+    js_cache().fill(|folder, log| npm::install(&sources, folder, log))
 }

@@ -9,6 +9,7 @@ mod apt;
 mod cache;
 mod cargo_tool;
 mod kernel;
+pub(crate) mod npm;
 mod plan;
 mod python;
 

@@ -108,7 +108,9 @@ class Awscrt:
             raise RuntimeError(error.read().decode()) from error
 
 
-class Pyarrow:
+class Files:
+    """A client that reads an object, and forgets its credentials with its file system."""
+
     processes = False
 
     def __init__(self):
@@ -118,32 +120,31 @@ class Pyarrow:
         self.files = None
 
     def sign(self):
+        if self.files is None:
+            self.files = self.open()
+        self.read()
+
+
+class Pyarrow(Files):
+    def open(self):
         from pyarrow.fs import S3FileSystem
 
-        if self.files is None:
-            host = S3.removeprefix("http://")
-            self.files = S3FileSystem(
-                region=os.environ["AWS_REGION"], scheme="http", endpoint_override=host
-            )
+        host = S3.removeprefix("http://")
+        return S3FileSystem(region=os.environ["AWS_REGION"], scheme="http", endpoint_override=host)
+
+    def read(self):
         with self.files.open_input_file("bucket/object") as file:
             file.read()
 
 
-class Opendal:
-    processes = False
-
-    def __init__(self):
-        self.files = None
-
-    def forget(self):
-        self.files = None
-
-    def sign(self):
+class Opendal(Files):
+    def open(self):
         import opendal
 
-        if self.files is None:
-            region = os.environ["AWS_REGION"]
-            self.files = opendal.Operator("s3", bucket="bucket", endpoint=S3, region=region)
+        region = os.environ["AWS_REGION"]
+        return opendal.Operator("s3", bucket="bucket", endpoint=S3, region=region)
+
+    def read(self):
         self.files.read("object")
 
 

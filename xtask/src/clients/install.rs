@@ -1,6 +1,6 @@
 //! The clients that are not part of the system, built or installed once into the user's cache.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::build_ebpf::workspace;
 use crate::cluster::go;
 use crate::sandbox::exec;
-use crate::setup::{AWS, Cache, Package, Plan, Python, Step, find_program, fingerprint};
+use crate::setup::{AWS, Cache, Log, Package, Plan, Python, Step, find_program, fingerprint, npm};
 
 const WHY: &str = "unmodified clients that ask for credentials in the sandbox's pods";
 
@@ -48,7 +48,7 @@ pub(crate) fn plan(plan: &mut Plan) -> Result<()> {
         });
     }
     go::plan(plan);
-    type Fill = fn(&Path, &crate::setup::Log) -> Result<()>;
+    type Fill = fn(&Path, &Log) -> Result<()>;
     let steps: [(_, _, _, Fill); 3] = [
         ("Go clients, built", go_cache(), 60, build_go),
         ("JavaScript clients, by npm", js_cache(), 40, install_js),
@@ -102,40 +102,24 @@ pub(super) fn package_version(name: &str) -> Result<String> {
     Ok(version.trim().to_owned())
 }
 
-fn build_go(folder: &Path, log: &crate::setup::Log) -> Result<()> {
+fn build_go(folder: &Path, log: &Log) -> Result<()> {
     let go = go::find().context("there is no Go that is new enough")?;
-    let mut command = go.command();
-    command
-        .current_dir(workspace().join(NEXT_TO).join("go"))
-        .env("CGO_ENABLED", "0")
-        .args(["build", "-mod=readonly", "-trimpath", "-o"])
-        .arg(folder.join("clients"))
-        .arg(".");
-    log.exec(&mut command)
+    go.build(&sources("go"), &folder.join("clients"), log)
 }
 
-fn install_js(folder: &Path, log: &crate::setup::Log) -> Result<()> {
-    for name in ["package.json", "package-lock.json"] {
-        let from = workspace().join(NEXT_TO).join("js").join(name);
-        std::fs::copy(from, folder.join(name)).with_context(|| format!("cannot copy {name}"))?;
-    }
-    let mut command = Command::new("npm");
-    command.current_dir(folder).args([
-        "ci",
-        "--omit=dev",
-        "--ignore-scripts",
-        "--no-audit",
-        "--no-fund",
-    ]);
-    log.exec(&mut command)
+fn install_js(folder: &Path, log: &Log) -> Result<()> {
+    npm::install(&sources("js"), folder, log)
+}
+
+fn sources(language: &str) -> PathBuf {
+    workspace().join(NEXT_TO).join(language)
 }
 
 /// Maven builds beside its sources, and so in a copy of them.
-fn build_java(folder: &Path, log: &crate::setup::Log) -> Result<()> {
-    let sources = "src/main/java";
-    std::fs::create_dir_all(folder.join(sources))?;
+fn build_java(folder: &Path, log: &Log) -> Result<()> {
+    std::fs::create_dir_all(folder.join("src/main/java"))?;
     for name in ["pom.xml", "src/main/java/Client.java"] {
-        let from = workspace().join(NEXT_TO).join("java").join(name);
+        let from = sources("java").join(name);
         std::fs::copy(from, folder.join(name)).with_context(|| format!("cannot copy {name}"))?;
     }
     let repository = folder.join("repository");

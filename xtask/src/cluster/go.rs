@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::sandbox::exec;
-use crate::setup::{Cache, Package, Plan, Step, find_program};
+use crate::setup::{Cache, Log, Package, Plan, Step, find_program};
 
 /// What `xtask/cluster/go.mod` asks for, and what is fetched.
 const LEAST: (u32, u32) = (1, 26);
@@ -28,6 +28,18 @@ impl Go {
             .env_remove("GOROOT")
             .env_remove("GOFLAGS");
         command
+    }
+
+    /// Builds the package of `sources`, as its `go.sum` pins it, without C.
+    pub(crate) fn build(&self, sources: &Path, program: &Path, log: &Log) -> Result<()> {
+        let mut command = self.command();
+        command
+            .current_dir(sources)
+            .env("CGO_ENABLED", "0")
+            .args(["build", "-mod=readonly", "-trimpath", "-o"])
+            .arg(program)
+            .arg(".");
+        log.exec(&mut command)
     }
 }
 
