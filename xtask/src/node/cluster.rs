@@ -45,7 +45,7 @@ const RELEASE_NAMESPACE: &str = "kube-system";
 const CHART: &str = "deploy/helm/kiam";
 const REPOSITORY: &str = "registry.example.com/kiam";
 /// Time for the probes of emulated processors.
-const PATIENCE: [&str; 6] = [
+const PROBE_TIMES: [&str; 6] = [
     "server.livenessProbe.initialDelaySeconds=60",
     "server.livenessProbe.timeoutSeconds=20",
     "server.readinessProbe.timeoutSeconds=20",
@@ -332,7 +332,7 @@ impl Cluster {
             args.extend(["--set", value]);
         }
         args.extend(["--set-json", &here]);
-        for value in PATIENCE {
+        for value in PROBE_TIMES {
             args.extend(["--set", value]);
         }
         for value in &self.run.args.set {

@@ -4,7 +4,8 @@
 //! A machine is on the sandbox's bridge (`fabric`, 10.0.0.1/16), so that whatever listens there or in
 //! the sandbox's control namespace is to be reached from it, and nothing else is.
 
-use std::ffi::OsString;
+mod qemu;
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +17,7 @@ use super::accelerator::Accelerator;
 use super::disk;
 use super::kernels::Kernel;
 use super::root::Root;
-use crate::sandbox::{CONTROL_IP, Finished, Program, Sandbox, exec};
+use crate::sandbox::{Finished, Program, Sandbox, exec};
 
 /// What both kinds of `init` say once commands can be run.
 const READY: &str = "kiam-machine-ready";
@@ -247,7 +248,7 @@ impl Machine {
         // It ends while it answers.
         let answer = self.start(script)?;
         let limit = self.limit(SHORT * 2);
-        self.connection = None;
+        self.disconnect();
         if let Some(qemu) = self.qemu.take() {
             qemu.finish(limit)?;
         }
@@ -257,8 +258,14 @@ impl Machine {
 
     /// Cuts its power.
     pub fn power_cut(&mut self) {
-        self.connection = None;
+        self.disconnect();
         self.qemu = None;
+    }
+
+    /// Ends the connection, and with it its socket: the next one's commands would find the old one.
+    fn disconnect(&mut self) {
+        self.connection = None;
+        let _ = std::fs::remove_file(self.control());
     }
 
     /// One connection for all commands: an emulated processor takes seconds to make one.
@@ -299,12 +306,16 @@ impl Machine {
         ))
     }
 
+    fn control(&self) -> PathBuf {
+        self.sandbox.scratch().join(format!("{}.ssh", self.name()))
+    }
+
     fn login(&self) -> String {
         format!("root@{}", self.options.address)
     }
 
     fn ssh(&self, program: &str) -> Command {
-        let control = self.sandbox.scratch().join(format!("{}.ssh", self.name()));
+        let control = self.control();
         // Its key was made with its disk, and the network is ours.
         let mut command = self.sandbox.control().command(program);
         for option in [
@@ -329,64 +340,6 @@ impl Machine {
         let [_, _, third, fourth] = self.options.address.octets();
         format!("vm{third}x{fourth}")
     }
-
-    fn command(&self) -> Command {
-        let architecture = self.kernel.architecture;
-        let [first, second, third, fourth] = self.options.address.octets();
-        let mac = format!("52:54:{first:02x}:{second:02x}:{third:02x}:{fourth:02x}");
-        let mut command = self.sandbox.control().command(architecture.qemu());
-        command
-            .args(self.accelerator.arguments())
-            .args(["-machine", architecture.machine()])
-            .args(["-smp", &self.options.processors.to_string()])
-            .args(["-m", &self.options.memory_mib.to_string()])
-            .args(["-nodefaults", "-display", "none", "-no-reboot"])
-            .args(["-serial", "stdio", "-monitor", "none"])
-            .args(["-device", "virtio-rng-pci"])
-            .arg("-kernel")
-            .arg(self.kernel.image())
-            .arg("-initrd")
-            .arg(self.kernel.initramfs())
-            .arg("-append")
-            .arg(self.kernel_arguments())
-            .args(drive(&self.overlay, "qcow2", ",cache=unsafe"))
-            .args(drive(&self.kernel.modules(), "raw", ",readonly=on"));
-        if let Some(disk) = &self.options.disk {
-            command.args(drive(disk, "raw", ",readonly=on"));
-        }
-        command
-            .arg("-netdev")
-            .arg(format!(
-                "tap,id=net,ifname={},script=no,downscript=no",
-                self.tap()
-            ))
-            .arg("-device")
-            .arg(format!("virtio-net-pci,netdev=net,mac={mac}"));
-        command
-    }
-
-    fn kernel_arguments(&self) -> String {
-        let Options {
-            name,
-            address,
-            init,
-            kernel_arguments,
-            ..
-        } = &self.options;
-        let init = match init {
-            Init::Systemd => "/lib/systemd/systemd",
-            Init::Bare => "/usr/local/sbin/kiam-init",
-        };
-        let mut words = vec![
-            format!("console={}", self.kernel.architecture.console()),
-            "rw net.ifnames=0 panic=-1 audit=0 nowatchdog random.trust_cpu=on loglevel=5".into(),
-            format!("init={init} systemd.hostname={name} kiam.name={name}"),
-            format!("kiam.address={address}/16,{CONTROL_IP}"),
-        ];
-        words.extend(kernel_arguments.iter().cloned());
-        // Scripts look for words between spaces.
-        words.join(" ") + " "
-    }
 }
 
 impl Drop for Machine {
@@ -398,15 +351,4 @@ impl Drop for Machine {
         let tap = self.tap();
         let _ = exec(Command::new("ip").args(["-n", netns, "link", "delete", &tap]));
     }
-}
-
-fn drive(path: &Path, format: &str, more: &str) -> [OsString; 2] {
-    let mut drive = OsString::from("file=");
-    // A comma ends QEMU's values, two are one.
-    drive.push(path.to_string_lossy().replace(',', ",,"));
-    // A full disk is the machine's to notice: it would be paused.
-    drive.push(format!(
-        ",format={format},if=virtio,werror=report,rerror=report{more}"
-    ));
-    ["-drive".into(), drive]
 }
