@@ -5,7 +5,8 @@
 
 mod layout;
 mod root;
-pub(crate) mod sbom;
+mod sbom;
+mod system;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -13,11 +14,15 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::architecture::Architecture;
 use crate::build_ebpf::workspace;
 use crate::kiam::Programs;
 use crate::sandbox::exec;
-use crate::setup::{self, Consent, Need, find_program};
+use crate::setup::{self, Consent, Need, Plan};
 use layout::{Labels, Layout};
+use system::System;
+
+pub(crate) use system::linker;
 
 /// All of it, unpacked.
 const MOST_BYTES: u64 = 40 << 20;
@@ -29,6 +34,10 @@ const SBOM: &str = "usr/share/doc/kiam/sbom.cdx.json";
 pub struct Args {
     #[command(flatten)]
     consent: Consent,
+
+    /// Processor architecture, this machine's if not given
+    #[arg(long, value_enum)]
+    architecture: Option<Architecture>,
 
     /// Make only the root file system, in this folder: for the Dockerfile
     #[arg(long, value_name = "FOLDER")]
@@ -47,53 +56,70 @@ pub struct Image {
 /// # Errors
 /// When it cannot be made, or is not as it should be.
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(folder) = &args.root {
-        setup::prepare(&[Need::Kernel, Need::ImageRoot], args.consent)?;
-        return fill(folder, &commit()).map(drop);
+    let architecture = match args.architecture {
+        Some(architecture) => architecture,
+        None => Architecture::native()?,
+    };
+    let mut needs = vec![Need::Kernel, Need::ImageRoot(architecture)];
+    if args.root.is_none() {
+        needs.push(Need::Image);
     }
-    setup::prepare(&[Need::Kernel, Need::ImageRoot, Need::Image], args.consent)?;
-    build()
+    setup::prepare(&needs, args.consent)?;
+    let system = System::get(architecture)?;
+    match &args.root {
+        Some(folder) => fill(folder, architecture, &system, &commit()).map(drop),
+        None => build(architecture, &system),
+    }
+}
+
+/// Adds what the root file system of an image is made from.
+pub(crate) fn plan(architecture: Architecture, plan: &mut Plan) {
+    system::plan(architecture, plan);
+    sbom::plan(plan);
 }
 
 /// Makes it, below `target/image`, and checks it.
 #[expect(clippy::print_stdout, reason = "for whoever reads what was made")]
-fn build() -> Result<()> {
-    let folder = workspace().join("target/image");
+fn build(architecture: Architecture, system: &System) -> Result<()> {
+    let folder = folder().join(architecture.debian());
     std::fs::create_dir_all(&folder)?;
-    // As the Dockerfile's first stage has it.
-    let context = folder.join("context");
-    let root = context.join("image");
+    let root = root(&folder);
     let (commit, seconds) = (commit(), commit_seconds());
-    let bytes = fill(&root, &commit)?;
+    let bytes = fill(&root, architecture, system, &commit)?;
     let labels = Labels {
+        architecture,
         version: VERSION,
         commit: &commit,
         seconds: &seconds,
     };
     let layout = Layout::new(&folder);
-    layout.build(&context, &labels)?;
+    layout.build(&folder.join("context"), &labels)?;
     layout.check(&root, &labels)?;
     let unpacked = layout.unpacked().join("rootfs");
-    let no_shell = "/bin/sh";
     ensure!(
-        enter(&unpacked, no_shell, "-c").is_err(),
+        unpacked.join("usr/bin/sh").symlink_metadata().is_err(),
         "there is a shell in the image"
     );
     for program in ["/kiam-agent", "/kiam-server"] {
-        let said = enter(&unpacked, program, "--version")?;
+        let said = system.run_in(&unpacked, program, "--version")?;
         ensure!(
             said.contains(&commit),
             "{program} says {said}, not {commit}"
         );
         println!("image: {} runs in it", said.trim());
     }
-    for program in ["/usr/sbin/iptables-nft", "/usr/sbin/ip6tables-legacy"] {
+    let mut iptables = vec!["/usr/sbin/ip6tables-legacy"];
+    // It asks the kernel first, by a kind of socket that QEMU does not translate.
+    if architecture.is_native() {
+        iptables.push("/usr/sbin/iptables-nft");
+    }
+    for program in iptables {
         println!(
             "image: {} runs in it",
-            enter(&unpacked, program, "--version")?.trim()
+            system.run_in(&unpacked, program, "--version")?.trim()
         );
     }
-    let archive = archive();
+    let archive = archive(architecture);
     let packed = layout.archive(&archive, &seconds)?;
     println!(
         "image: {:.1} MiB, and {:.1} MiB packed: {}",
@@ -104,12 +130,12 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// The image that was made last.
+/// The image of this machine's architecture that was made last.
 ///
 /// # Errors
 /// When none was.
 pub fn made() -> Result<Image> {
-    let archive = archive();
+    let archive = archive(Architecture::native()?);
     ensure!(
         archive.is_file(),
         "there is no image; make one by `cargo xtask image`"
@@ -117,15 +143,37 @@ pub fn made() -> Result<Image> {
     Ok(Image { archive })
 }
 
-fn archive() -> PathBuf {
-    let name = format!("kiam-{VERSION}-linux-{}.oci.tar", architecture());
-    workspace().join("target/image").join(name)
+/// The agent in the image of this architecture that was made last.
+///
+/// # Errors
+/// When none was.
+pub fn agent(architecture: Architecture) -> Result<PathBuf> {
+    let agent = root(&folder().join(architecture.debian())).join("kiam-agent");
+    ensure!(
+        agent.is_file(),
+        "there is no image for {architecture}; make one by `cargo xtask image \
+         --architecture={architecture}`"
+    );
+    Ok(agent)
+}
+
+/// The root file system that an image is made of, as the Dockerfile's first stage has it.
+fn root(folder: &Path) -> PathBuf {
+    folder.join("context/image")
+}
+
+fn folder() -> PathBuf {
+    workspace().join("target/image")
+}
+
+fn archive(architecture: Architecture) -> PathBuf {
+    folder().join(format!("kiam-{VERSION}-linux-{architecture}.oci.tar"))
 }
 
 /// Fills a folder with the root file system. Returns its size.
-fn fill(folder: &Path, commit: &str) -> Result<u64> {
-    let programs = Programs::build_for_image(commit)?;
-    let root = root::make(folder, &programs)?;
+fn fill(folder: &Path, architecture: Architecture, system: &System, commit: &str) -> Result<u64> {
+    let programs = Programs::build_for_image(architecture, commit)?;
+    let root = root::make(folder, &programs, system)?;
     let sbom = sbom::make(&root, VERSION)?;
     let file = folder.join(SBOM);
     std::fs::create_dir_all(file.parent().context("it is in a folder")?)?;
@@ -170,13 +218,6 @@ fn check(folder: &Path, bytes: &mut u64) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program with this root file system and no other.
-fn enter(root: &Path, program: &str, argument: &str) -> Result<String> {
-    let chroot = find_program("chroot").context("there is no chroot in PATH")?;
-    let mut command = Command::new(chroot);
-    exec(command.env_clear().arg(root).args([program, argument]))
-}
-
 /// What the image is built from: the commit, and whether more was changed.
 ///
 /// `KIAM_COMMIT`, where the repository is not at hand.
@@ -208,15 +249,6 @@ fn git(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("git");
     let said = exec(command.current_dir(workspace()).args(arguments))?;
     Ok(said.trim().to_owned())
-}
-
-/// As images name it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]

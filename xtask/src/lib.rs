@@ -29,6 +29,7 @@
 //! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
 
+pub mod architecture;
 pub mod ask;
 pub mod attack;
 pub mod bench;
@@ -38,6 +39,7 @@ pub mod clients;
 pub mod cluster;
 pub mod conformance;
 pub mod container;
+mod debian;
 pub mod demo;
 pub mod deploy;
 pub mod doubles;

@@ -19,6 +19,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::architecture::Architecture;
+
 pub use cache::{Cache, Log, fingerprint};
 pub(crate) use cargo_tool::CargoTool;
 pub use plan::{Package, Plan, Step};
@@ -65,8 +67,8 @@ pub enum Need {
     Book,
     /// actionlint and zizmor.
     Workflows,
-    /// What an image's root file system is made from.
-    ImageRoot,
+    /// What the root file system of an image of this architecture is made from.
+    ImageRoot(Architecture),
     /// Counting instructions.
     Instructions,
     /// Counting system calls.
@@ -75,8 +77,8 @@ pub enum Need {
     Containers,
     /// Making an image of a root file system, and taking it apart.
     Image,
-    /// Virtual machines with Debian's kernels.
-    Machines,
+    /// Virtual machines of this architecture with Debian's kernels.
+    Machines(Architecture),
 }
 
 /// Installs what is missing of these.
@@ -110,9 +112,9 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Promtool => promtool(&mut plan),
             Need::Book => crate::deploy::book::plan(&mut plan),
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
-            Need::ImageRoot => image_root(&mut plan),
+            Need::ImageRoot(architecture) => crate::image::plan(*architecture, &mut plan),
             Need::Image => image(&mut plan),
-            Need::Machines => crate::node::plan(&mut plan),
+            Need::Machines(architecture) => crate::node::plan(*architecture, &mut plan),
             Need::Instructions => instructions(&mut plan),
             Need::SystemCalls => system_calls(&mut plan),
             Need::Containers => containers(&mut plan),
@@ -183,23 +185,6 @@ fn promtool(plan: &mut Plan) {
             why: "promtool, which checks alerts and the dashboards' queries",
         });
     }
-}
-
-fn image_root(plan: &mut Plan) {
-    let goes = "goes into the image";
-    if find_program("xtables-nft-multi").is_none() {
-        plan.package(Package {
-            name: "iptables",
-            why: goes,
-        });
-    }
-    if !std::path::Path::new("/etc/ssl/certs/ca-certificates.crt").is_file() {
-        plan.package(Package {
-            name: "ca-certificates",
-            why: goes,
-        });
-    }
-    crate::image::sbom::plan(plan);
 }
 
 fn image(plan: &mut Plan) {

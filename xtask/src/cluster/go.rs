@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
+use crate::architecture::Architecture;
 use crate::sandbox::exec;
 use crate::setup::{Cache, Log, Package, Plan, Step, find_program};
 
@@ -112,11 +113,7 @@ fn cache() -> Cache {
 }
 
 fn fetch(cache: &Cache) -> Result<()> {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => bail!("no Go toolchain is known for {other}; install Go {TOOLCHAIN} or newer"),
-    };
+    let arch = Architecture::native()?;
     let old = find_program("go").context("the package brought no go")?;
     cache.fill(|folder, log| {
         let module = format!("golang.org/toolchain@v0.0.1-go{TOOLCHAIN}.linux-{arch}");

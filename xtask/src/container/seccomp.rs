@@ -4,6 +4,8 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use crate::architecture::Architecture;
+
 /// As `golang-github-containers-common` installs it.
 const PROFILE: &str = "/usr/share/containers/seccomp.json";
 /// Since 2020 profiles let those who have `CAP_BPF` call these; Debian 12's is older.
@@ -15,16 +17,11 @@ pub(super) fn profile(capabilities: &[String]) -> Result<Value> {
         format!("there is no {PROFILE} (package golang-github-containers-common)")
     })?;
     let profile = serde_json::from_str(&text).with_context(|| format!("{PROFILE} is no JSON"))?;
-    Ok(resolve(&profile, capabilities))
+    Ok(resolve(&profile, Architecture::native()?, capabilities))
 }
 
 /// Takes the rules that hold for this machine and these capabilities, in the runtimes' own form.
-fn resolve(profile: &Value, capabilities: &[String]) -> Value {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+fn resolve(profile: &Value, architecture: Architecture, capabilities: &[String]) -> Value {
     let names = |rule: &Value, when: &str, what: &str| -> Vec<String> {
         let list = rule[when][what].as_array();
         let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -35,8 +32,10 @@ fn resolve(profile: &Value, capabilities: &[String]) -> Value {
     let no_rules = Vec::new();
     for rule in profile["syscalls"].as_array().unwrap_or(&no_rules) {
         let architectures = names(rule, "includes", "arches");
-        let here =
-            architectures.is_empty() || architectures.iter().any(|name| name == architecture);
+        let here = architectures.is_empty()
+            || architectures
+                .iter()
+                .any(|name| name == architecture.debian());
         let included = names(rule, "includes", "caps");
         let excluded = names(rule, "excludes", "caps");
         if here && included.iter().all(has) && !excluded.iter().any(has) {
@@ -62,7 +61,7 @@ fn resolve(profile: &Value, capabilities: &[String]) -> Value {
     json!({
         "defaultAction": profile["defaultAction"],
         "defaultErrnoRet": profile["defaultErrnoRet"],
-        "architectures": [if architecture == "arm64" { "SCMP_ARCH_AARCH64" } else { "SCMP_ARCH_X86_64" }],
+        "architectures": [format!("SCMP_ARCH_{}", architecture.processor().to_uppercase())],
         "syscalls": rules,
     })
 }
@@ -80,7 +79,7 @@ mod tests {
         ]});
         let allowed = |capabilities: &[&str], action: &str| -> Vec<String> {
             let capabilities: Vec<_> = capabilities.iter().map(|name| (*name).to_owned()).collect();
-            let resolved = resolve(&profile, &capabilities);
+            let resolved = resolve(&profile, Architecture::Amd64, &capabilities);
             let rules = resolved["syscalls"].as_array().unwrap().clone();
             let rules = rules.iter().filter(|rule| rule["action"] == action);
             let names = rules.flat_map(|rule| rule["names"].as_array().unwrap().clone());

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::root::USER;
+use crate::architecture::Architecture;
 use crate::build_ebpf::workspace;
 use crate::sandbox::exec;
 
@@ -16,6 +17,7 @@ const DOCKERFILE: &str = "deploy/docker/Dockerfile";
 /// What an image says of itself.
 #[derive(Debug)]
 pub(super) struct Labels<'a> {
+    pub(super) architecture: Architecture,
     pub(super) version: &'a str,
     pub(super) commit: &'a str,
     /// When its commit was made, in seconds of Unix time.
@@ -66,6 +68,7 @@ impl Layout {
             .arg(self.storage().join("run"))
             .args(["build", "--quiet", "--format=oci", "--identity-label=false"])
             .args(["--timestamp", labels.seconds])
+            .arg(format!("--platform=linux/{}", labels.architecture))
             .arg(format!("--build-arg=COMMIT={}", labels.commit))
             .arg(format!("--build-arg=VERSION={}", labels.version))
             // In place of the stage of this name, which needs a registry.
@@ -99,6 +102,10 @@ impl Layout {
                 .unwrap_or_default()
                 .to_owned()
         };
+        ensure!(
+            config["architecture"] == labels.architecture.debian(),
+            "its architecture: {config}"
+        );
         ensure!(
             said("version") == labels.version,
             "its version: {}",

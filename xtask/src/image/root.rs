@@ -1,27 +1,24 @@
 //! The image's root file system: both programs, what they are linked with, the programs of
 //! iptables, and nothing else. There is no shell in it.
 //!
-//! Libraries and iptables are this system's own, a Debian's: an image is made on the distribution
-//! that it is made of.
+//! Libraries and iptables are a Debian's, of the release that the image is made on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use super::system::{AUTHORITIES, System};
+use crate::architecture::Architecture;
 use crate::kiam::Programs;
-use crate::sandbox::exec;
-use crate::setup::find_program;
 
 /// Whom the server runs as; the name is for people.
 pub(super) const USER: u32 = 65532;
 const PASSWD: &str = "root:x:0:0:root:/:/nonexistent\nkiam:x:65532:65532:kiam:/:/nonexistent\n";
 const GROUP: &str = "root:x:0:\nkiam:x:65532:\n";
 const NSSWITCH: &str = "hosts: files dns\n";
-const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// The two programs that are all of iptables, and the names by which the agent calls them.
 const IPTABLES: [(&str, &str); 2] = [
@@ -48,7 +45,7 @@ pub(super) struct Root {
 }
 
 /// Makes it anew in a folder.
-pub(super) fn make(path: &Path, programs: &Programs) -> Result<Root> {
+pub(super) fn make(path: &Path, programs: &Programs, system: &System) -> Result<Root> {
     if path.exists() {
         std::fs::remove_dir_all(path)
             .with_context(|| format!("cannot empty {}", path.display()))?;
@@ -64,16 +61,18 @@ pub(super) fn make(path: &Path, programs: &Programs) -> Result<Root> {
     symlink("../run", path.join("var/run"))?;
     let mut root = Filling {
         path,
+        system,
         sources: BTreeSet::new(),
     };
     root.copy(programs.agent(), "kiam-agent")?;
     root.copy(programs.server(), "kiam-server")?;
     let mut linked = vec![programs.agent().to_owned(), programs.server().to_owned()];
     linked.extend(root.iptables()?);
-    for library in libraries(&linked)? {
-        root.system(&library)?;
+    for library in system.libraries(&linked)? {
+        root.copy_of_system(&library)?;
     }
-    root.system(Path::new(AUTHORITIES))?;
+    // Made when its package is installed, and the same everywhere.
+    root.copy(Path::new(AUTHORITIES), AUTHORITIES.trim_start_matches('/'))?;
     for (name, text) in [
         ("etc/passwd", PASSWD),
         ("etc/group", GROUP),
@@ -82,35 +81,37 @@ pub(super) fn make(path: &Path, programs: &Programs) -> Result<Root> {
         std::fs::write(path.join(name), text)?;
     }
     let sources = std::mem::take(&mut root.sources);
-    let packages = packages(&sources)?;
+    let mut packages = system.packages(&sources)?;
+    // Their licences go where they go.
     for name in packages.keys() {
-        // Their licences go where they go.
-        let licence = Path::new("/usr/share/doc").join(name).join("copyright");
-        root.system(&licence)?;
+        root.copy_of_system(&system.file(&licence(name)))?;
     }
+    let authorities = "ca-certificates";
+    let licence = licence(authorities);
+    root.copy(Path::new(&licence), licence.trim_start_matches('/'))?;
+    let version = System::get(Architecture::native()?)?.version(authorities)?;
+    packages.insert(authorities.to_owned(), version);
     Ok(Root {
         path: path.to_owned(),
         packages,
     })
 }
 
+fn licence(package: &str) -> String {
+    format!("/usr/share/doc/{package}/copyright")
+}
+
 struct Filling<'a> {
     path: &'a Path,
-    /// Files of this system that were copied.
+    system: &'a System,
+    /// Files of the system that were copied.
     sources: BTreeSet<PathBuf>,
 }
 
 impl Filling<'_> {
-    /// Copies a file of this system to the same place.
-    fn system(&mut self, file: &Path) -> Result<()> {
-        let folder = file.parent().context("a file is in a folder")?;
-        // /lib is a link to /usr/lib there as it is here.
-        let folder = folder
-            .canonicalize()
-            .with_context(|| format!("there is no {}", file.display()))?;
-        let place = folder.join(file.file_name().context("a file has a name")?);
-        let relative = place.strip_prefix("/")?.to_owned();
-        self.copy(file, &relative)?;
+    /// Copies a file of the system to the same place.
+    fn copy_of_system(&mut self, file: &Path) -> Result<()> {
+        self.copy(file, self.system.place(file)?)?;
         self.sources.insert(file.canonicalize()?);
         Ok(())
     }
@@ -131,10 +132,8 @@ impl Filling<'_> {
     fn iptables(&mut self) -> Result<Vec<PathBuf>> {
         let mut linked = Vec::new();
         for (name, variant) in IPTABLES {
-            let found = find_program(name);
-            let program = found.with_context(|| format!("there is no {name} in PATH"))?;
-            let program = program.canonicalize()?;
-            self.system(&program)?;
+            let program = self.system.program(name)?;
+            self.copy_of_system(&program)?;
             for family in ["iptables", "ip6tables"] {
                 for verb in ["", "-save", "-restore"] {
                     let link = format!("usr/sbin/{family}-{variant}{verb}");
@@ -144,7 +143,7 @@ impl Filling<'_> {
             linked.push(program);
         }
         // What rules are made of; those of ebtables and arptables are none of ours.
-        let all = libraries(&linked)?;
+        let all = self.system.libraries(&linked)?;
         let xtables = all.iter().find_map(|library| {
             let folder = library.parent()?.join("xtables");
             folder.is_dir().then_some(folder)
@@ -155,76 +154,10 @@ impl Filling<'_> {
             let wanted = ["libxt_", "libipt_", "libip6t_"];
             if wanted.iter().any(|prefix| name.starts_with(prefix)) {
                 let extension = xtables.join(name);
-                self.system(&extension)?;
+                self.copy_of_system(&extension)?;
                 linked.push(extension);
             }
         }
         Ok(linked)
-    }
-}
-
-/// What programs and libraries are linked with, the loader included.
-fn libraries(linked: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
-    let said = exec(Command::new("ldd").args(linked))?;
-    let found: BTreeSet<_> = said.lines().filter_map(library).collect();
-    ensure!(!found.is_empty(), "ldd names no library:\n{said}");
-    ensure!(!said.contains("not found"), "a library is missing:\n{said}");
-    Ok(found)
-}
-
-/// The file in a line of ldd's: `libc.so.6 => /lib/libc.so.6 (0x…)`, or the loader's own.
-fn library(line: &str) -> Option<PathBuf> {
-    let line = line.strip_prefix('\t')?;
-    let file = line.split_once(" => ").map_or(line, |(_, file)| file);
-    let file = file.split(" (").next()?;
-    file.starts_with('/').then(|| PathBuf::from(file))
-}
-
-/// The packages that files belong to, with their versions.
-fn packages(files: &BTreeSet<PathBuf>) -> Result<BTreeMap<String, String>> {
-    let mut names = BTreeSet::new();
-    for file in files.iter().filter(|file| *file != Path::new(AUTHORITIES)) {
-        names.insert(owner(file)?);
-    }
-    // This file is made when that package is installed, and so belongs to none.
-    names.insert("ca-certificates".to_owned());
-    let mut packages = BTreeMap::new();
-    for name in names {
-        let mut query = Command::new("dpkg-query");
-        query.args(["--show", "--showformat=${Version}\\n", &name]);
-        let version = exec(&mut query)?;
-        let version = version.lines().next().context("a package has a version")?;
-        packages.insert(name, version.to_owned());
-    }
-    Ok(packages)
-}
-
-/// dpkg knows a file by the path that its package names, below / or below /usr.
-fn owner(file: &Path) -> Result<String> {
-    let outside = Path::new("/").join(file.strip_prefix("/usr").unwrap_or(file));
-    let search = |file: &Path| exec(Command::new("dpkg-query").arg("--search").arg(file));
-    let said = search(file).or_else(|_| search(&outside))?;
-    let name = said.split([':', ',']).next().unwrap_or_default();
-    ensure!(!name.is_empty(), "{} is of no package", file.display());
-    Ok(name.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_are_read_from_ldd() {
-        let file = |line| library(line).map(|file| file.display().to_string());
-        assert_eq!(
-            file("\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)").as_deref(),
-            Some("/lib/x86_64-linux-gnu/libc.so.6")
-        );
-        assert_eq!(
-            file("\t/lib64/ld-linux-x86-64.so.2 (0x00007f)").as_deref(),
-            Some("/lib64/ld-linux-x86-64.so.2")
-        );
-        assert_eq!(file("\tlinux-vdso.so.1 (0x00007f)"), None);
-        assert_eq!(file("/usr/sbin/x:"), None);
     }
 }

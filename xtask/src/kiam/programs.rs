@@ -7,8 +7,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::architecture::Architecture;
 use crate::build_ebpf;
 use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
+use crate::image::linker;
 use crate::sandbox::{Place, exec};
 use crate::setup::cargo;
 
@@ -67,16 +69,25 @@ impl Programs {
     ///
     /// # Errors
     /// When something does not compile.
-    pub fn build_for_image(commit: &str) -> Result<Self> {
+    pub fn build_for_image(architecture: Architecture, commit: &str) -> Result<Self> {
         build_ebpf::run(&build_ebpf::Args::default())?;
+        let target = architecture.target();
         let program = |name: &str| {
             let mut command = cargo();
             command
                 .args(["rustc", "--quiet", "--locked", "--release"])
                 .args(["-p", name, "--bin", name, MESSAGES])
-                .env("KIAM_COMMIT", commit)
+                .env("KIAM_COMMIT", commit);
+            if architecture.is_native() {
                 // Relocations of a twentieth of the size; older C libraries cannot read them.
-                .args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
+                command.args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
+            } else {
+                let variable = target.to_uppercase().replace('-', "_");
+                command.args(["--target", target]).env(
+                    format!("CARGO_TARGET_{variable}_LINKER"),
+                    linker(architecture),
+                );
+            }
             executable(name, &exec(&mut command)?)
         };
         Ok(Self {

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use super::initramfs::PROBED;
 use super::kernels::Kernel;
+use crate::architecture::Architecture;
 use crate::sandbox::Program;
 
+const TRANSLATOR: &str = "tcg,thread=multi,tb-size=512";
 const DEVICE: &str = "/dev/kvm";
 /// A kernel is there within a second by KVM, or never.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
@@ -59,7 +61,7 @@ fn refusal(kernel: &Kernel, device: &Path) -> Option<String> {
     }
     let mut command = Command::new(kernel.architecture.qemu());
     command
-        .args(Accelerator::Kvm.arguments())
+        .args(Accelerator::Kvm.arguments(kernel.architecture))
         .args(["-machine", kernel.architecture.machine()])
         .args(["-m", "512", "-display", "none", "-no-reboot", "-nodefaults"])
         .args(["-serial", "stdio", "-monitor", "none", "-kernel"])
@@ -87,11 +89,14 @@ fn refusal(kernel: &Kernel, device: &Path) -> Option<String> {
 
 impl Accelerator {
     /// QEMU's arguments.
-    pub(super) const fn arguments(self) -> &'static [&'static str] {
-        match self {
-            Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => &["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
-        }
+    pub(super) const fn arguments(self, architecture: Architecture) -> [&'static str; 4] {
+        let (accelerator, processor) = match (self, architecture) {
+            (Self::Kvm, _) => ("kvm", "host"),
+            (Self::Tcg, Architecture::Amd64) => (TRANSLATOR, "max"),
+            // Graviton2's; the greatest one that QEMU plays is one that older kernels do not start on.
+            (Self::Tcg, Architecture::Arm64) => (TRANSLATOR, "neoverse-n1"),
+        };
+        ["-accel", accelerator, "-cpu", processor]
     }
 
     /// How many times a limit for KVM has to be.
@@ -126,7 +131,6 @@ impl fmt::Display for Accelerator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::Architecture;
 
     #[test]
     fn a_machine_without_the_device_falls_back_and_says_why() {

@@ -1,32 +1,11 @@
-//! Processor architectures that machines can have, as Debian and QEMU name them.
+//! What machines of each processor architecture are to QEMU.
 
-use std::fmt;
-
-/// A processor architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum Architecture {
-    /// x86-64.
-    Amd64,
-    /// aarch64.
-    Arm64,
-}
+use crate::architecture::Architecture;
 
 impl Architecture {
-    /// Debian's name.
-    #[must_use]
-    pub const fn debian(self) -> &'static str {
-        match self {
-            Self::Amd64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
     /// QEMU's program.
-    pub(super) const fn qemu(self) -> &'static str {
-        match self {
-            Self::Amd64 => "qemu-system-x86_64",
-            Self::Arm64 => "qemu-system-aarch64",
-        }
+    pub(super) fn qemu(self) -> String {
+        format!("qemu-system-{}", self.processor())
     }
 
     /// Kind of machine that QEMU plays.
@@ -43,20 +22,5 @@ impl Architecture {
             Self::Amd64 => "ttyS0",
             Self::Arm64 => "ttyAMA0",
         }
-    }
-
-    /// Whether this machine's processor is of it.
-    pub(super) fn is_native(self) -> bool {
-        let native = match self {
-            Self::Amd64 => "x86_64",
-            Self::Arm64 => "aarch64",
-        };
-        std::env::consts::ARCH == native
-    }
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.debian())
     }
 }

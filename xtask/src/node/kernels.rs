@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::debian::{Lists, SID, Suite, newest};
-use super::{Architecture, disk, initramfs};
+use super::{disk, initramfs};
+use crate::architecture::Architecture;
+use crate::debian::{Lists, SID, Suite, newest};
 use crate::sandbox::exec;
 use crate::setup::{Cache, Log, Plan, Step, fingerprint};
 
@@ -90,7 +91,7 @@ impl Choice {
     }
 
     fn cache(self, architecture: Architecture) -> Cache {
-        let suites = self.suites.iter().map(|suite| suite.source());
+        let suites = self.suites.iter().map(Suite::source);
         let suites: String = suites.collect();
         let made = fingerprint(&[
             &suites,
@@ -146,7 +147,7 @@ impl Choice {
         // Backports have no busybox.
         let mut suites = self.suites.to_vec();
         if !suites.contains(&SID) {
-            suites.push(BOOKWORM[0]);
+            suites.push(BOOKWORM[0].clone());
         }
         let lists = Lists::fetch(&apt, architecture, &suites, log)?;
         let images = lists.names(&format!("linux-image-{}", self.prefix))?;

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::debian::{LATE_MIRROR, SID, check_keyring};
-use super::{Architecture, disk};
+use super::disk;
+use crate::architecture::Architecture;
+use crate::debian::{LATE_MIRROR, Lists, SID, check_keyring};
 use crate::setup::{Cache, Log, Plan, Step, fingerprint};
 
 /// What is installed beside Debian's essential packages.
@@ -45,6 +46,21 @@ const PACKAGES: &[&str] = &[
 const SPARE_MIB: u64 = 8192;
 /// What making it takes, packages included.
 const TAKES_MIB: u64 = 2500;
+
+/// What there is of these on a machine of another architecture, whose packages can only be unpacked:
+/// enough for a program of ours to be tried there, without systemd.
+const UNPACKED: &[&str] = &[
+    "base-files",
+    "base-passwd",
+    "coreutils",
+    "dash",
+    "grep",
+    "iproute2",
+    "mount",
+    "openssh-server",
+    "procps",
+    "util-linux",
+];
 
 /// Files of ours: path, mode, content.
 const FILES: &[(&str, u32, &str)] = &[
@@ -104,8 +120,13 @@ pub struct Root {
 }
 
 fn cache(architecture: Architecture) -> Cache {
-    let mut parts = vec![SID.name()];
-    parts.extend(PACKAGES);
+    let suite = SID;
+    let mut parts = vec![suite.name()];
+    parts.extend(if architecture.is_native() {
+        PACKAGES
+    } else {
+        UNPACKED
+    });
     parts.extend(FILES.iter().flat_map(|(path, _, text)| [*path, *text]));
     parts.extend(ENABLED.iter().chain(MASKED));
     Cache::new(&format!("node-root-{architecture}-{}", fingerprint(&parts)))
@@ -119,7 +140,7 @@ pub(super) fn plan(architecture: Architecture, plan: &mut Plan) {
     }
     plan.step(Step {
         what: format!(
-            "root file system of Debian {} ({architecture}), made by mmdebstrap into {}",
+            "root file system of Debian {} ({architecture}), made into {}",
             SID.name(),
             cache.path().display()
         ),
@@ -133,16 +154,11 @@ fn make(architecture: Architecture, folder: &Path, log: &Log) -> Result<()> {
     check_keyring()?;
     disk::check_room(folder, TAKES_MIB)?;
     let root = folder.join("root");
-    let mut command = Command::new("mmdebstrap");
-    command
-        .args(["--variant=minbase", "--mode=root", "--quiet"])
-        .arg(format!("--architectures={architecture}"))
-        .args(["Acquire::Languages=none", "Acquire::Retries=3", LATE_MIRROR].map(aptopt))
-        .arg(format!("--include={}", PACKAGES.join(",")))
-        .arg(SID.name())
-        .arg(&root)
-        .arg(SID.source());
-    log.exec(&mut command)?;
+    if architecture.is_native() {
+        install(architecture, &root, log)?;
+    } else {
+        unpack(architecture, folder, &root, log)?;
+    }
     log.exec(
         Command::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-C", "kiam", "-f"])
@@ -151,6 +167,41 @@ fn make(architecture: Architecture, folder: &Path, log: &Log) -> Result<()> {
     furnish(&root, &folder.join("key.pub"))?;
     disk::make(&root, &folder.join("root.img"), SPARE_MIB, true)?;
     std::fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))
+}
+
+/// Installs Debian, as on any machine.
+fn install(architecture: Architecture, root: &Path, log: &Log) -> Result<()> {
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args(["--variant=minbase", "--mode=root", "--quiet"])
+        .arg(format!("--architectures={architecture}"))
+        .args(["Acquire::Languages=none", "Acquire::Retries=3", LATE_MIRROR].map(aptopt))
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(SID.name())
+        .arg(root)
+        .arg(SID.source());
+    log.exec(&mut command)
+}
+
+/// Unpacks Debian for a processor that this machine has not, and does what its packages' scripts
+/// would have done.
+fn unpack(architecture: Architecture, folder: &Path, root: &Path, log: &Log) -> Result<()> {
+    let apt = folder.join("apt");
+    let lists = Lists::fetch(&apt, architecture, &[SID], log)?;
+    lists.install(UNPACKED, root, log)?;
+    std::fs::remove_dir_all(&apt)?;
+    let (etc, master) = (root.join("etc"), root.join("usr/share/base-passwd"));
+    for (name, more) in [
+        ("passwd", "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"),
+        ("group", ""),
+    ] {
+        let text = std::fs::read_to_string(master.join(format!("{name}.master")))?;
+        // Which nobody has a password of: root is logged in by a key.
+        let text = text.replacen(":*:", "::", 1) + more;
+        std::fs::write(etc.join(name), text)?;
+    }
+    std::fs::create_dir_all(root.join("run/sshd"))?;
+    log.exec(Command::new("ssh-keygen").arg("-A").arg("-f").arg(root))
 }
 
 /// Option of apt's as mmdebstrap takes it: a line of apt.conf.

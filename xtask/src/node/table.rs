@@ -20,12 +20,17 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// How many checks failed.
-    pub(super) fn failures(&self) -> usize {
-        let cells = self.rows.iter().flat_map(|row| &row.cells);
-        let cells = cells.map(|(_, found)| found);
-        let conditions = self.conditions.iter().map(|(_, found)| found);
-        cells.chain(conditions).filter(|found| !found.good).count()
+    /// What is not as it should be.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        let cells = self.rows.iter().flat_map(|row| {
+            let cells = row.cells.iter();
+            cells.map(|(check, found)| (format!("{}: {}", row.kernel, check.name()), found))
+        });
+        let conditions = self.conditions.iter();
+        let conditions = conditions.map(|(condition, found)| (condition.name.to_owned(), found));
+        let all = cells.chain(conditions).filter(|(_, found)| !found.good);
+        all.map(|(what, found)| format!("{what}: {}", found.summary))
+            .collect()
     }
 }
 

@@ -43,6 +43,12 @@ const SHORT: &[Check] = &[
     check("no packet of a pod to the node's service", basic::no_packet),
 ];
 
+/// What iptables cannot do: all pods of the node's network are one to it.
+const EBPF: &[Check] = &[
+    check("hostNetwork pod, its own role", host::annotated),
+    check("hostNetwork pod, refused", host::deny),
+];
+
 /// What there is time for by hand.
 const LONG: &[Check] = &[
     check("StatefulSet pod made again", life::stateful_set),
@@ -51,8 +57,7 @@ const LONG: &[Check] = &[
     check("containerd started again", life::containerd_restart),
     check("agents replaced under load", life::agent_rollout),
     check("force delete", life::force_delete),
-    check("hostNetwork pod, its own role", host::annotated),
-    check("hostNetwork pod, refused", host::deny),
+    check("probe that names the node's service, refused", host::deputy),
     check("reboot", life::reboot),
     check("power cut", life::power_cut),
     check("helm uninstall leaves pods guarded", host::uninstall),
@@ -81,8 +86,13 @@ const UPGRADE: &[Check] = &[check("upgrade from the version before", life::upgra
 /// Checks to do, in order.
 pub(super) fn list(args: &Args) -> Vec<Check> {
     let upgrade = if args.before.is_some() { UPGRADE } else { &[] };
+    let by_iptables = args
+        .set
+        .iter()
+        .any(|value| value == "agent.redirect=iptables");
+    let ebpf = if args.short || by_iptables { &[] } else { EBPF };
     let long = if args.short { &[] } else { LONG };
-    let all = SHORT.iter().chain(upgrade).chain(long).copied();
+    let all = SHORT.iter().chain(upgrade).chain(ebpf).chain(long).copied();
     let wanted = |check: &Check| {
         let only = &args.check;
         check.needed || only.is_empty() || only.iter().any(|part| check.name.contains(&**part))

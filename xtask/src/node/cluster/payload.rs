@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use crate::architecture::Architecture;
 use crate::cluster::{ControlPlane, components};
 use crate::node::make_disk;
 use crate::pki::{Leaf, PemFiles};
@@ -138,7 +139,7 @@ fn pod_image(sandbox: &Sandbox, archive: &Path) -> Result<()> {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     };
     let config = json!({
-        "architecture": architecture(),
+        "architecture": Architecture::native()?.debian(),
         "os": "linux",
         "config": { "Env": ["PATH=/bin"], "Entrypoint": ["/bin/pause"] },
         "rootfs": {
@@ -157,15 +158,6 @@ fn pod_image(sandbox: &Sandbox, archive: &Path) -> Result<()> {
     pack.arg("-cf").arg(archive).arg("-C").arg(&work);
     exec(pack.args(["manifest.json", "layer.tar", &name]))?;
     std::fs::remove_dir_all(&work).context("cannot remove the folder of the pods' image")
-}
-
-/// As images name it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 fn tar(file: &Path, folder: &Path, what: &str) -> Result<()> {

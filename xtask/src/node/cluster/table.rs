@@ -6,13 +6,23 @@ use super::Outcome;
 
 /// Outcomes by kernel.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(in crate::node) struct Table {
     kernels: Vec<(String, Vec<Outcome>)>,
     /// Clusters that could not be made.
     failures: Vec<String>,
+    /// Whether each check had to fail.
+    planted: bool,
 }
 
 impl Table {
+    /// An empty table, of checks that had to fail or not to.
+    pub(super) fn new(planted: bool) -> Self {
+        Self {
+            planted,
+            ..Self::default()
+        }
+    }
+
     /// Adds a kernel's column.
     pub(super) fn add(&mut self, release: &str, outcomes: Vec<Outcome>) {
         self.kernels.push((release.to_owned(), outcomes));
@@ -25,7 +35,8 @@ impl Table {
 
     /// What is not as it should be: each failure; where defects are planted, each check that has not
     /// noticed, but for those that others need.
-    pub(super) fn wrong(&self, planted: bool) -> Vec<String> {
+    pub(in crate::node) fn wrong(&self) -> Vec<String> {
+        let planted = self.planted;
         let mut wrong = self.failures.clone();
         for (release, outcomes) in &self.kernels {
             for outcome in outcomes {
@@ -66,7 +77,7 @@ impl fmt::Display for Table {
                 checks.push(outcome.check);
             }
         }
-        write!(f, "| on a node |")?;
+        write!(f, "| on a node with |")?;
         for (release, _) in &self.kernels {
             write!(f, " {release} |")?;
         }
@@ -77,7 +88,7 @@ impl fmt::Display for Table {
                 write!(f, " {} |", Self::cell(outcomes, check))?;
             }
         }
-        Ok(())
+        writeln!(f)
     }
 }
 
@@ -102,19 +113,20 @@ mod tests {
     fn each_kernel_has_a_column_and_each_check_a_line() {
         assert_eq!(
             table().to_string(),
-            "| on a node | 6.1 | 7.2 |\n|---|---|---|\n\
-             | install | ok | **failed** |\n| pod | ok | – |"
+            "| on a node with | 6.1 | 7.2 |\n|---|---|---|\n\
+             | install | ok | **failed** |\n| pod | ok | – |\n"
         );
     }
 
     #[test]
     fn failures_are_wrong_and_planted_defects_that_nothing_notices() {
-        let table = table();
-        assert_eq!(table.wrong(false), ["7.2: install: late"]);
+        let mut table = table();
+        assert_eq!(table.wrong(), ["7.2: install: late"]);
+        table.planted = true;
         let wrong = ["6.1: pod: noticed nothing", "7.2: install: late"];
-        assert_eq!(table.wrong(true), wrong);
-        let mut none = Table::default();
+        assert_eq!(table.wrong(), wrong);
+        let mut none = Table::new(true);
         none.add_failure("6.12", "no room");
-        assert_eq!(none.wrong(true), ["6.12: no room"]);
+        assert_eq!(none.wrong(), ["6.12: no room"]);
     }
 }

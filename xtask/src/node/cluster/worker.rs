@@ -66,6 +66,20 @@ pub(super) struct Settings {
     node_taint: Option<String>,
 }
 
+impl Settings {
+    /// What is not as it is by default.
+    pub(super) fn words(&self) -> impl Iterator<Item = String> {
+        let driver = (self.cgroup_driver == Driver::Cgroupfs).then(|| "cgroupfs".to_owned());
+        let proxy =
+            (self.proxy_mode == ProxyMode::Iptables).then(|| "kube-proxy by iptables".to_owned());
+        let taint = self
+            .node_taint
+            .as_ref()
+            .map(|taint| format!("nodes come with {taint}"));
+        [driver, proxy, taint].into_iter().flatten()
+    }
+}
+
 /// A node.
 #[derive(Debug)]
 pub(super) struct Worker {

@@ -14,7 +14,7 @@ impl Machine {
         let mac = format!("52:54:{first:02x}:{second:02x}:{third:02x}:{fourth:02x}");
         let mut command = self.sandbox.control().command(architecture.qemu());
         command
-            .args(self.accelerator.arguments())
+            .args(self.accelerator.arguments(architecture))
             .args(["-machine", architecture.machine()])
             .args(["-smp", &self.options.processors.to_string()])
             .args(["-m", &self.options.memory_mib.to_string()])
@@ -39,7 +39,7 @@ impl Machine {
                 self.tap()
             ))
             .arg("-device")
-            .arg(format!("virtio-net-pci,netdev=net,mac={mac}"));
+            .arg(format!("virtio-net-pci,netdev=net,mac={mac},romfile="));
         command
     }
 

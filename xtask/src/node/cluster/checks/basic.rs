@@ -164,7 +164,7 @@ pub(super) fn grace_period(cluster: &mut Cluster) -> Result<()> {
 /// A pod in the node's network namespace keeps the node's service, as the chart has it.
 pub(super) fn host_network_passthrough(cluster: &mut Cluster) -> Result<()> {
     no_packet(cluster)?;
-    cluster.host_network_pod("passthrough", "passthrough")?;
+    cluster.host_network_pod("passthrough", Some("passthrough"))?;
     let log = cluster.kubectl.logs(NAMESPACE, "passthrough", "c")?;
     let expected = if cluster.run.args.planted {
         "planted-role"
@@ -309,11 +309,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs a pod in the node's network namespace, with a role of its name, until it has asked.
-    pub(super) fn host_network_pod(&self, name: &str, role: &str) -> Result<()> {
+    /// Runs a pod in the node's network namespace, with or without a role, until it has asked.
+    pub(super) fn host_network_pod(&self, name: &str, role: Option<&str>) -> Result<()> {
+        let annotations = role.map(|role| format!("iam.amazonaws.com/role: {role}-role"));
+        let annotations = annotations.unwrap_or_default();
         let pod = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  \
-             annotations: {{iam.amazonaws.com/role: {role}-role}}\nspec:\n  hostNetwork: true\n  \
+             annotations: {{{annotations}}}\nspec:\n  hostNetwork: true\n  \
              restartPolicy: Never\n  automountServiceAccountToken: false\n  containers:\n  - {{name: c, \
              image: \"docker.io/library/pod:1\", command: [ask]}}\n"
         );
