@@ -109,19 +109,10 @@ impl Lists {
 
     /// Fetches packages and unpacks them into a folder, without running anything of theirs.
     pub(crate) fn unpack(&self, packages: &[String], into: &Path, log: &Log) -> Result<()> {
-        let fetched = self.folder.join("fetched");
-        std::fs::create_dir_all(&fetched)?;
-        log.exec(
-            self.apt("apt-get")
-                .arg("download")
-                .args(packages)
-                .current_dir(&fetched),
-        )?;
-        for package in std::fs::read_dir(&fetched)? {
-            let package = package?.path();
+        for package in self.download(packages, log)? {
             log.exec(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
+            std::fs::remove_file(&package)?;
         }
-        std::fs::remove_dir_all(&fetched)?;
         Ok(())
     }
 
@@ -141,32 +132,39 @@ impl Lists {
         let names = names
             .lines()
             .filter(|line| line.starts_with(|first: char| first.is_ascii_alphanumeric()));
-        let fetched = self.folder.join("fetched");
-        std::fs::create_dir_all(&fetched)?;
-        let mut download = self.apt("apt-get");
-        download.arg("download").args(names);
-        log.exec(download.current_dir(&fetched))?;
+        let names: Vec<_> = names.map(str::to_owned).collect();
         let mut status = String::new();
-        let packages: Vec<_> = std::fs::read_dir(&fetched)?.collect::<Result<_, _>>()?;
-        for package in packages {
-            let package = package.path();
+        for package in self.download(&names, log)? {
             let files = extract(&package, root)?;
             let control = exec(Command::new("dpkg-deb").arg("-f").arg(&package))?;
-            let name = exec(
-                Command::new("dpkg-deb")
-                    .arg("-f")
-                    .args([&package])
-                    .arg("Package"),
-            )?;
-            std::fs::write(info.join(format!("{}.list", name.trim())), files)?;
+            std::fs::remove_file(&package)?;
+            let name = control
+                .lines()
+                .find_map(|line| line.strip_prefix("Package: "));
+            let name = name.context("a package has a name")?;
+            std::fs::write(info.join(format!("{name}.list")), files)?;
             write!(
                 status,
                 "{}\nStatus: install ok installed\n\n",
                 control.trim()
             )?;
         }
-        std::fs::write(root.join("var/lib/dpkg/status"), status)?;
-        std::fs::remove_dir_all(&fetched).context("cannot remove what was fetched")
+        std::fs::write(root.join("var/lib/dpkg/status"), status)
+            .context("cannot write dpkg's status")
+    }
+
+    /// Fetches packages. Their files.
+    fn download(&self, packages: &[String], log: &Log) -> Result<Vec<PathBuf>> {
+        let fetched = self.folder.join("fetched");
+        std::fs::create_dir_all(&fetched)?;
+        let mut download = self.apt("apt-get");
+        download.arg("download").args(packages);
+        log.exec(download.current_dir(&fetched))?;
+        let files = std::fs::read_dir(&fetched)?;
+        let files = files.map(|file| file.map(|file| file.path()));
+        files
+            .collect::<Result<_, _>>()
+            .context("cannot list what was fetched")
     }
 
     fn apt(&self, program: &str) -> Command {
@@ -203,6 +201,7 @@ fn extract(package: &Path, root: &Path) -> Result<String> {
     let mut tar = Command::new("tar");
     tar.args(["-x", "--verbose", "--keep-directory-symlink", "-C"]);
     let said = exec(tar.arg(root).arg("-f").arg(&archive))?;
+    std::fs::remove_file(&archive)?;
     let mut list = String::new();
     for file in said.lines() {
         let file = file.trim_start_matches('.').trim_end_matches('/');
