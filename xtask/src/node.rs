@@ -82,7 +82,7 @@ pub struct Args {
     agent: Option<PathBuf>,
 
     /// Write the table into docs/kernel.md
-    #[arg(long, conflicts_with_all = ["only", "agent"])]
+    #[arg(long, conflicts_with_all = ["only", "agent", "planted", "check"])]
     write: bool,
 
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub struct Args {
 }
 
 /// Adds what machines are made by, and the root file system.
-pub(crate) fn plan(architecture: Architecture, plan: &mut Plan) {
+pub(crate) fn plan(architecture: Architecture, kernels: &[Choice], plan: &mut Plan) {
     let machines = "plays nodes' machines";
     let disks = "makes nodes' disks";
     let qemu = match architecture {
@@ -118,8 +118,8 @@ pub(crate) fn plan(architecture: Architecture, plan: &mut Plan) {
         });
     }
     root::plan(architecture, plan);
-    for choice in CHOICES {
-        choice.plan(architecture, plan);
+    for kernel in kernels {
+        kernel.plan(architecture, plan);
     }
 }
 
@@ -129,6 +129,10 @@ pub(crate) fn plan(architecture: Architecture, plan: &mut Plan) {
 /// When a check fails, a kernel does not boot, or a machine cannot be had.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 pub fn run(args: &Args) -> Result<()> {
+    ensure!(
+        !args.write || args.cluster.is_wanted() || args.kernel.is_empty(),
+        "the table in {PAGE} is of all kernels: --write goes without --kernel"
+    );
     let architecture = match args.architecture {
         Some(architecture) => architecture,
         None => Architecture::native()?,
@@ -137,16 +141,16 @@ pub fn run(args: &Args) -> Result<()> {
         None if !architecture.is_native() => Some(image::agent(architecture)?),
         agent => agent.clone(),
     };
-    let mut needs = vec![Need::Sandbox, Need::Machines(architecture)];
+    let chosen = match &*args.kernel {
+        [] => CHOICES.to_vec(),
+        some => some.to_vec(),
+    };
+    let mut needs = vec![Need::Sandbox, Need::Machines(architecture, chosen.clone())];
     if agent.is_none() {
         needs.push(Need::Kernel);
     }
-    needs.extend(args.cluster.needs());
+    needs.extend_from_slice(args.cluster.needs());
     prepare(&needs, args.consent)?;
-    let chosen = match &*args.kernel {
-        [] => &CHOICES[..],
-        some => some,
-    };
     let kernels = chosen.iter().map(|choice| choice.kernel(architecture));
     let kernels: Vec<_> = kernels.collect::<Result<_>>()?;
     let root = Root::get(architecture)?;

@@ -20,6 +20,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::architecture::Architecture;
+use crate::node::Choice;
 
 pub use cache::{Cache, Log, fingerprint};
 pub(crate) use cargo_tool::CargoTool;
@@ -35,7 +36,7 @@ pub struct Consent {
 }
 
 /// Something that commands need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Need {
     /// Network namespaces and cgroups.
     Sandbox,
@@ -77,8 +78,8 @@ pub enum Need {
     Containers,
     /// Making an image of a root file system, and taking it apart.
     Image,
-    /// Virtual machines of this architecture with Debian's kernels.
-    Machines(Architecture),
+    /// Virtual machines of this architecture with these of Debian's kernels.
+    Machines(Architecture, Vec<Choice>),
 }
 
 /// Installs what is missing of these.
@@ -114,7 +115,9 @@ pub fn prepare(needs: &[Need], consent: Consent) -> Result<()> {
             Need::Workflows => crate::deploy::workflows::plan(&mut plan)?,
             Need::ImageRoot(architecture) => crate::image::plan(*architecture, &mut plan),
             Need::Image => image(&mut plan),
-            Need::Machines(architecture) => crate::node::plan(*architecture, &mut plan),
+            Need::Machines(architecture, kernels) => {
+                crate::node::plan(*architecture, kernels, &mut plan);
+            }
             Need::Instructions => instructions(&mut plan),
             Need::SystemCalls => system_calls(&mut plan),
             Need::Containers => containers(&mut plan),
