@@ -29,7 +29,8 @@ impl Carried<'_> {
         let staging = folder.join("carried");
         std::fs::create_dir_all(&staging)?;
         match self {
-            Self::Agent(agent) => put(agent, &staging.join("kiam-agent"))?,
+            // As it is: it may be of a processor that this machine's strip does not know.
+            Self::Agent(agent) => copy(agent, &staging.join("kiam-agent"))?,
             Self::For(checks) => built(&staging, checks)?,
         }
         let image = folder.join("carried.img");
@@ -82,6 +83,10 @@ fn put(from: &Path, to: &Path) -> Result<()> {
         command.arg("--strip-debug").arg("-o").args([to, from]);
         return exec(&mut command).map(drop);
     }
+    copy(from, to)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to)
         .map(drop)
         .with_context(|| format!("cannot copy {}", from.display()))

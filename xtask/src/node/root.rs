@@ -52,10 +52,13 @@ const TAKES_MIB: u64 = 2500;
 const UNPACKED: &[&str] = &[
     "base-files",
     "base-passwd",
+    "bash",
     "coreutils",
     "dash",
     "grep",
+    "hostname",
     "iproute2",
+    "kmod",
     "mount",
     "openssh-server",
     "procps",
@@ -200,6 +203,8 @@ fn unpack(architecture: Architecture, folder: &Path, root: &Path, log: &Log) -> 
         let text = text.replacen(":*:", "::", 1) + more;
         std::fs::write(etc.join(name), text)?;
     }
+    let sshd = "Include /etc/ssh/sshd_config.d/*.conf\n";
+    std::fs::write(etc.join("ssh/sshd_config"), sshd)?;
     std::fs::create_dir_all(root.join("run/sshd"))?;
     log.exec(Command::new("ssh-keygen").arg("-A").arg("-f").arg(root))
 }
