@@ -36,6 +36,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
 use tokio::time::Instant;
+use toolchain::{Consent, prepare};
 
 pub use client::{Args as ClientArgs, run as client};
 pub use limit::{Args as LimitArgs, run as limit};
@@ -44,7 +45,6 @@ pub use report::Report;
 use crate::bench_ebpf;
 use crate::kiam::{self, Programs};
 use crate::sandbox::Pod;
-use crate::setup::{Consent, Need, prepare};
 use crate::stage::Stage;
 use client::How;
 use report::{Aim, Figure, Machine, Section};
@@ -123,7 +123,10 @@ pub fn run(args: &Args) -> Result<()> {
             .exec();
         return Err(error).with_context(|| format!("cannot become {}", itself.display()));
     }
-    prepare(&[Need::SystemCalls], Consent::default())?;
+    prepare(Consent::default(), |plan| {
+        plan.program("strace", "strace", "counts the system calls of a request");
+        Ok(())
+    })?;
     let programs = Programs::build_release()?;
     let report = measure(args, &programs)?;
     if let Some(page) = &args.write {

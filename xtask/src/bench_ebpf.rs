@@ -19,12 +19,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use socket2::SockRef;
+use toolchain::exec;
 
 pub use counts::Count;
 pub use work::{Args as WorkArgs, Work, run as work};
 
 use crate::kiam::{METADATA_PORT, Programs};
-use crate::sandbox::{CONTROL_IP, NodeOptions, Place, Pod, Program, exec, run as run_program};
+use crate::sandbox::{CONTROL_IP, NodeOptions, Place, Pod, Program, run as run_program};
 use crate::stage::{Stage, StageNode};
 
 const BULK_PORT: u16 = 7001;

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
+use toolchain::{Consent, kernel, prepare};
 
 pub(crate) use install::plan;
 pub(crate) use list::Client;
@@ -26,8 +27,8 @@ use table::{Cell, Table};
 
 use crate::doubles::sts::S3;
 use crate::kiam::{Agent, Programs, Server, rust_client};
+use crate::sandbox;
 use crate::sandbox::{CONTROL_IP, NodeOptions, Pod};
-use crate::setup::{self, Consent, Need};
 use crate::stage::{Stage, StageNode};
 
 const S3_PORT: u16 = 4567;
@@ -68,7 +69,11 @@ fn client(name: &str) -> Result<Client, String> {
 /// When something cannot be set up, or a client fails that the real service would serve.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
-    setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Clients], args.consent)?;
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        kernel::plan(plan);
+        install::plan(plan)
+    })?;
     let programs = match &args.programs {
         Some(folder) => Programs::in_folder(folder)?,
         None => Programs::build()?,

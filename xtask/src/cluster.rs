@@ -9,12 +9,9 @@
 mod binaries;
 pub mod containers;
 mod control_plane;
-pub(crate) mod go;
-pub(crate) mod kubectl;
 mod kubelet;
 mod logs;
 mod objects;
-pub(crate) mod tool;
 mod workloads;
 
 pub use binaries::{Binaries, plan};

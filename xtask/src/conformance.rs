@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
+use toolchain::{Consent, kernel, prepare};
 
 use crate::kiam::Programs;
+use crate::sandbox;
 use crate::sandbox::{NodeOptions, run as run_program};
-use crate::setup::{self, Consent, Need};
 use crate::stage::Stage;
 use table::{LINES, Line};
 use wire::Reply;
@@ -84,7 +85,11 @@ pub fn run(args: &Args) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "the command's result")]
 fn in_sandbox(args: &Args) -> Result<()> {
     if args.programs.is_none() {
-        setup::prepare(&[Need::Sandbox, Need::Kernel], args.consent)?;
+        prepare(args.consent, |plan| {
+            sandbox::plan(plan);
+            kernel::plan(plan);
+            Ok(())
+        })?;
     }
     let programs = Programs::found_or(args.programs.as_deref(), Programs::build)?;
     let stage = Stage::new(&programs)?;

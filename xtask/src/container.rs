@@ -12,10 +12,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use toolchain::{Package, Plan};
 
 use crate::image::Image;
 use crate::sandbox::{Place, Sandbox, cgroup_mount};
 use containerd::Containerd;
+
+/// Adds what runs them.
+pub fn plan(plan: &mut Plan) {
+    plan.program("containerd", "containerd", "runs containers of the image");
+    plan.program("runc", "runc", "makes them, for containerd");
+    if !Path::new(seccomp::PROFILE).is_file() {
+        plan.package(Package {
+            name: "golang-github-containers-common",
+            why: "what containers may ask of the kernel",
+        });
+    }
+}
 
 /// Where containers see cgroup2.
 const CGROUPS: &str = "/sys/fs/cgroup";

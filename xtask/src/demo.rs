@@ -14,12 +14,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
+use toolchain::{AWS, Consent, kernel, prepare};
 
 use crate::doubles::imds::NODE_ROLE;
 use crate::kiam::{METADATA_PORT, Programs, SERVER_PORT};
 use crate::probe::{METADATA_SERVICE, Outcome, Prober};
+use crate::sandbox;
 use crate::sandbox::{CONTROL_IP, Finished, NodeOptions, run as run_program};
-use crate::setup::{self, AWS, Consent, Need};
 use crate::stage::{Stage, StageNode};
 use cast::{Cast, Role};
 use page::Page;
@@ -45,7 +46,11 @@ const AGENT_LOG: [&str; 2] = ["--json-log", "--level=info,kiam_agent::caller=deb
 /// # Errors
 /// When something cannot be set up, or does not turn out as it should.
 pub fn run(args: &Args) -> Result<()> {
-    setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Aws], args.consent)?;
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        kernel::plan(plan);
+        AWS.plan(plan)
+    })?;
     let programs = Programs::build()?;
     let begin = Instant::now();
     let page = Page::new();

@@ -1,7 +1,7 @@
 //! What is deployed: the chart and what is made from it, checked with the real tools.
 
 mod admission;
-mod alerts;
+pub(crate) mod alerts;
 pub(crate) mod book;
 mod chart;
 pub(crate) mod helm;
@@ -10,9 +10,10 @@ pub(crate) mod metrics;
 pub(crate) mod reference;
 pub(crate) mod workflows;
 
+use crate::cluster;
+use crate::sandbox;
 use anyhow::{Result, bail, ensure};
-
-use crate::setup::{self, Consent, Need};
+use toolchain::{Consent, prepare};
 
 /// Flags of `cargo xtask chart`.
 #[derive(Debug, Clone, clap::Args)]
@@ -71,7 +72,10 @@ pub struct BookArgs {
 /// # Errors
 /// When it cannot be made.
 pub fn book(args: &BookArgs) -> Result<()> {
-    setup::prepare(&[Need::Book], args.consent)?;
+    prepare(args.consent, |plan| {
+        book::plan(plan);
+        Ok(())
+    })?;
     book::terraform()?;
     book::make()
 }
@@ -88,7 +92,7 @@ pub struct WorkflowsArgs {
 /// # Errors
 /// When something is wrong with them, or they cannot be checked.
 pub fn workflows(args: &WorkflowsArgs) -> Result<()> {
-    setup::prepare(&[Need::Workflows], args.consent)?;
+    prepare(args.consent, workflows::plan)?;
     workflows::check()
 }
 
@@ -97,7 +101,10 @@ pub fn workflows(args: &WorkflowsArgs) -> Result<()> {
 /// # Errors
 /// When something is wrong with them, or they cannot be checked.
 pub fn alerts(args: &AlertsArgs) -> Result<()> {
-    setup::prepare(&[Need::Promtool], args.consent)?;
+    prepare(args.consent, |plan| {
+        alerts::plan(plan);
+        Ok(())
+    })?;
     alerts::check()
 }
 
@@ -108,8 +115,12 @@ pub fn alerts(args: &AlertsArgs) -> Result<()> {
 /// # Errors
 /// When something is wrong with it, or it cannot be checked.
 pub fn chart(args: &ChartArgs) -> Result<()> {
-    let needs = [Need::Sandbox, Need::Cluster, Need::Helm];
-    setup::prepare(&needs, args.consent)?;
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        cluster::plan(plan)?;
+        helm::plan(plan);
+        Ok(())
+    })?;
     if let Some(missing) = crate::sandbox::missing() {
         bail!("the chart is checked by a real kube-apiserver, which needs {missing}");
     }
@@ -125,7 +136,10 @@ pub fn chart(args: &ChartArgs) -> Result<()> {
 /// # Errors
 /// When they are not, or cannot be made.
 pub fn manifests(args: &ManifestsArgs) -> Result<()> {
-    setup::prepare(&[Need::Helm], args.consent)?;
+    prepare(args.consent, |plan| {
+        helm::plan(plan);
+        Ok(())
+    })?;
     if args.check {
         manifests::check()
     } else {

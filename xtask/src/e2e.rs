@@ -16,12 +16,16 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use tokio::time::Instant;
+use toolchain::{Consent, MOTO, kernel, kubectl, prepare};
 
+use crate::cluster;
+use crate::container;
 use crate::container::Containers;
+use crate::deploy::{alerts, helm};
 use crate::image;
 use crate::kiam::Programs;
 use crate::sandbox::{self, Sandbox};
-use crate::setup::{self, Consent, Need};
+use crate::sdk;
 use checks::{CHECKS, NamedCheck};
 use report::{Facts, Report};
 pub use world::World;
@@ -79,21 +83,22 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Installs what is needed. What this machine cannot have is an error.
 fn set_up(args: &Args) -> Result<()> {
-    let mut needs = vec![
-        Need::Sandbox,
-        Need::Kernel,
-        Need::Sdks,
-        Need::Moto,
-        Need::Cluster,
-        Need::Promtool,
-    ];
-    if args.image || args.docs {
-        needs.push(Need::Containers);
-    }
-    if args.docs {
-        needs.extend([Need::Helm, Need::Kubectl]);
-    }
-    setup::prepare(&needs, args.consent)?;
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        kernel::plan(plan);
+        sdk::plan(plan)?;
+        MOTO.plan(plan)?;
+        cluster::plan(plan)?;
+        alerts::plan(plan);
+        if args.image || args.docs {
+            container::plan(plan);
+        }
+        if args.docs {
+            helm::plan(plan);
+            kubectl::plan(plan);
+        }
+        Ok(())
+    })?;
     match sandbox::missing() {
         Some(missing) => bail!("they need {missing}"),
         None => Ok(()),

@@ -23,12 +23,12 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
+use toolchain::{AWS, Consent, kernel, page, prepare};
 
 use crate::ask::now;
+use crate::cluster;
 use crate::kiam::Programs;
-use crate::page;
 use crate::sandbox::{self, Sandbox};
-use crate::setup::{self, Consent, Need, Package, Plan};
 use planted::Planted;
 use report::{Report, Row};
 use table::{Fault, NewPods, Notice};
@@ -93,14 +93,17 @@ pub struct Args {
 /// # Errors
 /// When something was noticed that must not, or the cluster does not come up.
 pub fn run(args: &Args) -> Result<()> {
-    let needs = [
-        Need::Sandbox,
-        Need::Kernel,
-        Need::Aws,
-        Need::Cluster,
-        Need::Faults,
-    ];
-    setup::prepare(&needs, args.consent)?;
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        kernel::plan(plan);
+        AWS.plan(plan)?;
+        cluster::plan(plan)?;
+        let loses = "loses packets between agents and servers";
+        plan.program("nft", "nftables", loses);
+        plan.program("curl", "curl", "compacts etcd's history");
+        clock::plan(plan);
+        Ok(())
+    })?;
     if let Some(missing) = sandbox::missing() {
         bail!("the faults need {missing}");
     }
@@ -124,23 +127,6 @@ pub fn run(args: &Args) -> Result<()> {
         page::replace(page, "cargo xtask faults --write", &report.text())?;
     }
     report.conclude()
-}
-
-/// What breaks networks, clocks and etcd's history.
-pub(crate) fn plan(plan: &mut Plan) {
-    for (program, name, why) in [
-        (
-            "nft",
-            "nftables",
-            "loses packets between agents and servers",
-        ),
-        ("curl", "curl", "compacts etcd's history"),
-    ] {
-        if setup::find_program(program).is_none() {
-            plan.package(Package { name, why });
-        }
-    }
-    clock::plan(plan);
 }
 
 /// Does something in the control namespace of a sandbox.

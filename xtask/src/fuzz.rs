@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use tokio::time::Instant;
+use toolchain::cargo;
 
 use crate::kiam::last_executable;
-use crate::setup::cargo;
 
 /// A property, and what it is about.
 struct Target {

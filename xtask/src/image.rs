@@ -13,16 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::{Architecture, Consent, exec, kernel, prepare, workspace};
 
-use crate::architecture::Architecture;
-use crate::build_ebpf::workspace;
 use crate::kiam::Programs;
-use crate::sandbox::exec;
-use crate::setup::{self, Consent, Need, Plan};
 use layout::{Labels, Layout};
 use system::System;
-
-pub(crate) use system::linker;
 
 /// All of it, unpacked.
 const MOST_BYTES: u64 = 40 << 20;
@@ -60,22 +55,25 @@ pub fn run(args: &Args) -> Result<()> {
         Some(architecture) => architecture,
         None => Architecture::native()?,
     };
-    let mut needs = vec![Need::Kernel, Need::ImageRoot(architecture)];
-    if args.root.is_none() {
-        needs.push(Need::Image);
-    }
-    setup::prepare(&needs, args.consent)?;
+    prepare(args.consent, |plan| {
+        kernel::plan(plan);
+        system::plan(architecture, plan);
+        sbom::plan(plan);
+        if args.root.is_none() {
+            plan.program(
+                "buildah",
+                "buildah",
+                "makes an image of the root file system",
+            );
+            plan.program("umoci", "umoci", "takes the image apart, to check it");
+        }
+        Ok(())
+    })?;
     let system = System::get(architecture)?;
     match &args.root {
         Some(folder) => fill(folder, architecture, &system, &commit()).map(drop),
         None => build(architecture, &system),
     }
-}
-
-/// Adds what the root file system of an image is made from.
-pub(crate) fn plan(architecture: Architecture, plan: &mut Plan) {
-    system::plan(architecture, plan);
-    sbom::plan(plan);
 }
 
 /// Makes it, below `target/image`, and checks it.

@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::{Consent, exec, kernel, prepare, workspace};
 
-use crate::build_ebpf::{self, workspace};
 use crate::kiam;
-use crate::sandbox::exec;
-use crate::setup::{Consent, Need, prepare};
 
 /// Enough that what happens by the clock is lost among them.
 const REQUESTS: u64 = 2000;
@@ -39,8 +37,12 @@ pub struct Args {
 /// When a request takes 5 % more instructions than recorded, or cannot be counted.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
-    prepare(&[Need::Kernel, Need::Instructions], args.consent)?;
-    build_ebpf::run(&build_ebpf::Args::default())?;
+    prepare(args.consent, |plan| {
+        kernel::plan(plan);
+        plan.program("valgrind", "valgrind", "counts a program's instructions");
+        Ok(())
+    })?;
+    kernel::run(&kernel::Args::default())?;
     let program = kiam::requests_release()?;
     let one = counted(&program, REQUESTS)?;
     let two = counted(&program, 2 * REQUESTS)?;

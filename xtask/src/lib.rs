@@ -1,7 +1,6 @@
 //! kiam's development commands, and the sandboxes and test doubles behind them.
 //!
 //! ```text
-//! build_ebpf   the kernel programs, by a toolchain that has the standard library's source
 //! demo         a node with pods that get their credentials, to look at
 //! test         all tests that need no cluster
 //! e2e          the whole path against a real Kubernetes API
@@ -18,28 +17,23 @@
 //! probe        one request from inside of a pod
 //! room         a sandbox to try something in by hand
 //! sdk          AWS's SDKs, as unmodified clients
-//! setup        what these commands need on a machine, installed when it is missing
 //! sandbox      nodes and pods made of network namespaces and cgroups
 //! doubles      STS and the node's metadata service, as far as tests need them
 //! cluster      etcd and Kubernetes, built from their modules
 //! container    containers of the image
 //! kiam         kiam's programs, built and run in a sandbox
-//! page         parts of the pages in docs that commands make
 //! pki          certificate authorities and certificates
 //! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
 
-pub mod architecture;
 pub mod ask;
 pub mod attack;
 pub mod bench;
 pub mod bench_ebpf;
-pub mod build_ebpf;
 pub mod clients;
 pub mod cluster;
 pub mod conformance;
 pub mod container;
-mod debian;
 pub mod demo;
 pub mod deploy;
 pub mod doubles;
@@ -52,14 +46,12 @@ pub mod kiam;
 pub mod lint;
 pub mod load;
 pub mod node;
-pub mod page;
 pub mod pki;
 pub mod probe;
 pub mod restarts;
 pub mod room;
 pub mod sandbox;
 pub mod sdk;
-pub mod setup;
 pub mod stage;
 pub mod steady;
 pub mod test;

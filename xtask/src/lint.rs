@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use toolchain::{Cache, workspace};
 
-use crate::build_ebpf::workspace;
 use crate::deploy::reference;
-use crate::setup::Cache;
 
 /// The version of cargo-deny that is used.
 const DENY: &str = "0.20.2";

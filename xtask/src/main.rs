@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use toolchain::kernel;
 use xtask::{
-    ask, attack, bench, bench_ebpf, build_ebpf, clients, conformance, demo, deploy, e2e, faults,
-    fuzz, image, instructions, lint, load, node, probe, restarts, room, steady, test,
+    ask, attack, bench, bench_ebpf, clients, conformance, demo, deploy, e2e, faults, fuzz, image,
+    instructions, lint, load, node, probe, restarts, room, steady, test,
 };
 
 /// kiam's development commands
@@ -19,7 +20,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build the kernel programs
-    BuildEbpf(build_ebpf::Args),
+    BuildEbpf(kernel::Args),
     /// Show a node whose pods get their own credentials, in under a minute
     Demo(demo::Args),
     /// Run all tests that need no cluster: unit tests, then the sandbox with real kernel programs
@@ -99,7 +100,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+        Command::BuildEbpf(args) => kernel::run(&args).map(drop),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::E2e(args) => e2e::run(&args),

@@ -32,16 +32,15 @@ mod table;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::{
+    Architecture, Consent, Package, Plan, debian::check_keyring, kernel, page, prepare, workspace,
+};
 
 use self::carried::Carried;
 use self::kernel_level::Trial;
 use self::table::Table;
-use crate::architecture::Architecture;
-use crate::build_ebpf::workspace;
-use crate::debian::check_keyring;
+use crate::image;
 use crate::sandbox::Sandbox;
-use crate::setup::{Consent, Need, Package, Plan, find_program, prepare};
-use crate::{image, page};
 
 pub use accelerator::{Accelerator, Chosen};
 pub use checks::Check;
@@ -90,7 +89,7 @@ pub struct Args {
 }
 
 /// Adds what machines are made by, and the root file system.
-pub(crate) fn plan(architecture: Architecture, kernels: &[Choice], plan: &mut Plan) {
+fn machines(architecture: Architecture, kernels: &[Choice], plan: &mut Plan) {
     let machines = "plays nodes' machines";
     let disks = "makes nodes' disks";
     let qemu = match architecture {
@@ -98,7 +97,7 @@ pub(crate) fn plan(architecture: Architecture, kernels: &[Choice], plan: &mut Pl
         Architecture::Arm64 => "qemu-system-arm",
     };
     for (program, name, why) in [
-        (&*architecture.qemu(), qemu, machines),
+        (&*architecture::qemu(architecture), qemu, machines),
         ("qemu-img", "qemu-utils", machines),
         ("mmdebstrap", "mmdebstrap", disks),
         ("mke2fs", "e2fsprogs", disks),
@@ -107,9 +106,7 @@ pub(crate) fn plan(architecture: Architecture, kernels: &[Choice], plan: &mut Pl
         ("zstd", "zstd", "unpacks kernels' modules"),
         ("ssh", "openssh-client", "speaks to nodes' machines"),
     ] {
-        if find_program(program).is_none() {
-            plan.package(Package { name, why });
-        }
+        plan.program(program, name, why);
     }
     if check_keyring().is_err() {
         plan.package(Package {
@@ -142,15 +139,17 @@ pub fn run(args: &Args) -> Result<()> {
         agent => agent.clone(),
     };
     let chosen = match &*args.kernel {
-        [] => CHOICES.to_vec(),
-        some => some.to_vec(),
+        [] => &CHOICES[..],
+        some => some,
     };
-    let mut needs = vec![Need::Sandbox, Need::Machines(architecture, chosen.clone())];
-    if agent.is_none() {
-        needs.push(Need::Kernel);
-    }
-    needs.extend_from_slice(args.cluster.needs());
-    prepare(&needs, args.consent)?;
+    prepare(args.consent, |plan| {
+        crate::sandbox::plan(plan);
+        machines(architecture, chosen, plan);
+        if agent.is_none() {
+            kernel::plan(plan);
+        }
+        args.cluster.plan(plan)
+    })?;
     let kernels = chosen.iter().map(|choice| choice.kernel(architecture));
     let kernels: Vec<_> = kernels.collect::<Result<_>>()?;
     let root = Root::get(architecture)?;

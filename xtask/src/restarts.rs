@@ -17,12 +17,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::Serialize;
+use toolchain::{Consent, kernel, prepare};
 
 use crate::clients::Surroundings;
 use crate::kiam::{Agent, NEXT_LAYOUT, Programs, rust_client};
 use crate::probe::METADATA_SERVICE;
+use crate::sandbox;
 use crate::sandbox::{NodeOptions, Pod, Program, patient};
-use crate::setup::{self, Consent, Need};
 use crate::stage::{Stage, StageNode};
 use crate::steady::{self, End, Try};
 pub use clients::ClientCounts;
@@ -234,7 +235,11 @@ impl fmt::Display for Report {
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     if args.clients {
-        setup::prepare(&[Need::Sandbox, Need::Kernel, Need::Clients], args.consent)?;
+        prepare(args.consent, |plan| {
+            sandbox::plan(plan);
+            kernel::plan(plan);
+            crate::clients::plan(plan)
+        })?;
     }
     let build = || Programs::build_beside(NEXT_LAYOUT);
     let programs = Programs::found_or(args.programs.as_deref(), build)?;

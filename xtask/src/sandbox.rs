@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
+use toolchain::Plan;
 
 pub use bpffs::Bpffs;
 pub use cgroup::{Cgroup, mount as cgroup_mount};
@@ -41,7 +42,6 @@ pub use patience::{PATIENCE, patient};
 pub use place::Place;
 pub use pod::{CgroupDriver, Container, Pod, PodOptions, Qos, Runtime, random_uuid};
 pub use program::{Finished, Program, run};
-pub use tools::exec;
 
 use janitor::Janitor;
 
@@ -55,6 +55,15 @@ pub fn missing() -> Option<String> {
     MISSING
         .get_or_init(|| tools::missing().or_else(cgroup::missing))
         .clone()
+}
+
+/// Adds the programs that make it.
+pub fn plan(plan: &mut Plan) {
+    let makes = "makes and enters the sandbox's network namespaces";
+    plan.program("ip", "iproute2", makes);
+    plan.program("nsenter", "util-linux", makes);
+    let redirects = "redirects pods without kernel programs";
+    plan.program("iptables", "iptables", redirects);
 }
 
 /// A control plane's namespace, and whatever nodes are added. Cheap to clone; everything is

@@ -6,10 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-
-use crate::build_ebpf::workspace;
-use crate::cluster::go;
-use crate::setup::{AWS, Cache, Package, Plan, Step, find_program, fingerprint, npm};
+use toolchain::{AWS, Cache, Package, Plan, Step, find_program, fingerprint, go, npm, workspace};
 
 /// An SDK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

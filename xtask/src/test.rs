@@ -12,9 +12,10 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
 use anyhow::{Context as _, Result, bail};
+use toolchain::{Consent, cargo, kernel, prepare};
 
 use crate::kiam::{NEXT_LAYOUT, Programs};
-use crate::setup::{self, Consent, Need, cargo};
+use crate::{sandbox, sdk};
 pub use outcome::Outcome;
 
 /// Names the folder of kiam's programs, for the sandbox tests.
@@ -40,8 +41,13 @@ pub struct Args {
 /// # Errors
 /// When something cannot be set up, a test fails, or, with `CI=true`, was skipped.
 pub fn run(args: &Args) -> Result<()> {
-    let needs = [Need::Sandbox, Need::Kernel, Need::Sdks, Need::Browser];
-    setup::prepare(&needs, args.consent)?;
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        kernel::plan(plan);
+        sdk::plan(plan)?;
+        plan.program("chromium", "chromium", "shows the status page, headless");
+        Ok(())
+    })?;
     let programs = Programs::build_beside(NEXT_LAYOUT)?;
     let mut command = cargo();
     command.args(["test", "--locked", "--no-fail-fast"]);

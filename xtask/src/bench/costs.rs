@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::time::Instant;
+use toolchain::exec;
 
 use super::client::How;
 use super::lives::{MANY, crowd};
@@ -14,7 +15,7 @@ use super::report::{Aim, Figure, Section};
 use super::{Args, METADATA, ROLE_PATH, client_command};
 use crate::kiam::{Agent, Programs};
 use crate::load;
-use crate::sandbox::{NodeOptions, Program, exec};
+use crate::sandbox::{NodeOptions, Program};
 use crate::stage::Stage;
 
 const MIB: f64 = 1024.0 * 1024.0;

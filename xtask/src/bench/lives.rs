@@ -4,12 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::exec;
 
 use super::client::{First, How, monotonic};
 use super::report::{Aim, Figure, Section};
 use super::{METADATA, client_command};
 use crate::kiam::Agent;
-use crate::sandbox::{NodeOptions, Pod, Program, exec};
+use crate::sandbox::{NodeOptions, Pod, Program};
 use crate::stage::{Stage, StageNode, pod_file};
 
 const STARTS: usize = 5;

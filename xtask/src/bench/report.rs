@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
+use toolchain::page;
 
 use super::plot::Plot;
-use crate::page;
 
 /// Whose comments `--write` looks for in a page.
 const COMMAND: &str = "cargo xtask bench --write";

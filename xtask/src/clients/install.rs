@@ -5,11 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-
-use crate::build_ebpf::workspace;
-use crate::cluster::go;
-use crate::sandbox::exec;
-use crate::setup::{AWS, Cache, Log, Package, Plan, Python, Step, find_program, fingerprint, npm};
+use toolchain::{
+    AWS, Cache, Log, Package, Plan, Python, Step, exec, find_program, fingerprint, go, npm,
+    workspace,
+};
 
 const WHY: &str = "unmodified clients that ask for credentials in the sandbox's pods";
 
@@ -18,7 +17,7 @@ pub(super) const PYTHON: Python = Python::new(
     "awscrt, pyarrow and opendal",
     WHY,
     "clients.txt",
-    include_str!("../../python/clients.txt"),
+    include_str!("../../toolchain/python/clients.txt"),
     "awscrt.auth, pyarrow.fs, opendal",
 );
 

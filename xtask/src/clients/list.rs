@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use toolchain::{AWS, find_program, workspace};
 
 use super::install;
 use super::state::State;
-use crate::build_ebpf::workspace;
 use crate::sandbox::Place;
-use crate::setup::{AWS, find_program};
 
 /// A client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +49,8 @@ enum Pinned {
     Package(&'static str),
 }
 
-const AWS_TXT: &str = include_str!("../../python/aws.txt");
-const CLIENTS_TXT: &str = include_str!("../../python/clients.txt");
+const AWS_TXT: &str = include_str!("../../toolchain/python/aws.txt");
+const CLIENTS_TXT: &str = include_str!("../../toolchain/python/clients.txt");
 const PACKAGE_LOCK: &str = include_str!("../../clients/js/package-lock.json");
 const GO_MOD: &str = include_str!("../../clients/go/go.mod");
 const POM: &str = include_str!("../../clients/java/pom.xml");

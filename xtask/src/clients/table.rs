@@ -3,11 +3,10 @@
 use std::fmt;
 
 use anyhow::{Result, bail};
+use toolchain::{page, workspace};
 
 use super::list::Client;
 use super::state::State;
-use crate::build_ebpf::workspace;
-use crate::page;
 
 const COMMAND: &str = "cargo xtask clients";
 /// How much of an error is shown.

@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-
-use super::go;
-use crate::build_ebpf::workspace;
-use crate::setup::{Cache, Plan, Step, fingerprint};
+use toolchain::{Cache, Plan, Step, fingerprint, go, workspace};
 
 const GO_MOD: &str = include_str!("../../cluster/go.mod");
 const GO_SUM: &str = include_str!("../../cluster/go.sum");

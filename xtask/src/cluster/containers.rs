@@ -12,11 +12,11 @@ use k8s_openapi::api::core::v1::{
     Container, EnvVar, Pod, PodSpec, Secret, Service, Volume, VolumeProjection,
 };
 use kube::api::ListParams;
+use toolchain::AWS;
 
 use super::{Kubelet, Objects, Running};
 use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
 use crate::sandbox::{Program, Sandbox, run};
-use crate::setup::AWS;
 
 /// Whom an image's programs run as where the manifest does not say.
 const IMAGE_USER: i64 = 65532;

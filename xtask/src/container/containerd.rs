@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use toolchain::exec;
 
-use crate::sandbox::{Place, Program, Sandbox, cgroup_mount, exec};
+use crate::sandbox::{Place, Program, Sandbox, cgroup_mount};
 
 /// containerd and runc know no cgroup2 that is mounted beside version 1: they are shown cgroup2
 /// alone. The first argument is where that is. The sockets of containers' shims have a fixed place,

@@ -3,11 +3,10 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-
-use crate::architecture::Architecture;
+use toolchain::Architecture;
 
 /// As `golang-github-containers-common` installs it.
-const PROFILE: &str = "/usr/share/containers/seccomp.json";
+pub(super) const PROFILE: &str = "/usr/share/containers/seccomp.json";
 /// Since 2020 profiles let those who have `CAP_BPF` call these; Debian 12's is older.
 const FOR_BPF: &str = "bpf";
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use toolchain::AWS;
 
 use crate::sandbox::{Node, Pod, PodOptions, Program};
-use crate::setup::AWS;
 use crate::stage::{BASE_ARN, Stage, StageNode};
 
 /// Namespaces, and whether they permit roles: those that begin with their names.

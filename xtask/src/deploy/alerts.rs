@@ -7,11 +7,15 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
+use toolchain::{Plan, exec, find_program, workspace};
 
 use super::metrics;
-use crate::build_ebpf::workspace;
-use crate::sandbox::exec;
-use crate::setup::find_program;
+
+/// Adds promtool.
+pub(crate) fn plan(plan: &mut Plan) {
+    let checks = "promtool, which checks alerts and the dashboards' queries";
+    plan.program("promtool", "prometheus", checks);
+}
 
 /// What a runbook says, in this order.
 const HEADINGS: [&str; 4] = [

@@ -3,11 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-
-use crate::build_ebpf::workspace;
-use crate::cluster::tool::Tool;
-use crate::sandbox::exec;
-use crate::setup::{CargoTool, Plan};
+use toolchain::{CargoTool, Plan, exec, go::GoTool, workspace};
 
 const MDBOOK: CargoTool = CargoTool {
     name: "mdbook",
@@ -17,7 +13,7 @@ const MDBOOK: CargoTool = CargoTool {
     flags: &["--no-default-features"],
 };
 
-const HCLFMT: Tool = Tool {
+const HCLFMT: GoTool = GoTool {
     name: "hclfmt",
     package: "github.com/hashicorp/hcl/v2/cmd/hclfmt",
     version: "2.24.0",

@@ -3,13 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use toolchain::{Plan, exec, go::GoTool, workspace};
 
-use crate::build_ebpf::workspace;
-use crate::cluster::tool::Tool;
-use crate::sandbox::exec;
-use crate::setup::Plan;
-
-const HELM: Tool = Tool {
+const HELM: GoTool = GoTool {
     name: "helm",
     package: "helm.sh/helm/v3/cmd/helm",
     version: "3.22.0",

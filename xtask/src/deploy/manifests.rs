@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use toolchain::workspace;
 
 use super::{helm, is_current};
-use crate::build_ebpf::workspace;
 
 /// Certificates are nothing to keep in files: these Secrets are made by whoever applies them.
 const VALUES: &str =

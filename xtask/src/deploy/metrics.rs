@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-
-use crate::build_ebpf::workspace;
+use toolchain::workspace;
 
 /// What a metric is.
 #[derive(Debug, Clone, PartialEq, Eq)]

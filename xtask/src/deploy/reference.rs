@@ -5,11 +5,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use toolchain::{cargo, exec, workspace};
 
 use super::{is_current, metrics};
-use crate::build_ebpf::workspace;
-use crate::sandbox::exec;
-use crate::setup::cargo;
 
 const COMMAND: &str = "cargo xtask docs";
 

@@ -3,13 +3,9 @@
 use std::process::Command;
 
 use anyhow::Result;
+use toolchain::{Plan, ZIZMOR, exec, go::GoTool, workspace};
 
-use crate::build_ebpf::workspace;
-use crate::cluster::tool::Tool;
-use crate::sandbox::exec;
-use crate::setup::{Plan, ZIZMOR};
-
-const ACTIONLINT: Tool = Tool {
+const ACTIONLINT: GoTool = GoTool {
     name: "actionlint",
     package: "github.com/rhysd/actionlint/cmd/actionlint",
     version: "1.7.12",

@@ -2,8 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
-
-use crate::build_ebpf::workspace;
+use toolchain::workspace;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Dashboard {

@@ -12,11 +12,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::{kubectl, workspace};
 
 use super::world::{MOTO_URL, moto_ready, start_moto};
-use crate::build_ebpf::workspace;
 use crate::cluster::containers::Runtime;
-use crate::cluster::{ControlPlane, Kubelet, Objects, Workloads, kubectl};
+use crate::cluster::{ControlPlane, Kubelet, Objects, Workloads};
 use crate::container::Containers;
 use crate::deploy::helm;
 use crate::doubles::imds::Imds;

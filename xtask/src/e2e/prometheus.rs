@@ -9,11 +9,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+use toolchain::find_program;
 
 use crate::kiam::{AGENT_ADMIN_PORT, SERVER_ADMIN_PORT};
 use crate::probe;
 use crate::sandbox::{CONTROL_IP, Guest, Node, Program, Sandbox};
-use crate::setup::find_program;
 
 const PORT: u16 = 9090;
 /// Short, for runs of a minute.

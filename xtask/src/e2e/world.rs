@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::time::Instant;
+use toolchain::MOTO;
 
 use super::prometheus::Prometheus;
 use super::report::Facts;
@@ -19,7 +20,6 @@ use crate::pki::{Authority, Leaf, PemFiles};
 use crate::probe;
 use crate::sandbox::{Finished, NodeOptions, Place, Program, Sandbox, run};
 use crate::sdk::Sdk;
-use crate::setup::MOTO;
 use crate::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
+use toolchain::AWS;
 
 use crate::ask::{Asked, now};
 use crate::cluster::Running;
 use crate::doubles::sts::{Record, Sts};
 use crate::sandbox::{Place, Program};
-use crate::setup::AWS;
 
 /// How long a role that was withdrawn may still be answered with, on a busy machine.
 pub(super) const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);

@@ -4,8 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-
-use crate::setup::{Package, Plan};
+use toolchain::{Package, Plan};
 
 /// A program's clock.
 #[derive(Debug)]

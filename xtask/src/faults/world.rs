@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use jiff::SignedDuration;
 use tokio::time::Instant;
+use toolchain::exec;
 
 use super::client::{self, Client, Kind};
 use super::node::FaultNode;
@@ -21,7 +22,7 @@ use crate::doubles::proxy::Proxy;
 use crate::doubles::sts::{Behaviour, Sts};
 use crate::kiam::{Programs, SERVER_PORT};
 use crate::pki::{Authority, Leaf};
-use crate::sandbox::{CONTROL_IP, NodeOptions, Program, Sandbox, exec};
+use crate::sandbox::{CONTROL_IP, NodeOptions, Program, Sandbox};
 use crate::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.

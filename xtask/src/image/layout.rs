@@ -6,11 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use toolchain::{Architecture, exec, workspace};
 
 use super::root::USER;
-use crate::architecture::Architecture;
-use crate::build_ebpf::workspace;
-use crate::sandbox::exec;
 
 const DOCKERFILE: &str = "deploy/docker/Dockerfile";
 

@@ -9,9 +9,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use toolchain::Architecture;
 
 use super::system::{AUTHORITIES, System};
-use crate::architecture::Architecture;
 use crate::kiam::Programs;
 
 /// Whom the server runs as; the name is for people.

@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use toolchain::{CargoTool, Plan, cargo, exec, workspace};
 
 use super::root::Root;
-use crate::build_ebpf::workspace;
-use crate::sandbox::exec;
-use crate::setup::{CargoTool, Plan, cargo};
 
 const CYCLONEDX: CargoTool = CargoTool {
     name: "cargo-cyclonedx",

@@ -8,11 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::{Architecture, Cache, Package, Plan, Step, exec, find_program, fingerprint};
 
-use crate::architecture::Architecture;
-use crate::debian::{Lists, Suite, check_keyring};
-use crate::sandbox::exec;
-use crate::setup::{Cache, Package, Plan, Step, find_program, fingerprint};
+use toolchain::debian::{Lists, Suite, check_keyring};
 
 pub(super) const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -46,7 +44,7 @@ pub(super) fn plan(architecture: Architecture, plan: &mut Plan) {
         Architecture::Amd64 => ("gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"),
         Architecture::Arm64 => ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
     };
-    if find_program(&linker(architecture)).is_none() {
+    if find_program(&architecture.linker()).is_none() {
         for name in [compiler, library] {
             plan.package(Package {
                 name,
@@ -91,11 +89,6 @@ pub(super) fn plan(architecture: Architecture, plan: &mut Plan) {
     }
 }
 
-/// What links programs of another architecture.
-pub(crate) fn linker(architecture: Architecture) -> String {
-    format!("{}-gcc", architecture.multiarch())
-}
-
 /// QEMU's program that runs programs of another architecture.
 fn emulator(architecture: Architecture) -> String {
     format!("qemu-{}", architecture.processor())
@@ -109,7 +102,7 @@ fn suites() -> Result<[Suite; 2]> {
 
 fn cache(architecture: Architecture) -> Result<Cache> {
     let sources = suites()?.map(|suite| suite.source()).concat();
-    let made = fingerprint(&[&sources, include_str!("../debian.rs")]);
+    let made = fingerprint(&[&sources, include_str!("../../toolchain/src/debian.rs")]);
     Ok(Cache::new(&format!("image-system-{architecture}-{made}")))
 }
 

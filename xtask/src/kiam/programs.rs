@@ -6,13 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use toolchain::{Architecture, cargo, exec, kernel};
 
-use crate::architecture::Architecture;
-use crate::build_ebpf;
 use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
-use crate::image::linker;
-use crate::sandbox::{Place, exec};
-use crate::setup::cargo;
+use crate::sandbox::Place;
 
 /// The built programs.
 #[derive(Debug, Clone)]
@@ -70,7 +67,7 @@ impl Programs {
     /// # Errors
     /// When something does not compile.
     pub fn build_for_image(architecture: Architecture, commit: &str) -> Result<Self> {
-        build_ebpf::run(&build_ebpf::Args::default())?;
+        kernel::run(&kernel::Args::default())?;
         let target = architecture.target();
         let program = |name: &str| {
             let mut command = cargo();
@@ -85,7 +82,7 @@ impl Programs {
                 let variable = target.to_uppercase().replace('-', "_");
                 command.args(["--target", target]).env(
                     format!("CARGO_TARGET_{variable}_LINKER"),
-                    linker(architecture),
+                    architecture.linker(),
                 );
             }
             executable(name, &exec(&mut command)?)
@@ -98,7 +95,7 @@ impl Programs {
     }
 
     fn built(flags: &[&str]) -> Result<Self> {
-        build_ebpf::run(&build_ebpf::Args::default())?;
+        kernel::run(&kernel::Args::default())?;
         let mut command = cargo();
         command
             .args(["build", "--quiet", "--locked", MESSAGES])
@@ -140,9 +137,9 @@ impl Programs {
             .args(["build", "--quiet", "--locked", MESSAGES])
             .args(["-p", "kiam-agent", "--features", feature]);
         if feature == NEXT_LAYOUT {
-            command.env("KIAM_EBPF_OBJECT", build_ebpf::planted(feature)?.path);
+            command.env("KIAM_EBPF_OBJECT", kernel::planted(feature)?.path);
         } else {
-            build_ebpf::run(&build_ebpf::Args::default())?;
+            kernel::run(&kernel::Args::default())?;
         }
         let agent = executable("kiam-agent", &exec(&mut command)?)?;
         let folder = planted(agent.parent().unwrap_or(&agent), feature);

@@ -7,9 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use toolchain::Architecture;
+
 use super::initramfs::PROBED;
 use super::kernels::Kernel;
-use crate::architecture::Architecture;
+use crate::node::architecture;
 use crate::sandbox::Program;
 
 const TRANSLATOR: &str = "tcg,thread=multi,tb-size=512";
@@ -59,10 +61,10 @@ fn refusal(kernel: &Kernel, device: &Path) -> Option<String> {
     if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
         return Some(format!("{} does not open: {error}", device.display()));
     }
-    let mut command = Command::new(kernel.architecture.qemu());
+    let mut command = Command::new(architecture::qemu(kernel.architecture));
     command
         .args(Accelerator::Kvm.arguments(kernel.architecture))
-        .args(["-machine", kernel.architecture.machine()])
+        .args(["-machine", architecture::machine(kernel.architecture)])
         .args(["-m", "512", "-display", "none", "-no-reboot", "-nodefaults"])
         .args(["-serial", "stdio", "-monitor", "none", "-kernel"])
         .arg(kernel.image())
@@ -71,7 +73,7 @@ fn refusal(kernel: &Kernel, device: &Path) -> Option<String> {
         .arg("-append")
         .arg(format!(
             "console={} panic=-1 kiam.probe ",
-            kernel.architecture.console()
+            architecture::console(kernel.architecture)
         ));
     let probed = Program::start("the probe of KVM", command).and_then(|program| {
         program.wait_for("that the kernel has booted", PROBE_LIMIT, |line| {

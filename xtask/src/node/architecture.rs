@@ -1,26 +1,24 @@
 //! What machines of each processor architecture are to QEMU.
 
-use crate::architecture::Architecture;
+use toolchain::Architecture;
 
-impl Architecture {
-    /// QEMU's program.
-    pub(super) fn qemu(self) -> String {
-        format!("qemu-system-{}", self.processor())
+/// QEMU's program.
+pub(super) fn qemu(architecture: Architecture) -> String {
+    format!("qemu-system-{}", architecture.processor())
+}
+
+/// Kind of machine that QEMU plays.
+pub(super) const fn machine(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Amd64 => "pc",
+        Architecture::Arm64 => "virt",
     }
+}
 
-    /// Kind of machine that QEMU plays.
-    pub(super) const fn machine(self) -> &'static str {
-        match self {
-            Self::Amd64 => "pc",
-            Self::Arm64 => "virt",
-        }
-    }
-
-    /// Serial line that the kernel's messages come by.
-    pub(super) const fn console(self) -> &'static str {
-        match self {
-            Self::Amd64 => "ttyS0",
-            Self::Arm64 => "ttyAMA0",
-        }
+/// Serial line that the kernel's messages come by.
+pub(super) const fn console(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Amd64 => "ttyS0",
+        Architecture::Arm64 => "ttyAMA0",
     }
 }

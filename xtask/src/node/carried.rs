@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use toolchain::{cargo, exec, find_program};
 
 use super::{Check, disk};
 use crate::kiam::{NEXT_LAYOUT, Programs, last_executable};
-use crate::sandbox::exec;
-use crate::setup::{cargo, find_program};
 
 /// Where machines see it.
 pub(super) const THERE: &str = "/mnt/kiam";

@@ -26,13 +26,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::time::Instant;
+use toolchain::Plan;
 
 use super::{Accelerator, Kernel, Root};
+use crate::cluster;
 use crate::cluster::ControlPlane;
+use crate::deploy::helm;
 use crate::doubles::sts::ACCOUNT;
 use crate::image;
 use crate::sandbox::{CONTROL_IP, Sandbox};
-use crate::setup::Need;
 use kubectl::Kubectl;
 use names::Names;
 use payload::KiamImage;
@@ -139,13 +141,15 @@ impl Args {
         words.join(", ")
     }
 
-    /// What it needs beside machines.
-    pub(super) fn needs(&self) -> &'static [Need] {
+    /// Adds what it needs beside machines.
+    pub(super) fn plan(&self, plan: &mut Plan) -> Result<()> {
         if self.cluster {
-            &[Need::Nodes, Need::Kubectl, Need::Helm]
-        } else {
-            &[]
+            plan.program("cc", "gcc", "compiles what nodes' pods run");
+            cluster::plan_components(plan)?;
+            toolchain::kubectl::plan(plan);
+            helm::plan(plan);
         }
+        Ok(())
     }
 }
 

@@ -5,8 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statvfs::statvfs;
-
-use crate::sandbox::exec;
+use toolchain::exec;
 
 const MIB: u64 = 1024 * 1024;
 

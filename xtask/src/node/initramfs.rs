@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-
-use crate::sandbox::exec;
+use toolchain::exec;
 
 const INIT: &[u8] = include_bytes!("init.sh");
 /// Says that a kernel has come as far as its first program.

@@ -5,12 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use toolchain::{Architecture, Cache, Log, Plan, Step, exec, fingerprint};
 
 use super::{disk, initramfs};
-use crate::architecture::Architecture;
-use crate::debian::{Lists, SID, Suite, newest};
-use crate::sandbox::exec;
-use crate::setup::{Cache, Log, Plan, Step, fingerprint};
+use toolchain::debian::{Lists, SID, Suite, newest};
 
 /// A kernel that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

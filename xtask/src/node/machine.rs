@@ -12,12 +12,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use toolchain::exec;
 
 use super::accelerator::Accelerator;
 use super::disk;
 use super::kernels::Kernel;
 use super::root::Root;
-use crate::sandbox::{Finished, Program, Sandbox, exec};
+use crate::sandbox::{Finished, Program, Sandbox};
 
 /// What both kinds of `init` say once commands can be run.
 const READY: &str = "kiam-machine-ready";

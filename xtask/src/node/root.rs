@@ -8,11 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::{Architecture, Cache, Log, Plan, Step, fingerprint};
 
 use super::disk;
-use crate::architecture::Architecture;
-use crate::debian::{LATE_MIRROR, Lists, SID, check_keyring};
-use crate::setup::{Cache, Log, Plan, Step, fingerprint};
+use toolchain::debian::{LATE_MIRROR, Lists, SID, check_keyring};
 
 /// What is installed beside Debian's essential packages.
 const PACKAGES: &[&str] = &[

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use toolchain::words;
 
 use super::Netns;
 
@@ -32,7 +33,7 @@ pub(super) fn missing() -> Option<String> {
         ("nsenter", "util-linux"),
         ("iptables", "iptables"),
     ] {
-        if crate::setup::find_program(program).is_none() {
+        if toolchain::find_program(program).is_none() {
             return Some(format!(
                 "the program {program} (Debian's package {package})"
             ));
@@ -58,32 +59,6 @@ fn has_capability(number: u32) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     effective.is_some_and(|bits| bits & (1 << number) != 0)
-}
-
-/// Runs a program that takes no time and whose output is only of interest when it fails.
-///
-/// # Errors
-/// When it cannot be started or fails; with what it said.
-pub fn exec(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    bail!("{} ({}): {}", words(command), output.status, said.trim())
-}
-
-/// A command as one would type it.
-pub(crate) fn words(command: &Command) -> String {
-    let mut words = command.get_program().to_string_lossy().into_owned();
-    for arg in command.get_args() {
-        words.push(' ');
-        words.push_str(&arg.to_string_lossy());
-    }
-    words
 }
 
 /// Runs lines of iproute2's commands, in a namespace or in the one that this process is in.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use xtask::sandbox::{Finished, Program, exec};
+use toolchain::exec;
+use xtask::sandbox::{Finished, Program};
 
 use crate::play::{Play, credentials};
 use crate::{Needs, Test};

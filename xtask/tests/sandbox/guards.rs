@@ -4,7 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use xtask::sandbox::{NodeOptions, exec, run};
+use toolchain::exec;
+use xtask::sandbox::{NodeOptions, run};
 use xtask::stage::{Stage, StageNode};
 
 use crate::play::{Play, programs};

@@ -4,9 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use toolchain::exec;
 use xtask::doubles::imds::NODE_ROLE;
 use xtask::probe::Outcome;
-use xtask::sandbox::{Netns, PodOptions, exec};
+use xtask::sandbox::{Netns, PodOptions};
 
 use crate::play::{Play, ask, eventually, refused};
 use crate::{Needs, Test};

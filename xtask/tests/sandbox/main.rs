@@ -77,7 +77,7 @@ fn missing(needs: Needs) -> Option<String> {
         (!installed).then(|| "AWS's SDKs, which `cargo xtask test` installs".to_owned())
     };
     let browser = || {
-        let missing = xtask::setup::find_program("chromium").is_none();
+        let missing = toolchain::find_program("chromium").is_none();
         missing.then(|| "chromium, which `cargo xtask test` installs".to_owned())
     };
     xtask::sandbox::missing().or_else(|| match needs {

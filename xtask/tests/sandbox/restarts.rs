@@ -2,8 +2,8 @@
 //! the longer run of the same.
 
 use anyhow::Result;
+use toolchain::Consent;
 use xtask::restarts::{Args, play};
-use xtask::setup::Consent;
 
 use crate::play::programs;
 use crate::{Needs, Test};

@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::exec;
 use xtask::probe::{Outcome, Prober};
-use xtask::sandbox::{CgroupDriver, NodeOptions, PodOptions, Program, Qos, Sandbox, exec, run};
+use xtask::sandbox::{CgroupDriver, NodeOptions, PodOptions, Program, Qos, Sandbox, run};
 
 use crate::{Needs, Test};
 

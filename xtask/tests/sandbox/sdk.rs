@@ -5,10 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use toolchain::AWS;
 use xtask::doubles::sts::{Behaviour, Fault, Sts};
 use xtask::sandbox::{Finished, Place, run};
 use xtask::sdk::Sdk;
-use xtask::setup::AWS;
 
 use crate::play::{Play, eventually, refused};
 use crate::{Needs, Test};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use toolchain::{AWS, find_program};
 use xtask::probe::METADATA_SERVICE;
 use xtask::sandbox::{Program, run};
-use xtask::setup::{AWS, find_program};
 use xtask::steady::{End, Try};
 
 use crate::play::{Play, ask, eventually, logs, prober, programs};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use toolchain::workspace;
 
 use super::super::report::Facts;
 use super::super::world::{ROLE, World};
 use super::super::{dashboard, picture};
 use super::tools::{answers, ask, has, seen};
-use crate::build_ebpf::workspace;
 use crate::cluster::PodTemplate;
 use crate::kiam::METADATA_PORT;
 use crate::probe::{METADATA_SERVICE, Prober};

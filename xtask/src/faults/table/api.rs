@@ -8,11 +8,11 @@ use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use nix::sys::signal::Signal;
+use toolchain::exec;
 
 use super::{Fault, changes};
 use crate::ask::now;
 use crate::faults::world::World;
-use crate::sandbox::exec;
 
 const GROUP: &str = "api";
 /// Watches are tried again after up to half a minute.

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
+use toolchain::exec;
 
 use super::{Fault, KEEPALIVE, RECONNECT};
 use crate::doubles::dns::Says;
 use crate::faults::servers::ADDRESSES;
 use crate::faults::world::{SLOW_PORT, World, here};
 use crate::kiam::SERVER_PORT;
-use crate::sandbox::{Netns, exec};
+use crate::sandbox::Netns;
 
 const GROUP: &str = "network";
 const DELAY: Duration = Duration::from_millis(500);

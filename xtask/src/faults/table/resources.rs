@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 use futures::StreamExt as _;
+use toolchain::exec;
 
 use super::{Fault, NO_AGENT, RECONNECT, agents, servers};
 use crate::cluster::PodTemplate;
 use crate::faults::world::{NAMESPACES, ROLE, World};
-use crate::sandbox::{Program, exec};
+use crate::sandbox::Program;
 
 const GROUP: &str = "resources";
 /// The node of the crowd.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tokio::time::Instant;
+use toolchain::{kubectl, workspace};
 
-use crate::build_ebpf::workspace;
-use crate::cluster::{ControlPlane, kubectl};
+use crate::cluster::ControlPlane;
 use crate::deploy::helm;
 use crate::sandbox::{Finished, Place, Program, Sandbox};
 

@@ -8,12 +8,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use toolchain::{Architecture, exec};
 
-use crate::architecture::Architecture;
 use crate::cluster::{ControlPlane, components};
 use crate::node::make_disk;
 use crate::pki::{Leaf, PemFiles};
-use crate::sandbox::{Sandbox, exec};
+use crate::sandbox::Sandbox;
 
 /// Where a node finds it.
 pub(super) const FOLDER: &str = "/mnt/kiam";

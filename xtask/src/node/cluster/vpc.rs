@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use toolchain::exec;
 
 use crate::doubles::imds::Imds;
 use crate::doubles::sts::Sts;
-use crate::sandbox::{CONTROL_IP, Guest, Sandbox, exec};
+use crate::sandbox::{CONTROL_IP, Guest, Sandbox};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const STS_PORT: u16 = 4566;

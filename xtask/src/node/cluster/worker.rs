@@ -6,10 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use toolchain::exec;
 
 use super::payload::{FOLDER, KiamImage};
 use crate::node::{Accelerator, Init, Kernel, Machine, Options, Root};
-use crate::sandbox::{Sandbox, exec};
+use crate::sandbox::Sandbox;
 
 /// What a command in a node may take by KVM.
 const SHORT: Duration = Duration::from_secs(20);

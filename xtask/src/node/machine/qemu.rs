@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Init, Machine, Options};
+use crate::node::architecture;
 use crate::sandbox::CONTROL_IP;
 
 impl Machine {
@@ -12,10 +13,13 @@ impl Machine {
         let architecture = self.kernel.architecture;
         let [first, second, third, fourth] = self.options.address.octets();
         let mac = format!("52:54:{first:02x}:{second:02x}:{third:02x}:{fourth:02x}");
-        let mut command = self.sandbox.control().command(architecture.qemu());
+        let mut command = self
+            .sandbox
+            .control()
+            .command(architecture::qemu(architecture));
         command
             .args(self.accelerator.arguments(architecture))
-            .args(["-machine", architecture.machine()])
+            .args(["-machine", architecture::machine(architecture)])
             .args(["-smp", &self.options.processors.to_string()])
             .args(["-m", &self.options.memory_mib.to_string()])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
@@ -56,7 +60,10 @@ impl Machine {
             Init::Bare => "/usr/local/sbin/kiam-init",
         };
         let mut words = vec![
-            format!("console={}", self.kernel.architecture.console()),
+            format!(
+                "console={}",
+                architecture::console(self.kernel.architecture)
+            ),
             "rw net.ifnames=0 panic=-1 audit=0 nowatchdog random.trust_cpu=on loglevel=5".into(),
             format!("init={init} systemd.hostname={name} kiam.name={name}"),
             format!("kiam.address={address}/16,{CONTROL_IP}"),

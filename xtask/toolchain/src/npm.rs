@@ -5,10 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::Log;
+use crate::Log;
 
 /// Installs what `sources` locks into `folder`. No script of a package runs.
-pub(crate) fn install(sources: &Path, folder: &Path, log: &Log) -> Result<()> {
+pub fn install(sources: &Path, folder: &Path, log: &Log) -> Result<()> {
     for name in ["package.json", "package-lock.json"] {
         std::fs::copy(sources.join(name), folder.join(name))
             .with_context(|| format!("cannot copy {name}"))?;

@@ -7,7 +7,36 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::time::Instant;
 
-use super::apt;
+use crate::{apt, find_program};
+
+/// How to go about installing.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Consent {
+    /// Install what is missing without asking
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// Installs whatever `add` adds to a plan: Debian packages first, then what is built or fetched into
+/// the user's cache folder. Says what and why, asks once when there is somebody to ask, and can be
+/// repeated at any time.
+///
+/// # Errors
+/// When the user says no, this is not root, the system is not Debian's, or something fails.
+pub fn prepare(consent: Consent, add: impl FnOnce(&mut Plan) -> Result<()>) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        let again: Vec<_> = std::env::args().skip(1).collect();
+        bail!(
+            "this makes network namespaces and cgroups, and so needs root; try\n  \
+             sudo --preserve-env=HOME,PATH cargo xtask {}",
+            again.join(" ")
+        );
+    }
+    let mut plan = Plan::default();
+    add(&mut plan)?;
+    let ask = !consent.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    plan.carry_out(ask)
+}
 
 /// A Debian package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +80,13 @@ impl Plan {
         }
     }
 
+    /// Adds the package that brings a program, unless it is there.
+    pub fn program(&mut self, program: &str, name: &'static str, why: &'static str) {
+        if find_program(program).is_none() {
+            self.package(Package { name, why });
+        }
+    }
+
     /// Adds a step; steps are done in order, after all packages.
     pub fn step(&mut self, step: Step) {
         self.steps.push(step);
@@ -58,7 +94,7 @@ impl Plan {
 
     /// Says what is missing, asks if it shall, and installs it.
     #[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
-    pub(super) fn carry_out(self, ask: bool) -> Result<()> {
+    fn carry_out(self, ask: bool) -> Result<()> {
         if self.packages.is_empty() && self.steps.is_empty() {
             return Ok(());
         }

@@ -3,15 +3,19 @@
 //! A distribution's older one fetches a newer toolchain as a module, as `go` does by itself since
 //! 1.21.
 
+mod tool;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::architecture::Architecture;
-use crate::sandbox::exec;
-use crate::setup::{Cache, Log, Package, Plan, Step, find_program};
+use crate::Architecture;
+use crate::exec;
+use crate::{Cache, Log, Package, Plan, Step, find_program};
+
+pub use tool::GoTool;
 
 /// What `xtask/cluster/go.mod` asks for, and what is fetched.
 const LEAST: (u32, u32) = (1, 26);
@@ -19,10 +23,11 @@ const TOOLCHAIN: &str = "1.26.8";
 
 /// A Go that can build the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Go(PathBuf);
+pub struct Go(PathBuf);
 
 impl Go {
-    pub(crate) fn command(&self) -> Command {
+    /// Command line of this Go alone, whatever the environment asks for.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(&self.0);
         command
             .env("GOTOOLCHAIN", "local")
@@ -32,7 +37,7 @@ impl Go {
     }
 
     /// Builds the package of `sources`, as its `go.sum` pins it, without C.
-    pub(crate) fn build(&self, sources: &Path, program: &Path, log: &Log) -> Result<()> {
+    pub fn build(&self, sources: &Path, program: &Path, log: &Log) -> Result<()> {
         let mut command = self.command();
         command
             .current_dir(sources)
@@ -45,7 +50,7 @@ impl Go {
 }
 
 /// Adds what is missing.
-pub(crate) fn plan(plan: &mut Plan) {
+pub fn plan(plan: &mut Plan) {
     if find().is_some() {
         return;
     }
@@ -76,7 +81,7 @@ pub(crate) fn plan(plan: &mut Plan) {
 }
 
 /// The Go in `PATH`, else the fetched one.
-pub(crate) fn find() -> Option<Go> {
+pub fn find() -> Option<Go> {
     let fetched = cache();
     let fetched = fetched.is_complete().then(|| fetched.path().join("bin/go"));
     [find_program("go"), fetched]

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::{Cache, Package, Plan, Step, find_programs, fingerprint};
-use crate::build_ebpf::workspace;
-use crate::sandbox::exec;
+use crate::exec;
+use crate::workspace;
+use crate::{Cache, Package, Plan, Step, find_programs, fingerprint};
 
 /// The AWS CLI and boto3.
 pub const AWS: Python = Python {
     what: "the AWS CLI and boto3",
     why: "the unmodified clients that ask for credentials in the sandbox's pods",
     file: "aws.txt",
-    requirements: include_str!("../../python/aws.txt"),
+    requirements: include_str!("../python/aws.txt"),
     import: "boto3",
 };
 /// moto's server.
@@ -23,7 +23,7 @@ pub const MOTO: Python = Python {
     what: "moto",
     why: "stands for AWS STS",
     file: "moto.txt",
-    requirements: include_str!("../../python/moto.txt"),
+    requirements: include_str!("../python/moto.txt"),
     import: "boto3",
 };
 /// zizmor.
@@ -31,7 +31,7 @@ pub const ZIZMOR: Python = Python {
     what: "zizmor",
     why: "reads the workflows of .github",
     file: "zizmor.txt",
-    requirements: include_str!("../../python/zizmor.txt"),
+    requirements: include_str!("../python/zizmor.txt"),
     import: "sys",
 };
 
@@ -51,7 +51,7 @@ pub struct Python {
 
 impl Python {
     /// The set that `requirements` pins, which is what `file` in xtask/python holds.
-    pub(crate) const fn new(
+    pub const fn new(
         what: &'static str,
         why: &'static str,
         file: &'static str,
@@ -68,13 +68,11 @@ impl Python {
     }
 
     /// A program of it.
-    #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
         self.cache().path().join("bin").join(name)
     }
 
     /// Whether it is there.
-    #[must_use]
     pub fn is_installed(&self) -> bool {
         self.cache().is_complete()
     }
@@ -91,7 +89,7 @@ impl Python {
     }
 
     /// Adds what is missing.
-    pub(crate) fn plan(self, plan: &mut Plan) -> Result<()> {
+    pub fn plan(self, plan: &mut Plan) -> Result<()> {
         if self.is_installed() {
             if self.works() {
                 return Ok(());
@@ -119,7 +117,7 @@ impl Python {
         let Some(python) = find_python() else {
             bail!("no python3 in PATH is 3.10 or newer and can make virtual environments");
         };
-        let requirements = workspace().join("xtask/python").join(self.file);
+        let requirements = workspace().join("xtask/toolchain/python").join(self.file);
         self.cache().fill(|folder, log| {
             log.exec(Command::new(python).args(["-m", "venv"]).arg(folder))?;
             let mut pip = Command::new(folder.join("bin/python"));

@@ -6,23 +6,27 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::go;
-use crate::setup::{Cache, Plan, Step};
+use crate::go;
+use crate::{Cache, Plan, Step};
 
 /// A program of Go.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Tool {
-    pub(crate) name: &'static str,
-    /// What `go install` is told.
-    pub(crate) package: &'static str,
-    pub(crate) version: &'static str,
-    pub(crate) why: &'static str,
-    pub(crate) seconds: u64,
+pub struct GoTool {
+    /// Name of its program.
+    pub name: &'static str,
+    /// Import path for `go install`.
+    pub package: &'static str,
+    /// Version that is built.
+    pub version: &'static str,
+    /// What it is needed for.
+    pub why: &'static str,
+    /// How long building it takes on a small machine.
+    pub seconds: u64,
 }
 
-impl Tool {
+impl GoTool {
     /// Adds what is missing.
-    pub(crate) fn plan(self, plan: &mut Plan) {
+    pub fn plan(self, plan: &mut Plan) {
         let cache = self.cache();
         if cache.is_complete() {
             return;
@@ -41,14 +45,14 @@ impl Tool {
     }
 
     /// Where it is.
-    pub(crate) fn path(self) -> Result<PathBuf> {
+    pub fn path(self) -> Result<PathBuf> {
         let cache = self.cache();
         ensure!(cache.is_complete(), "{} is not built yet", self.name);
         Ok(cache.path().join("bin").join(self.name))
     }
 
     /// To run it.
-    pub(crate) fn command(self) -> Result<Command> {
+    pub fn command(self) -> Result<Command> {
         self.path().map(Command::new)
     }
 

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::go;
-use crate::build_ebpf::workspace;
-use crate::setup::{Cache, Plan, Step, fingerprint};
+use crate::go;
+use crate::workspace;
+use crate::{Cache, Plan, Step, fingerprint};
 
-const GO_MOD: &str = include_str!("../../cluster/kubectl/go.mod");
-const GO_SUM: &str = include_str!("../../cluster/kubectl/go.sum");
+const GO_MOD: &str = include_str!("../kubectl/go.mod");
+const GO_SUM: &str = include_str!("../kubectl/go.sum");
 
 /// Adds what is missing.
-pub(crate) fn plan(plan: &mut Plan) {
+pub fn plan(plan: &mut Plan) {
     let cache = cache();
     if cache.is_complete() {
         return;
@@ -28,7 +28,7 @@ pub(crate) fn plan(plan: &mut Plan) {
             cache.fill(|folder, log| {
                 let mut command = go.command();
                 command
-                    .current_dir(workspace().join("xtask/cluster/kubectl"))
+                    .current_dir(workspace().join("xtask/toolchain/kubectl"))
                     .env("CGO_ENABLED", "0")
                     .args([
                         "build",
@@ -46,7 +46,7 @@ pub(crate) fn plan(plan: &mut Plan) {
 }
 
 /// The folder that it is in, for `PATH`.
-pub(crate) fn folder() -> Result<PathBuf> {
+pub fn folder() -> Result<PathBuf> {
     let cache = cache();
     ensure!(cache.is_complete(), "kubectl is not built yet");
     Ok(cache.path().to_owned())

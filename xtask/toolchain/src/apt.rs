@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Package, find_program};
-use crate::sandbox::exec;
+use crate::exec;
+use crate::{Package, find_program};
 
 /// Installs packages; first finishes what an interrupted run of dpkg left.
 pub(super) fn install(packages: &[Package]) -> Result<()> {

@@ -10,29 +10,30 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::architecture::Architecture;
-use crate::sandbox::exec;
-use crate::setup::Log;
+use crate::Architecture;
+use crate::Log;
+use crate::exec;
 
 const MIRROR: &str = "http://deb.debian.org";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// apt's option by which lists of a mirror that lags behind are taken: they are signed, and what runs
 /// on them is thrown away.
-pub(crate) const LATE_MIRROR: &str = "Acquire::Check-Valid-Until=false";
+pub const LATE_MIRROR: &str = "Acquire::Check-Valid-Until=false";
 
 /// Suite of packages: an archive and a name in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Suite {
+pub struct Suite {
     archive: &'static str,
     name: Cow<'static, str>,
 }
 
 /// Debian's development suite.
-pub(crate) const SID: Suite = Suite::new("debian", "sid");
+pub const SID: Suite = Suite::new("debian", "sid");
 
 impl Suite {
-    pub(crate) const fn new(archive: &'static str, name: &'static str) -> Self {
+    /// Suite of an archive: `debian` or `debian-security`.
+    pub const fn new(archive: &'static str, name: &'static str) -> Self {
         Self {
             archive,
             name: Cow::Borrowed(name),
@@ -40,7 +41,7 @@ impl Suite {
     }
 
     /// Those of this machine's own release, by what its `/etc/os-release` says.
-    pub(crate) fn of_this_machine(os_release: &str) -> Result<[Self; 2]> {
+    pub fn of_this_machine(os_release: &str) -> Result<[Self; 2]> {
         let value = |name: &str| {
             let line = os_release
                 .lines()
@@ -61,12 +62,13 @@ impl Suite {
         Ok([suite("debian", name), suite("debian-security", security)])
     }
 
-    pub(crate) fn name(&self) -> &str {
+    /// Its name.
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Line of `sources.list`.
-    pub(crate) fn source(&self) -> String {
+    pub fn source(&self) -> String {
         let Self { archive, name } = self;
         format!("deb [signed-by={KEYRING}] {MIRROR}/{archive} {name} main")
     }
@@ -74,14 +76,14 @@ impl Suite {
 
 /// Package lists of some suites, in a folder.
 #[derive(Debug)]
-pub(crate) struct Lists {
+pub struct Lists {
     folder: PathBuf,
     architecture: Architecture,
 }
 
 impl Lists {
     /// Fetches the lists of these suites into a folder.
-    pub(crate) fn fetch(
+    pub fn fetch(
         folder: &Path,
         architecture: Architecture,
         suites: &[Suite],
@@ -102,13 +104,13 @@ impl Lists {
     }
 
     /// Names of the packages that begin with this.
-    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let names = exec(self.apt("apt-cache").args(["pkgnames", prefix]))?;
         Ok(names.lines().map(str::to_owned).collect())
     }
 
     /// Fetches packages and unpacks them into a folder, without running anything of theirs.
-    pub(crate) fn unpack(&self, packages: &[String], into: &Path, log: &Log) -> Result<()> {
+    pub fn unpack(&self, packages: &[String], into: &Path, log: &Log) -> Result<()> {
         for package in self.download(packages, log)? {
             log.exec(Command::new("dpkg-deb").arg("-x").arg(&package).arg(into))?;
             std::fs::remove_file(&package)?;
@@ -118,7 +120,7 @@ impl Lists {
 
     /// Unpacks packages, and all that they depend on, into a folder, as they would be installed there;
     /// dpkg's own tools find there whose a file is. Nothing of theirs is run.
-    pub(crate) fn install(&self, packages: &[&str], root: &Path, log: &Log) -> Result<()> {
+    pub fn install(&self, packages: &[&str], root: &Path, log: &Log) -> Result<()> {
         let info = root.join("var/lib/dpkg/info");
         std::fs::create_dir_all(&info)?;
         // As Debian has it: everything is below /usr.
@@ -212,7 +214,7 @@ fn extract(package: &Path, root: &Path) -> Result<String> {
 }
 
 /// Newest package of these names, by the numbers in them.
-pub(crate) fn newest<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
+pub fn newest<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
     let numbers = |name: &String| -> Vec<u64> {
         let parts = name.split(|character: char| !character.is_ascii_digit());
         parts.filter_map(|part| part.parse().ok()).collect()
@@ -221,7 +223,7 @@ pub(crate) fn newest<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<
 }
 
 /// Fails with what is missing to check Debian's signatures.
-pub(crate) fn check_keyring() -> Result<()> {
+pub fn check_keyring() -> Result<()> {
     if !Path::new(KEYRING).is_file() {
         bail!("there is no {KEYRING}; install Debian's package debian-archive-keyring");
     }

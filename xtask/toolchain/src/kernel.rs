@@ -6,15 +6,19 @@
 //! is installed here: what is missing is named, with the commands that install it.
 
 mod toolchain;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
+use crate::workspace;
+
 pub use toolchain::{
     LINKER_VERSION, LLVM, Missing, NIGHTLY, Toolchain, find_toolchain, linker_root,
 };
+pub use tools::plan;
 
 /// Flags of `cargo xtask build-ebpf`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -150,11 +154,4 @@ fn eprintln_object(object: &Path, toolchain: &Toolchain) -> anyhow::Result<()> {
         object.display()
     );
     Ok(())
-}
-
-/// The root of the repository.
-#[must_use]
-pub fn workspace() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
 }

@@ -85,7 +85,6 @@ impl fmt::Display for Missing {
 }
 
 /// Where these commands install bpf-linker: in the user's cache folder.
-#[must_use]
 pub fn linker_root() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::{Package, Plan, Step, cargo, find_program};
-use crate::build_ebpf::{LINKER_VERSION, LLVM, NIGHTLY, find_toolchain, linker_root};
-use crate::sandbox::exec;
+use super::{LINKER_VERSION, LLVM, NIGHTLY, find_toolchain, linker_root};
+use crate::exec;
+use crate::{Package, Plan, Step, cargo, find_program};
 
 const RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 const RUST_WHY: &str = "Rust with its library's source: builds the kernel programs";
 const LLVM_PACKAGE: &str = "llvm-22-dev";
 
 /// Adds what is missing.
-pub(super) fn plan(plan: &mut Plan) {
+pub fn plan(plan: &mut Plan) {
     let Err(missing) = find_toolchain() else {
         return;
     };

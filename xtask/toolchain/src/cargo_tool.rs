@@ -5,22 +5,26 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Cache, Plan, Step, cargo};
+use crate::{Cache, Plan, Step, cargo};
 
 /// A program of crates.io.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct CargoTool {
-    pub(crate) name: &'static str,
-    pub(crate) version: &'static str,
-    pub(crate) why: &'static str,
-    pub(crate) seconds: u64,
+pub struct CargoTool {
+    /// Name of its package and program.
+    pub name: &'static str,
+    /// Version that is built.
+    pub version: &'static str,
+    /// What it is needed for.
+    pub why: &'static str,
+    /// How long building it takes on a small machine.
+    pub seconds: u64,
     /// More for `cargo install`.
-    pub(crate) flags: &'static [&'static str],
+    pub flags: &'static [&'static str],
 }
 
 impl CargoTool {
     /// Adds it, if it is missing.
-    pub(crate) fn plan(self, plan: &mut Plan) {
+    pub fn plan(self, plan: &mut Plan) {
         let cache = self.cache();
         if cache.is_complete() {
             return;
@@ -51,7 +55,7 @@ impl CargoTool {
     }
 
     /// Where it is.
-    pub(crate) fn path(self) -> Result<PathBuf> {
+    pub fn path(self) -> Result<PathBuf> {
         let cache = self.cache();
         ensure!(cache.is_complete(), "{} is not built yet", self.name);
         Ok(cache.path().join("bin").join(self.name))

@@ -27,13 +27,11 @@ impl Architecture {
     }
 
     /// Whether this machine's processor is of it.
-    #[must_use]
     pub fn is_native(self) -> bool {
         Self::native().is_ok_and(|native| native == self)
     }
 
     /// Debian's, Go's and images' name.
-    #[must_use]
     pub const fn debian(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -42,7 +40,6 @@ impl Architecture {
     }
 
     /// Rust's target.
-    #[must_use]
     pub const fn target(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-unknown-linux-gnu",
@@ -51,7 +48,6 @@ impl Architecture {
     }
 
     /// Debian's folder of libraries, and what the names of cross compilers begin with.
-    #[must_use]
     pub const fn multiarch(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-linux-gnu",
@@ -59,8 +55,12 @@ impl Architecture {
         }
     }
 
+    /// Program that links programs for it.
+    pub fn linker(self) -> String {
+        format!("{}-gcc", self.multiarch())
+    }
+
     /// What QEMU's and the processor's makers call it.
-    #[must_use]
     pub const fn processor(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64",

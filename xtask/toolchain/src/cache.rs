@@ -16,7 +16,6 @@ const LOG_TAIL_LINES: usize = 30;
 pub struct Cache(PathBuf);
 
 /// A short digest of what something is made from, for its folder's name.
-#[must_use]
 pub fn fingerprint(parts: &[&str]) -> String {
     let mut digest = Sha256::new();
     for part in parts {
@@ -33,20 +32,17 @@ pub fn fingerprint(parts: &[&str]) -> String {
 
 impl Cache {
     /// The folder of this name in kiam's cache, there or not.
-    #[must_use]
     pub fn new(name: &str) -> Self {
-        let linker = crate::build_ebpf::linker_root();
+        let linker = crate::kernel::linker_root();
         Self(linker.with_file_name(name))
     }
 
     /// Where it is.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
     /// Whether all of it is there.
-    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.0.join(COMPLETE).is_file()
     }
