@@ -11,7 +11,7 @@ mod report;
 mod scene;
 mod theft;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -22,7 +22,7 @@ use self::report::Reached;
 pub use self::report::{Report, Theft};
 use self::scene::Scene;
 use self::theft::Thefts;
-use crate::kiam::Programs;
+use crate::kiam::{self, Programs};
 use crate::probe::Prober;
 
 /// Flags of `cargo xtask attack`.
@@ -79,12 +79,11 @@ impl Phase {
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     let programs = Programs::found_or(args.programs.as_deref(), Programs::build)?;
-    let xtask = format!("/proc/{}/exe", std::process::id());
     let phases = match &*args.phase {
         [] => &Phase::ALL[..],
         some => some,
     };
-    let report = play(&programs, xtask.as_ref(), phases)?;
+    let report = play(&programs, phases)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -97,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// When the sandbox fails. That an attempt succeeds is in the report.
-pub fn play(programs: &Programs, xtask: &Path, phases: &[Phase]) -> Result<Report> {
+pub fn play(programs: &Programs, phases: &[Phase]) -> Result<Report> {
     let scene = Scene::new(programs)?;
     let mut reach: Vec<_> = REACH
         .iter()
@@ -112,7 +111,7 @@ pub fn play(programs: &Programs, xtask: &Path, phases: &[Phase]) -> Result<Repor
         .collect::<Result<_>>()?;
     let server = scene.stage.start_server(&[])?;
     let old_connection = scene.old_connection()?;
-    let mut change = Change::new(&scene, xtask);
+    let mut change = Change::new(&scene, kiam::pod_client()?);
     for phase in phases {
         change.begin(*phase)?;
         for (attack, reached) in REACH.iter().zip(&mut reach) {
@@ -120,7 +119,7 @@ pub fn play(programs: &Programs, xtask: &Path, phases: &[Phase]) -> Result<Repor
             reached.packets.push((*phase, packets));
         }
     }
-    let theft = thefts(&scene, &mut change, &Prober::new(xtask.to_owned()), phases)?;
+    let theft = thefts(&scene, &mut change, &Prober::new()?, phases)?;
     let load = change.end();
     drop(server);
     Ok(Report {

@@ -5,23 +5,17 @@
 //! weighs on both.
 //!
 //! ```text
-//! client        requests from inside of a pod
-//! limit         a bare hyper server, to compare with
 //! requests      requests of pods, by turns
 //! lives         an agent's start, and a pod's
 //! costs         memory, CPU, sizes
 //! system_calls  how many a request makes
 //! growth        a server as its cluster grows
-//! histogram     how long things took
 //! report        tables and JSON
 //! plot          curves
 //! ```
 
-mod client;
 mod costs;
 mod growth;
-mod histogram;
-mod limit;
 mod lives;
 mod plot;
 mod report;
@@ -38,15 +32,13 @@ use anyhow::{Context as _, Result};
 use tokio::time::Instant;
 use toolchain::{Consent, prepare};
 
-pub use client::{Args as ClientArgs, run as client};
-pub use limit::{Args as LimitArgs, run as limit};
 pub use report::Report;
 
 use crate::bench_ebpf;
 use crate::kiam::{self, Programs};
 use crate::sandbox::Pod;
 use crate::stage::Stage;
-use client::How;
+use pod_client::flood::How;
 use report::{Aim, Figure, Machine, Section};
 
 /// Where a pod of the measurements has its credentials.
@@ -146,20 +138,20 @@ pub fn run(args: &Args) -> Result<()> {
 /// When the sandbox fails, or an answer is wrong.
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let machine = Machine::this()?;
-    let xtask = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+    let pod_client = kiam::pod_client()?;
     let stage = Stage::new(programs)?;
     stage.objects().put_namespace("team-a", Some(".*"))?;
     let server = stage.start_server(&["--level=warn"])?;
-    let mut sections = timed("requests", || requests::measure(args, &stage, &xtask))?;
-    sections.push(timed("starts", || lives::measure(&stage, &xtask))?);
+    let mut sections = timed("requests", || requests::measure(args, &stage, pod_client))?;
+    sections.push(timed("starts", || lives::measure(&stage, pod_client))?);
     sections.push(timed("system calls", || {
-        system_calls::measure(&stage, &xtask)
+        system_calls::measure(&stage, pod_client)
     })?);
-    let (section, memory) = timed("agent", || costs::agent(&stage, &xtask))?;
+    let (section, memory) = timed("agent", || costs::agent(&stage, pod_client))?;
     sections.push(section);
     drop((server, stage));
     sections.push(timed("server", || costs::server(args, programs))?);
-    sections.push(timed("other traffic", || connects(args, programs, &xtask))?);
+    sections.push(timed("other traffic", || connects(args, programs))?);
     sections.push(timed("programs", || costs::programs(programs))?);
     let mut plots = requests::plots(&sections);
     plots.push(memory);
@@ -185,13 +177,13 @@ fn timed<T>(part: &str, measure: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// What the kernel programs cost other traffic: the figures of `bench-ebpf`.
-fn connects(args: &Args, programs: &Programs, xtask: &Path) -> Result<Section> {
+fn connects(args: &Args, programs: &Programs) -> Result<Section> {
     let args = bench_ebpf::Args {
         turns: args.turns.max(6),
         time: 200,
         json: false,
     };
-    let report = bench_ebpf::measure(&args, programs, xtask)?;
+    let report = bench_ebpf::measure(&args, programs)?;
     let mut figures = Vec::new();
     for row in &report.rows {
         let name = row.work.split(',').next().unwrap_or(row.work);
@@ -226,10 +218,16 @@ fn connects(args: &Args, programs: &Programs, xtask: &Path) -> Result<Section> {
 }
 
 /// The client, in a pod.
-fn client_command(pod: &Pod, xtask: &Path, how: How, address: SocketAddr, path: &str) -> Command {
+fn client_command(
+    pod: &Pod,
+    pod_client: &Path,
+    how: How,
+    address: SocketAddr,
+    path: &str,
+) -> Command {
     let how = clap::ValueEnum::to_possible_value(&how);
-    let mut command = pod.place().command(xtask);
-    command.arg("bench-client");
+    let mut command = pod.place().command(pod_client);
+    command.arg("flood");
     command.args(how.as_ref().map(clap::builder::PossibleValue::get_name));
     command.args([&address.to_string(), path]);
     command

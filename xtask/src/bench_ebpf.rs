@@ -6,12 +6,10 @@
 //! machine does weighs on both sides of a ratio.
 
 mod counts;
-mod work;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,9 +20,9 @@ use socket2::SockRef;
 use toolchain::exec;
 
 pub use counts::Count;
-pub use work::{Args as WorkArgs, Work, run as work};
+pub use pod_client::work::Work;
 
-use crate::kiam::{METADATA_PORT, Programs};
+use crate::kiam::{self, METADATA_PORT, Programs};
 use crate::sandbox::{CONTROL_IP, NodeOptions, Place, Pod, Program, run as run_program};
 use crate::stage::{Stage, StageNode};
 
@@ -103,8 +101,7 @@ pub struct Row {
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     let programs = Programs::build()?;
-    let xtask = format!("/proc/{}/exe", std::process::id());
-    let report = measure(args, &programs, xtask.as_ref())?;
+    let report = measure(args, &programs)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -117,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// When the sandbox fails.
-pub fn measure(args: &Args, programs: &Programs, xtask: &Path) -> Result<Report> {
+pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let stage = Stage::new(programs)?;
     let node = stage.node("node-1", NodeOptions::default())?;
     stage.objects().put_namespace("team-a", Some(".*"))?;
@@ -132,7 +129,7 @@ pub fn measure(args: &Args, programs: &Programs, xtask: &Path) -> Result<Report>
         for setting in settings {
             with(setting, &stage, &node, || {
                 for work in Work::ALL {
-                    let rate = once(work, args, &stage, &pod, xtask)
+                    let rate = once(work, args, &stage, &pod)
                         .with_context(|| format!("{work:?} with {setting:?}"))?;
                     rates.entry((work, setting)).or_default().push(rate);
                 }
@@ -148,9 +145,7 @@ pub fn measure(args: &Args, programs: &Programs, xtask: &Path) -> Result<Report>
         .collect();
     let mut counted = Vec::new();
     with(Setting::Ebpf, &stage, &node, || {
-        counted = counts::of(&kinds, |work| {
-            once(work, args, &stage, &pod, xtask).map(drop)
-        })?;
+        counted = counts::of(&kinds, |work| once(work, args, &stage, &pod).map(drop))?;
         Ok(())
     })?;
     Ok(Report::new(rows, counted))
@@ -193,7 +188,7 @@ fn with(
 }
 
 /// One measurement: how often in a second.
-fn once(work: Work, args: &Args, stage: &Stage, pod: &Pod, xtask: &Path) -> Result<f64> {
+fn once(work: Work, args: &Args, stage: &Stage, pod: &Pod) -> Result<f64> {
     let ip = pod.ip().context("a pod has an address")?;
     let address = match work {
         Work::TcpConnect => SocketAddr::new(CONTROL_IP, CONNECT_PORT),
@@ -202,8 +197,8 @@ fn once(work: Work, args: &Args, stage: &Stage, pod: &Pod, xtask: &Path) -> Resu
         Work::TcpAccept => SocketAddr::new(IpAddr::V4(ip), ACCEPT_PORT),
     };
     let name = clap::ValueEnum::to_possible_value(&work).context("all have names")?;
-    let mut command = pod.place().command(xtask);
-    command.args(["pod-work", name.get_name(), &address.to_string()]);
+    let mut command = pod.place().command(kiam::pod_client()?);
+    command.args(["work", name.get_name(), &address.to_string()]);
     command.arg(format!("--time={}", args.time));
     let ended = if work == Work::TcpAccept {
         let program = Program::start("the pod's work", command)?;
@@ -253,7 +248,11 @@ fn sinks(control: &Place) -> Result<Sinks> {
     udp.set_read_timeout(Some(Duration::from_millis(100)))?;
     let done = Arc::new(AtomicBool::new(false));
     // They end with the process: nothing wakes an accept.
-    std::thread::spawn(move || bulk.incoming().flatten().for_each(work::swallow));
+    std::thread::spawn(move || {
+        bulk.incoming()
+            .flatten()
+            .for_each(pod_client::work::swallow)
+    });
     std::thread::spawn(move || connect.incoming().flatten().for_each(drop));
     let ends = Arc::clone(&done);
     std::thread::spawn(move || {

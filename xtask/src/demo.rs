@@ -166,9 +166,7 @@ fn granted(page: &Page, role: &Role, client: &Finished) -> bool {
 
 fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result<bool> {
     let url = format!("{METADATA_SERVICE}{ROLES}{}", role.wants());
-    let answer = Prober::this_program()
-        .get(role.pod().place(), &url)?
-        .answer()?;
+    let answer = Prober::new()?.get(role.pod().place(), &url)?.answer()?;
     page.told(answer.status, answer.body.trim());
     page.cli_said(client.stderr.trim());
     page.mend(&cast.obstacle(role)?);
@@ -178,7 +176,7 @@ fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result
 
 /// What others try, and that it comes to nothing.
 fn others(page: &Page, stage: &Stage, node: &StageNode, cast: &Cast) -> Result<Vec<bool>> {
-    let prober = Prober::this_program();
+    let prober = Prober::new()?;
     let [first, second, ..] = cast.roles() else {
         anyhow::bail!("the cast is larger");
     };

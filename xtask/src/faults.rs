@@ -25,11 +25,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 use toolchain::{AWS, Consent, kernel, page, prepare};
 
-use crate::ask::now;
 use crate::cluster;
 use crate::kiam::Programs;
 use crate::sandbox::{self, Sandbox};
 use planted::Planted;
+use pod_client::ask::now;
 use report::{Report, Row};
 use table::{Fault, NewPods, Notice};
 use world::World;

@@ -15,7 +15,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use toolchain::{Architecture, Consent, exec, kernel, prepare, workspace};
 
-use crate::kiam::Programs;
+use crate::kiam::ImagePrograms;
 use layout::{Labels, Layout};
 use system::System;
 
@@ -170,7 +170,7 @@ fn archive(architecture: Architecture) -> PathBuf {
 
 /// Fills a folder with the root file system. Returns its size.
 fn fill(folder: &Path, architecture: Architecture, system: &System, commit: &str) -> Result<u64> {
-    let programs = Programs::build_for_image(architecture, commit)?;
+    let programs = ImagePrograms::build(architecture, commit)?;
     let root = root::make(folder, &programs, system)?;
     let sbom = sbom::make(&root, VERSION)?;
     let file = folder.join(SBOM);

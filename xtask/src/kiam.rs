@@ -17,7 +17,9 @@ mod programs;
 
 use programs::Rights;
 pub(crate) use programs::last_executable;
-pub use programs::{NEXT_LAYOUT, Programs, requests_release, rust_client, xtask_release};
+pub use programs::{
+    ImagePrograms, NEXT_LAYOUT, Programs, pod_client, requests_release, rust_client, xtask_release,
+};
 
 /// The server's address for agents, in the sandbox.
 pub const SERVER_ADDRESS: &str = "10.0.0.1:9610";

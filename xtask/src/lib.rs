@@ -26,7 +26,6 @@
 //! stage        a sandbox with STS, and a file in place of a cluster's API
 //! ```
 
-pub mod ask;
 pub mod attack;
 pub mod bench;
 pub mod bench_ebpf;
@@ -53,5 +52,4 @@ pub mod room;
 pub mod sandbox;
 pub mod sdk;
 pub mod stage;
-pub mod steady;
 pub mod test;

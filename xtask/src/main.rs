@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use toolchain::kernel;
 use xtask::{
-    ask, attack, bench, bench_ebpf, clients, conformance, demo, deploy, e2e, faults, fuzz, image,
-    instructions, lint, load, node, probe, restarts, room, steady, test,
+    attack, bench, bench_ebpf, clients, conformance, demo, deploy, e2e, faults, fuzz, image,
+    instructions, lint, load, node, restarts, room, test,
 };
 
 /// kiam's development commands
@@ -57,34 +57,16 @@ enum Command {
     Conformance(conformance::Args),
     /// Measure what kiam costs, in one report
     Bench(bench::Args),
-    /// Ask as fast as possible; run by bench in pods
-    #[command(hide = true)]
-    BenchClient(bench::ClientArgs),
-    /// Serve as fast as hyper can; run by bench on nodes
-    #[command(hide = true)]
-    BenchLimit(bench::LimitArgs),
     /// Count the instructions of a request, and compare them with the budget
     Instructions(instructions::Args),
     /// Measure what the kernel programs cost traffic that is none of their business
     BenchEbpf(bench_ebpf::Args),
-    /// Work as a pod does; run by bench-ebpf in pods
-    #[command(hide = true)]
-    PodWork(bench_ebpf::WorkArgs),
     /// Load a server with a large cluster's pods and agents, and measure it
     Load(load::Args),
     /// Upgrade and kill an agent again and again while its pod asks all the time
     Restarts(restarts::Args),
     /// Break one part after another of a small cluster while its pods ask all the time
     Faults(faults::Args),
-    /// Ask for credentials as a pod does, again and again; run by faults in pods
-    #[command(hide = true)]
-    Ask(ask::Args),
-    /// Send requests at a steady rate; run by the others in pods
-    #[command(hide = true)]
-    Steady(steady::Args),
-    /// Send one HTTP request and print what came of it; run by the others in pods
-    #[command(hide = true)]
-    Probe(probe::Args),
 }
 
 #[expect(clippy::print_stderr, reason = "for whoever started it")]
@@ -119,16 +101,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Conformance(args) => conformance::run(&args),
         Command::Attack(args) => attack::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::BenchClient(args) => bench::client(&args),
-        Command::BenchLimit(args) => bench::limit(&args),
         Command::Instructions(args) => instructions::run(&args),
         Command::BenchEbpf(args) => bench_ebpf::run(&args),
-        Command::PodWork(args) => bench_ebpf::work(&args),
         Command::Load(args) => load::run(&args),
         Command::Restarts(args) => restarts::run(&args),
         Command::Faults(args) => faults::run(&args),
-        Command::Ask(args) => ask::run(&args),
-        Command::Steady(args) => steady::run(&args),
-        Command::Probe(args) => probe::run(&args),
     }
 }

@@ -20,14 +20,14 @@ use serde::Serialize;
 use toolchain::{Consent, kernel, prepare};
 
 use crate::clients::Surroundings;
-use crate::kiam::{Agent, NEXT_LAYOUT, Programs, rust_client};
+use crate::kiam::{self, Agent, NEXT_LAYOUT, Programs, rust_client};
 use crate::probe::METADATA_SERVICE;
 use crate::sandbox;
 use crate::sandbox::{NodeOptions, Pod, Program, patient};
 use crate::stage::{Stage, StageNode};
-use crate::steady::{self, End, Try};
 pub use clients::ClientCounts;
 use clients::Clients;
+use pod_client::steady::{self, End, Try};
 
 const ROLE: &str = "a-reader";
 const PATH: &str = "/latest/meta-data/iam/security-credentials/";
@@ -243,8 +243,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let build = || Programs::build_beside(NEXT_LAYOUT);
     let programs = Programs::found_or(args.programs.as_deref(), build)?;
-    let xtask = format!("/proc/{}/exe", std::process::id());
-    let report = play(args, &programs, xtask.as_ref())?;
+    let report = play(args, &programs)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -257,7 +256,7 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// When the agent of the next version was not built, or the sandbox fails.
-pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result<Report> {
+pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
     let next = programs.planted(NEXT_LAYOUT)?;
     let mut versions = [&next, programs].into_iter().cycle();
     let stage = Stage::new(programs)?;
@@ -286,7 +285,7 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
     };
 
     let at_work = sdks()?;
-    let client = client(args, &pod, xtask)?;
+    let client = client(args, &pod)?;
     let times = args.times as usize;
     for version in versions.by_ref().take(times) {
         std::thread::sleep(pause);
@@ -300,7 +299,7 @@ pub fn play(args: &Args, programs: &Programs, xtask: &std::path::Path) -> Result
     let mut clients = at_work.map_or_else(Vec::new, |at_work| at_work.end(&[]));
 
     let at_work = sdks()?;
-    let client = self::client(args, &pod, xtask)?;
+    let client = self::client(args, &pod)?;
     let (mut starts, mut deaths, mut restarts) = (Vec::new(), Vec::new(), Vec::new());
     for version in versions.take(times) {
         std::thread::sleep(pause.saturating_sub(DEAD));
@@ -349,8 +348,8 @@ fn maps(node: &StageNode) -> Result<BTreeSet<OsString>> {
     names.collect()
 }
 
-fn client(args: &Args, pod: &Pod, xtask: &std::path::Path) -> Result<Program> {
-    let mut command = pod.place().command(xtask);
+fn client(args: &Args, pod: &Pod) -> Result<Program> {
+    let mut command = pod.place().command(kiam::pod_client()?);
     command.arg("steady").args([
         format!("--rate={}", args.rate),
         format!("--seconds={}", args.seconds),

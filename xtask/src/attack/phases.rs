@@ -11,7 +11,7 @@ use super::scene::{LIMIT, Scene};
 use crate::kiam::Agent;
 use crate::probe::METADATA_SERVICE;
 use crate::sandbox::Program;
-use crate::steady::{self, End};
+use pod_client::steady::{self, End};
 
 /// The victim's own role, which it asks for while agents are replaced.
 const OWN: &str = "/latest/meta-data/iam/security-credentials/b-writer";
@@ -19,16 +19,16 @@ const OWN: &str = "/latest/meta-data/iam/security-credentials/b-writer";
 /// The agent of the scene's node, in whatever state it is.
 pub(super) struct Change<'a> {
     scene: &'a Scene,
-    xtask: &'a Path,
+    pod_client: &'a Path,
     agent: Option<Agent>,
     load: Load,
 }
 
 impl<'a> Change<'a> {
-    pub(super) fn new(scene: &'a Scene, xtask: &'a Path) -> Self {
+    pub(super) fn new(scene: &'a Scene, pod_client: &'a Path) -> Self {
         Self {
             scene,
-            xtask,
+            pod_client,
             agent: None,
             load: Load::default(),
         }
@@ -70,7 +70,7 @@ impl<'a> Change<'a> {
 
     /// While the next agent takes over, and the victim asks for what is its own.
     fn upgrade<T>(&mut self, attempt: impl FnOnce() -> Result<T>) -> Result<T> {
-        let mut command = self.scene.victim.place().command(self.xtask);
+        let mut command = self.scene.victim.place().command(self.pod_client);
         let url = format!("{METADATA_SERVICE}{OWN}");
         command.args(["steady", "--rate=50", "--seconds=1", &url]);
         let client = Program::start("the victim's client", command)?;

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result};
 use tokio::time::Instant;
 use toolchain::exec;
 
-use super::client::How;
 use super::lives::{MANY, crowd};
 use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
@@ -17,6 +16,7 @@ use crate::kiam::{Agent, Programs};
 use crate::load;
 use crate::sandbox::{NodeOptions, Program};
 use crate::stage::Stage;
+use pod_client::flood::How;
 
 const MIB: f64 = 1024.0 * 1024.0;
 const MOST: usize = 500;
@@ -31,7 +31,7 @@ const STARTS: usize = 7;
 ///
 /// # Errors
 /// When the sandbox fails.
-pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<(Section, Plot)> {
+pub(super) fn agent(stage: &Stage, pod_client: &Path) -> Result<(Section, Plot)> {
     let empty = stage.node("node-empty", NodeOptions::default())?;
     let agent = stage.start_agent(&empty, &[])?;
     let nothing = resident(&agent)?;
@@ -56,7 +56,7 @@ pub(super) fn agent(stage: &Stage, xtask: &Path) -> Result<(Section, Plot)> {
     let many = resident(&agent)?;
     let mut clients = Vec::new();
     for pod in &pods {
-        let mut command = client_command(pod, xtask, How::Hold, METADATA, ROLE_PATH);
+        let mut command = client_command(pod, pod_client, How::Hold, METADATA, ROLE_PATH);
         // The agent gives a connection that asks nothing five seconds.
         command.args([&format!("--connections={EACH}"), "--time=3000"]);
         clients.push(Program::start("the pod's client", command)?);

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use toolchain::exec;
 
-use super::client::{First, How, monotonic};
 use super::report::{Aim, Figure, Section};
 use super::{METADATA, client_command};
 use crate::kiam::Agent;
 use crate::sandbox::{NodeOptions, Pod, Program};
 use crate::stage::{Stage, StageNode, pod_file};
+use pod_client::flood::{First, How, monotonic};
 
 const STARTS: usize = 5;
 const PODS: usize = 30;
@@ -24,12 +24,12 @@ const HEAD_START: Duration = Duration::from_millis(60);
 ///
 /// # Errors
 /// When the sandbox fails, or there is no answer.
-pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
+pub(super) fn measure(stage: &Stage, pod_client: &Path) -> Result<Section> {
     let node = stage.node("node-lives", NodeOptions::default())?;
     let pod = stage.pod(&node, ("team-a", "observer"), Some("a-reader"))?;
     let (mut guarded, mut answered) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let (agent, started, first) = start(stage, &node, &pod, xtask)?;
+        let (agent, started, first) = start(stage, &node, &pod, pod_client)?;
         let exposed = first
             .exposed
             .context("the pod was not there before the agent")?;
@@ -37,13 +37,13 @@ pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
         answered.push(first.answered - started);
         stop(stage, &node, agent)?;
     }
-    let bound = bound(stage, &node, xtask)?;
+    let bound = bound(stage, &node, pod_client)?;
     crowd(stage, &node, MANY)?;
     let mut agent = stage.start_agent(&node, &[])?;
     let mut restarted = Vec::new();
     for _ in 0..STARTS {
         agent.stop()?;
-        let (next, started, first) = start(stage, &node, &pod, xtask)?;
+        let (next, started, first) = start(stage, &node, &pod, pod_client)?;
         ensure!(
             first.exposed.is_none(),
             "the pod reached the node's own service"
@@ -65,8 +65,13 @@ pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
 }
 
 /// Starts an agent while a pod asks all the time.
-fn start(stage: &Stage, node: &StageNode, pod: &Pod, xtask: &Path) -> Result<(Agent, f64, First)> {
-    let client = first(pod, xtask, "a-reader")?;
+fn start(
+    stage: &Stage,
+    node: &StageNode,
+    pod: &Pod,
+    pod_client: &Path,
+) -> Result<(Agent, f64, First)> {
+    let client = first(pod, pod_client, "a-reader")?;
     std::thread::sleep(HEAD_START);
     let started = monotonic()?;
     let agent = stage.launch_agent(node, node.tls(), &[])?;
@@ -83,13 +88,13 @@ fn stop(stage: &Stage, node: &StageNode, agent: Agent) -> Result<()> {
 }
 
 /// Pods that are there, ask, and are bound then.
-fn bound(stage: &Stage, node: &StageNode, xtask: &Path) -> Result<Vec<f64>> {
+fn bound(stage: &Stage, node: &StageNode, pod_client: &Path) -> Result<Vec<f64>> {
     let _agent = stage.start_agent(node, &[])?;
     let mut times = Vec::new();
     for number in 0..PODS {
         let (name, role) = (format!("new-{number}"), format!("new-role-{number}"));
         let pod = node.node().pod(crate::sandbox::PodOptions::default())?;
-        let client = first(&pod, xtask, &role)?;
+        let client = first(&pod, pod_client, &role)?;
         std::thread::sleep(HEAD_START);
         let started = monotonic()?;
         stage
@@ -122,9 +127,9 @@ pub(super) fn crowd(stage: &Stage, node: &StageNode, pods: usize) -> Result<()> 
     Ok(())
 }
 
-fn first(pod: &Pod, xtask: &Path, role: &str) -> Result<Program> {
+fn first(pod: &Pod, pod_client: &Path, role: &str) -> Result<Program> {
     let path = format!("/latest/meta-data/iam/security-credentials/{role}");
-    let mut command = client_command(pod, xtask, How::First, METADATA, &path);
+    let mut command = client_command(pod, pod_client, How::First, METADATA, &path);
     command.arg("--time=15000");
     Program::start("the pod's client", command)
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::client::{How, Outcome};
 use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
 use super::{Against, Args, METADATA, ROLE_PATH, client_command};
 use crate::kiam::METADATA_PORT;
 use crate::sandbox::{NodeOptions, Place, Pod, Program};
 use crate::stage::{Stage, StageNode};
+use pod_client::flood::{How, Outcome};
 
 /// A quarter of what the agent answers of one pod at once: none has to wait for its turn.
 const PER_POD: usize = 16;
@@ -38,7 +38,7 @@ type Outcomes = HashMap<(Kind, String), Vec<Outcome>>;
 
 struct Bench<'a> {
     args: &'a Args,
-    xtask: &'a Path,
+    pod_client: &'a Path,
     pods: Vec<Pod>,
 }
 
@@ -46,7 +46,7 @@ struct Bench<'a> {
 ///
 /// # Errors
 /// When the sandbox fails, or an answer is not 200.
-pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Section>> {
+pub(super) fn measure(args: &Args, stage: &Stage, pod_client: &Path) -> Result<Vec<Section>> {
     let node = stage.node("node-1", NodeOptions::default())?;
     let pods = (1..=8)
         .map(|number| {
@@ -55,14 +55,18 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
         })
         .collect::<Result<_>>()?;
     let _agent = stage.start_agent(&node, &[])?;
-    let bench = Bench { args, xtask, pods };
+    let bench = Bench {
+        args,
+        pod_client,
+        pods,
+    };
     // Another node, whose agent uses the firewall in place of kernel programs.
     let other = stage.node("node-2", NodeOptions::default())?;
     let pod = stage.pod(&other, ("team-a", "worker-9"), Some("a-reader"))?;
     let _firewall = stage.start_agent(&other, &["--redirect=iptables", "--host-interface=p+"])?;
     let firewalled = Bench {
         args,
-        xtask,
+        pod_client,
         pods: vec![pod],
     };
     let agent = Side {
@@ -72,8 +76,8 @@ pub(super) fn measure(args: &Args, stage: &Stage, xtask: &Path) -> Result<Vec<Se
     };
     let body = stage.sandbox().scratch().join("body");
     bench.run((How::Connect, 1), &agent, Some(&body))?;
-    let limit = bare(&node, &body, xtask, LIMIT_PORT, false)?;
-    let parrot = bare(&node, &body, xtask, PARROT_PORT, true)?;
+    let limit = bare(&node, &body, pod_client, LIMIT_PORT, false)?;
+    let parrot = bare(&node, &body, pod_client, PARROT_PORT, true)?;
     let side = |name: &str, port| Side {
         name: name.into(),
         address: SocketAddr::new(node.node().ip(), port),
@@ -144,10 +148,10 @@ struct Bare {
 }
 
 /// A bare server on the node, in a place as the agent's.
-fn bare(node: &StageNode, body: &Path, xtask: &Path, port: u16, bare: bool) -> Result<Bare> {
+fn bare(node: &StageNode, body: &Path, pod_client: &Path, port: u16, bare: bool) -> Result<Bare> {
     let place = node.node().service(&format!("bench-limit-{port}"))?;
-    let mut command = place.command(xtask);
-    command.arg("bench-limit");
+    let mut command = place.command(pod_client);
+    command.arg("limit");
     command.arg(SocketAddr::new(node.node().ip(), port).to_string());
     command.arg(body);
     command.args(bare.then_some("--bare"));
@@ -167,7 +171,7 @@ impl Bench<'_> {
         let pods = connections.div_ceil(PER_POD);
         let mut clients = Vec::new();
         for pod in self.pods.iter().take(pods) {
-            let mut command = client_command(pod, self.xtask, how, side.address, &side.path);
+            let mut command = client_command(pod, self.pod_client, how, side.address, &side.path);
             command.arg(format!("--connections={}", connections / pods));
             command.arg(format!("--time={}", self.args.time));
             if let Some(save) = save {

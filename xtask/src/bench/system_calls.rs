@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::client::How;
 use super::report::{Figure, Section};
 use super::{METADATA, ROLE_PATH, client_command};
 use crate::kiam::Agent;
 use crate::sandbox::{NodeOptions, Program, run};
 use crate::stage::Stage;
+use pod_client::flood::How;
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// strace slows the agent much; these are still enough to lose all else among them.
@@ -24,7 +24,7 @@ const SELDOM: f64 = 0.02;
 ///
 /// # Errors
 /// When the sandbox fails, or strace cannot be used.
-pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
+pub(super) fn measure(stage: &Stage, pod_client: &Path) -> Result<Section> {
     let node = stage.node("node-traced", NodeOptions::default())?;
     let pod = stage.pod(&node, ("team-a", "traced"), Some("a-reader"))?;
     let agent = stage.start_agent(&node, &[])?;
@@ -42,7 +42,7 @@ pub(super) fn measure(stage: &Stage, xtask: &Path) -> Result<Section> {
             line.contains("attached").then_some(())
         })?;
         let before = answered(&agent)?;
-        let mut client = client_command(&pod, xtask, how, METADATA, ROLE_PATH);
+        let mut client = client_command(&pod, pod_client, how, METADATA, ROLE_PATH);
         client.args(["--connections=1", "--time=2000"]);
         let ended = run("the pod's client", client, LIMIT)?;
         ensure!(ended.status.success(), "the client: {}", ended.stderr);

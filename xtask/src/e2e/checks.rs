@@ -103,7 +103,7 @@ async fn no_leak(world: &mut World) -> Result<Facts> {
         ..Default::default()
     };
     let pod = world.pod(&template).await?;
-    let prober = Prober::this_program();
+    let prober = Prober::new()?;
     let url = format!("{METADATA_SERVICE}/latest/meta-data/instance-id");
     let refused = prober.get(&pod, &url)?.answer()?;
     ensure!(

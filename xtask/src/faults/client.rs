@@ -8,10 +8,11 @@ use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use toolchain::AWS;
 
-use crate::ask::{Asked, now};
 use crate::cluster::Running;
 use crate::doubles::sts::{Record, Sts};
+use crate::kiam;
 use crate::sandbox::{Place, Program};
+use pod_client::ask::{Asked, now};
 
 /// How long a role that was withdrawn may still be answered with, on a busy machine.
 pub(super) const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);
@@ -83,7 +84,7 @@ pub(super) enum Verdict {
 impl Client {
     pub(super) fn start(pod: Running, role: &str, kind: Kind, sts_url: &str) -> Result<Self> {
         let command = match kind {
-            Kind::Fast => fast(pod.place(), &[INTERVAL]),
+            Kind::Fast => fast(pod.place(), &[INTERVAL])?,
             Kind::Sdk => sdk(pod.place(), sts_url),
         };
         Ok(Self {
@@ -184,10 +185,10 @@ fn judge(roles: &[Had], asked: &Asked, record: Option<&Record>) -> Verdict {
 }
 
 /// A fast client's command in a place.
-pub(super) fn fast(place: &Place, flags: &[&str]) -> Command {
-    let mut command = place.command(format!("/proc/{}/exe", std::process::id()));
+pub(super) fn fast(place: &Place, flags: &[&str]) -> Result<Command> {
+    let mut command = place.command(kiam::pod_client()?);
     command.arg("ask").args(flags);
-    command
+    Ok(command)
 }
 
 fn sdk(place: &Place, sts_url: &str) -> Command {

@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client;
 use super::world::{NAMESPACES, ROLE, World};
-use crate::ask::{Asked, now};
 use crate::cluster::{PodTemplate, Running};
 use crate::sandbox::Program;
+use pod_client::ask::{Asked, now};
 
 /// How long STS takes for each role; each pod has one of its own.
 const STS_LATENCY: Duration = Duration::from_millis(50);
@@ -139,7 +139,7 @@ async fn prepare(world: &World, number: usize) -> Result<Starting> {
     let object = world.objects.pod(&template).await?;
     let which = number % world.nodes.len();
     let pod = world.nodes[which].kubelet.start(&object).await?;
-    let command = client::fast(pod.place(), &["--first", "--interval=20", "--limit=5000"]);
+    let command = client::fast(pod.place(), &["--first", "--interval=20", "--limit=5000"])?;
     let program = Program::start(&name, command)?;
     Ok(Starting {
         which,

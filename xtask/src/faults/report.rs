@@ -13,7 +13,7 @@ use super::secrets::Scan;
 
 use super::client::Verdict;
 use super::table::Notice;
-use crate::ask::Asked;
+use pod_client::ask::Asked;
 
 const HEAD: &str = "| fault | requests | failed | refused | wrong | longest | recovered | |\n|---|---:|---:|---:|---:|---:|---:|---|";
 

@@ -14,7 +14,6 @@ use toolchain::exec;
 use super::client::{self, Client, Kind};
 use super::node::FaultNode;
 use super::servers::{ADDRESSES, Servers};
-use crate::ask::Asked;
 use crate::cluster::{ControlPlane, Kubelet, Objects, PodTemplate};
 use crate::doubles::dns::{Dns, Says};
 use crate::doubles::imds::Imds;
@@ -24,6 +23,7 @@ use crate::kiam::{Programs, SERVER_PORT};
 use crate::pki::{Authority, Leaf};
 use crate::sandbox::{CONTROL_IP, NodeOptions, Program, Sandbox};
 use crate::stage::BASE_ARN;
+use pod_client::ask::Asked;
 
 /// kiam's rights, as they are shipped.
 const RBAC: &str = include_str!("../../../deploy/manifests/rbac.yaml");
@@ -282,7 +282,7 @@ impl World {
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 }
             };
-            let command = client::fast(pod.place(), &["--interval=100"]);
+            let command = client::fast(pod.place(), &["--interval=100"])?;
             flying.push((which, Program::start("a canary", command)?, pod));
         }
         let served = flying.iter().try_for_each(|(which, program, _)| {

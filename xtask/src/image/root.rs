@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use toolchain::Architecture;
 
 use super::system::{AUTHORITIES, System};
-use crate::kiam::Programs;
+use crate::kiam::ImagePrograms;
 
 /// Whom the server runs as; the name is for people.
 pub(super) const USER: u32 = 65532;
@@ -45,7 +45,7 @@ pub(super) struct Root {
 }
 
 /// Makes it anew in a folder.
-pub(super) fn make(path: &Path, programs: &Programs, system: &System) -> Result<Root> {
+pub(super) fn make(path: &Path, programs: &ImagePrograms, system: &System) -> Result<Root> {
     if path.exists() {
         std::fs::remove_dir_all(path)
             .with_context(|| format!("cannot empty {}", path.display()))?;
@@ -64,9 +64,9 @@ pub(super) fn make(path: &Path, programs: &Programs, system: &System) -> Result<
         system,
         sources: BTreeSet::new(),
     };
-    root.copy(programs.agent(), "kiam-agent")?;
-    root.copy(programs.server(), "kiam-server")?;
-    let mut linked = vec![programs.agent().to_owned(), programs.server().to_owned()];
+    root.copy(&programs.agent, "kiam-agent")?;
+    root.copy(&programs.server, "kiam-server")?;
+    let mut linked = vec![programs.agent.clone(), programs.server.clone()];
     linked.extend(root.iptables()?);
     for library in system.libraries(&linked)? {
         root.copy_of_system(&library)?;

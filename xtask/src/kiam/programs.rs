@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use toolchain::{Architecture, cargo, exec, kernel};
+use toolchain::{Architecture, cargo, exec, kernel, workspace};
 
 use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
 use crate::sandbox::Place;
@@ -26,6 +27,7 @@ fn planted(folder: &Path, feature: &str) -> PathBuf {
     folder.join("planted").join(feature)
 }
 
+const POD_CLIENT: &str = "pod-client";
 /// Where the executables are, cargo says itself.
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
@@ -61,39 +63,6 @@ impl Programs {
         Self::built(&["--release"])
     }
 
-    /// As [`Self::build_release`], for the image: smaller, for the image's own C library, and of this
-    /// commit.
-    ///
-    /// # Errors
-    /// When something does not compile.
-    pub fn build_for_image(architecture: Architecture, commit: &str) -> Result<Self> {
-        kernel::run(&kernel::Args::default())?;
-        let target = architecture.target();
-        let program = |name: &str| {
-            let mut command = cargo();
-            command
-                .args(["rustc", "--quiet", "--locked", "--release"])
-                .args(["-p", name, "--bin", name, MESSAGES])
-                .env("KIAM_COMMIT", commit);
-            if architecture.is_native() {
-                // Relocations of a twentieth of the size; older C libraries cannot read them.
-                command.args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
-            } else {
-                let variable = target.to_uppercase().replace('-', "_");
-                command.args(["--target", target]).env(
-                    format!("CARGO_TARGET_{variable}_LINKER"),
-                    architecture.linker(),
-                );
-            }
-            executable(name, &exec(&mut command)?)
-        };
-        Ok(Self {
-            agent: program("kiam-agent")?,
-            server: program("kiam-server")?,
-            image: None,
-        })
-    }
-
     fn built(flags: &[&str]) -> Result<Self> {
         kernel::run(&kernel::Args::default())?;
         let mut command = cargo();
@@ -110,7 +79,6 @@ impl Programs {
     }
 
     /// Programs of an image, which run in containers of it.
-    #[must_use]
     pub fn in_image(containers: Containers) -> Self {
         Self {
             agent: "/kiam-agent".into(),
@@ -248,6 +216,49 @@ impl Programs {
     }
 }
 
+/// Both programs, built for an image.
+#[derive(Debug, Clone)]
+pub struct ImagePrograms {
+    /// The agent.
+    pub agent: PathBuf,
+    /// The server.
+    pub server: PathBuf,
+}
+
+impl ImagePrograms {
+    /// Builds them as [`Programs::build_release`] does, but smaller, for the image's C library, and with
+    /// this commit in their version.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub fn build(architecture: Architecture, commit: &str) -> Result<Self> {
+        kernel::run(&kernel::Args::default())?;
+        let target = architecture.target();
+        let program = |name: &str| {
+            let mut command = cargo();
+            command
+                .args(["rustc", "--quiet", "--locked", "--release"])
+                .args(["-p", name, "--bin", name, MESSAGES])
+                .env("KIAM_COMMIT", commit);
+            if architecture.is_native() {
+                // Relocations of a twentieth of the size; older C libraries cannot read them.
+                command.args(["--", "-Clink-arg=-Wl,-z,pack-relative-relocs"]);
+            } else {
+                let variable = target.to_uppercase().replace('-', "_");
+                command.args(["--target", target]).env(
+                    format!("CARGO_TARGET_{variable}_LINKER"),
+                    architecture.linker(),
+                );
+            }
+            executable(name, &exec(&mut command)?)
+        };
+        Ok(Self {
+            agent: program("kiam-agent")?,
+            server: program("kiam-server")?,
+        })
+    }
+}
+
 /// Whom the chart runs servers as.
 const SERVER_USER: u32 = 65532;
 /// What the chart gives agents that redirect by kernel programs.
@@ -333,6 +344,30 @@ pub fn rust_client() -> Result<PathBuf> {
             "rust-client",
         ]);
     executable("rust-client", &exec(&mut command)?)
+}
+
+/// Path of the program that runs in pods: built, or beside this one where there is nothing to build
+/// it from.
+///
+/// # Errors
+/// When it does not compile, or is not there.
+pub fn pod_client() -> Result<&'static Path> {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(built) = BUILT.get() {
+        return Ok(built);
+    }
+    let program = if workspace().is_dir() {
+        let mut command = cargo();
+        command.args(["build", "--quiet", "--locked", MESSAGES, "-p", POD_CLIENT]);
+        if !cfg!(debug_assertions) {
+            command.arg("--release");
+        }
+        executable(POD_CLIENT, &exec(&mut command)?)?
+    } else {
+        std::env::current_exe()?.with_file_name(POD_CLIENT)
+    };
+    ensure!(program.is_file(), "there is no {}", program.display());
+    Ok(BUILT.get_or_init(|| program))
 }
 
 /// Builds this program, optimised. Where it is then.

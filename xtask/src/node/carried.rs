@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use toolchain::{cargo, exec, find_program};
 
 use super::{Check, disk};
-use crate::kiam::{NEXT_LAYOUT, Programs, last_executable};
+use crate::kiam::{self, NEXT_LAYOUT, Programs, last_executable};
 
 /// Where machines see it.
 pub(super) const THERE: &str = "/mnt/kiam";
@@ -56,6 +56,7 @@ fn built(staging: &Path, checks: &[Check]) -> Result<()> {
     let xtask = std::env::current_exe().context("cannot find this program")?;
     put(programs.agent(), &staging.join("kiam-agent"))?;
     put(programs.server(), &staging.join("kiam-server"))?;
+    put(kiam::pod_client()?, &staging.join("pod-client"))?;
     put(&xtask, &staging.join("xtask"))?;
     if checks.contains(&Check::Tests) {
         put(&kernel_tests()?, &staging.join("kernel-tests"))?;

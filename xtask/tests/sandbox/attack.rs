@@ -14,6 +14,5 @@ pub(crate) const TESTS: &[Test] = &[(
 )];
 
 fn attack() -> Result<()> {
-    let xtask = env!("CARGO_BIN_EXE_xtask").as_ref();
-    play(&programs()?, xtask, &[Phase::Up, Phase::Killed])?.check()
+    play(&programs()?, &[Phase::Up, Phase::Killed])?.check()
 }

@@ -141,27 +141,27 @@ fn no_pod() -> Result<()> {
         "http://{}:{METADATA_PORT}/latest/meta-data/iam/security-credentials/",
         node.ip()
     );
-    let answer = prober().get(node.place(), &agent)?.answer()?;
+    let answer = prober()?.get(node.place(), &agent)?.answer()?;
     ensure!(
         answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
     // From the network, where no program of the node's kernel saw who it was.
     let control = play.stage.sandbox().control();
-    let answer = prober().get(control, &agent)?.answer()?;
+    let answer = prober()?.get(control, &agent)?.answer()?;
     ensure!(
         answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
     // Going round by the agent's port does not make a pod another: it is attested all the same.
-    let answer = prober().get(play.alice.place(), &agent)?.answer()?;
+    let answer = prober()?.get(play.alice.place(), &agent)?.answer()?;
     ensure!(
         (answer.status, answer.body.as_str()) == (200, "a-reader"),
         "{answer:?}"
     );
     play.others_are_unaffected()?;
     // The node's own processes keep the node's own service.
-    let answer = prober().get(
+    let answer = prober()?.get(
         node.place(),
         &format!("{METADATA_SERVICE}/latest/meta-data/instance-id"),
     )?;

@@ -24,5 +24,5 @@ fn restarts() -> Result<()> {
         clients: false,
         consent: Consent::default(),
     };
-    play(&args, &programs()?, env!("CARGO_BIN_EXE_xtask").as_ref())?.check()
+    play(&args, &programs()?)?.check()
 }

@@ -48,8 +48,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn prober() -> Prober {
-    Prober::new(env!("CARGO_BIN_EXE_xtask").into())
+fn prober() -> Result<Prober> {
+    Prober::new()
 }
 
 /// Answers every connection with the address it came from.
@@ -90,7 +90,7 @@ fn reachable() -> Result<()> {
     ] {
         let address: SocketAddr = address.parse()?;
         echo(netns.listen(address)?);
-        let answer = prober()
+        let answer = prober()?
             .get(pod.place(), &format!("http://{address}/"))?
             .answer();
         let answer = answer.with_context(|| format!("asking {address}"))?;
@@ -104,11 +104,11 @@ fn reachable() -> Result<()> {
     for listener in first.listen_at_metadata_service()? {
         let address = listener.local_addr()?;
         echo(listener);
-        let answer = prober()
+        let answer = prober()?
             .get(pod.place(), &format!("http://{address}/"))?
             .answer()?;
         ensure!(answer.status == 200, "{answer:?}");
-        let none = prober().get(other.place(), &format!("http://{address}/"))?;
+        let none = prober()?.get(other.place(), &format!("http://{address}/"))?;
         ensure!(
             matches!(none, Outcome::Failure(_)),
             "a node's is only its pods'"
@@ -191,7 +191,7 @@ fn come_and_go() -> Result<()> {
         ip,
         ..Default::default()
     })?;
-    let answer = prober().get(again.place(), "http://10.0.0.1/")?.answer()?;
+    let answer = prober()?.get(again.place(), "http://10.0.0.1/")?.answer()?;
     ensure!(Some(answer.body.as_str()) == ip.map(|ip| ip.to_string()).as_deref());
     Ok(())
 }
@@ -204,7 +204,7 @@ fn host_network() -> Result<()> {
         host_network: true,
         ..Default::default()
     })?;
-    let answer = prober().get(pod.place(), "http://10.0.0.1/")?.answer()?;
+    let answer = prober()?.get(pod.place(), "http://10.0.0.1/")?.answer()?;
     ensure!(answer.body == node.ip().to_string(), "{answer:?}");
     ensure!(
         pod.place()

@@ -4,11 +4,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use pod_client::steady::{End, Try};
 use serde_json::Value;
 use toolchain::{AWS, find_program};
 use xtask::probe::METADATA_SERVICE;
 use xtask::sandbox::{Program, run};
-use xtask::steady::{End, Try};
 
 use crate::play::{Play, ask, eventually, logs, prober, programs};
 use crate::{Needs, Test};
@@ -64,7 +64,7 @@ fn passes() -> Result<()> {
     let path = "/latest/meta-data/instance-id";
     let play = Play::begin_with(&[&format!("--allow-route-regexp={path}")])?;
     let url = |path: &str| format!("{METADATA_SERVICE}{path}");
-    let answer = prober().get(play.alice.place(), &url(path))?.answer()?;
+    let answer = prober()?.get(play.alice.place(), &url(path))?.answer()?;
     ensure!(answer.status == 200, "{answer:?}");
     ensure!(answer.body == "i-0123456789abcdef0", "{answer:?}");
     let seen = play.node.imds().traffic();
@@ -80,7 +80,7 @@ fn passes() -> Result<()> {
         "/latest/meta-data/instance-id/x",
         "/latest/meta-data/",
     ] {
-        let answer = prober().get(play.alice.place(), &url(path))?.answer()?;
+        let answer = prober()?.get(play.alice.place(), &url(path))?.answer()?;
         ensure!(answer.status != 200, "{path}: {answer:?}");
     }
     ensure!(seen.bytes() == before, "more came through");
@@ -91,7 +91,7 @@ fn kernel_log() -> Result<()> {
     let play = Play::begin_with(&["--kernel-log=refused"])?;
     let elsewhere = format!("{METADATA_SERVICE}:81/");
     // Refused by the kernel, so that there is no answer to look at.
-    drop(prober().get(play.alice.place(), &elsewhere)?);
+    drop(prober()?.get(play.alice.place(), &elsewhere)?);
     drop(ask(play.alice.place(), "")?);
     eventually(|| {
         let said = play.agent.program().output();
@@ -269,7 +269,7 @@ fn hogged() -> Result<()> {
 
 /// Asks for the other pod, again and again, each time on a connection of its own.
 fn all_are_answered(play: &Play) -> Result<()> {
-    let mut command = play.bob.place().command(env!("CARGO_BIN_EXE_xtask"));
+    let mut command = play.bob.place().command(xtask::kiam::pod_client()?);
     let url = format!("{METADATA_SERVICE}/latest/meta-data/iam/security-credentials/b-writer");
     command.args(["steady", "--rate=100", "--seconds=2", &url]);
     let ended = run("steady", command, LIMIT)?;

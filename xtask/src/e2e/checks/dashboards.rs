@@ -112,7 +112,7 @@ async fn traffic(world: &mut World) -> Result<()> {
     // Its stream ends, and another begins.
     world.stop_server()?;
     world.start_server()?;
-    let prober = Prober::this_program();
+    let prober = Prober::new()?;
     let node = world.kubelets[0].node();
     for _ in 0..3 {
         has(&served, "billing-watched")?;

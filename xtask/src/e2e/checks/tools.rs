@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The metadata service's answer in a place; with `role` empty, the name of the pod's role.
 pub(super) fn ask(place: &Place, role: &str) -> Result<Answer> {
     let url = format!("{METADATA_SERVICE}/latest/meta-data/iam/security-credentials/{role}");
-    Prober::this_program().get(place, &url)?.answer()
+    Prober::new()?.get(place, &url)?.answer()
 }
 
 /// The metadata service answers so in a place. Returns what it says.

@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use toolchain::exec;
 
 use super::{Fault, changes};
-use crate::ask::now;
 use crate::faults::world::World;
+use pod_client::ask::now;
 
 const GROUP: &str = "api";
 /// Watches are tried again after up to half a minute.

@@ -1,4 +1,4 @@
-//! `cargo xtask bench-client`: requests from inside of a pod, as many as will go. Run by the benchmark.
+//! Requests from inside of a pod, as many as will go. Run by the benchmark.
 //!
 //! It writes a request that was composed before and looks for an answer's end and nothing else: what it
 //! costs itself is told with the rest, so that one can see whether it was what limited.
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::histogram::Histogram;
+use crate::Histogram;
 
 /// Requests that are not counted: caches and connections become warm.
 const WARM_UP: Duration = Duration::from_millis(50);
@@ -30,7 +30,7 @@ const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 /// As long as the service's.
 const NO_TOKEN: &str = "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 
-/// Flags of `cargo xtask bench-client`.
+/// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to do
@@ -71,7 +71,7 @@ pub enum How {
 
 /// What came of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Outcome {
+pub struct Outcome {
     /// How long it lasted, in seconds.
     pub seconds: f64,
     /// How long each request, or exchange, took.
@@ -82,7 +82,7 @@ pub(super) struct Outcome {
 
 /// What came of [`How::First`]: times of the monotonic clock, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct First {
+pub struct First {
     /// When the node's own service was reached last, if it was.
     pub exposed: Option<f64>,
     /// When the answer was there.
@@ -280,7 +280,7 @@ fn cpu() -> Result<f64> {
 }
 
 /// The clock that all processes share, in milliseconds.
-pub(super) fn monotonic() -> Result<f64> {
+pub fn monotonic() -> Result<f64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     Ok(time.num_nanoseconds() as f64 / 1e6)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask pod-work`: what a pod does while it is measured. Run by the benchmark in a pod.
+//! What a pod does while it is measured. Run by the benchmark in a pod.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use socket2::SockRef;
 use tokio::time::Instant;
 
-/// Flags of `cargo xtask pod-work`.
+/// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to do
@@ -39,7 +39,8 @@ pub enum Work {
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 5] = [
+    /// All of them.
+    pub const ALL: [Self; 5] = [
         Self::TcpConnect,
         Self::UdpSend,
         Self::TcpBulk,
@@ -111,7 +112,7 @@ fn rate(time: Duration, mut once: impl FnMut() -> std::io::Result<u64>) -> Resul
 }
 
 /// Reads and forgets, until the other end is gone.
-pub(super) fn swallow(mut stream: TcpStream) {
+pub fn swallow(mut stream: TcpStream) {
     let mut buffer = vec![0; 256 << 10];
     while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask steady`: requests from inside of a pod at a steady rate, each on a connection of its
-//! own, and what came of every one of them. Run by [`restarts`](crate::restarts) and tests.
+//! Requests from inside of a pod at a steady rate, each on a connection of its
+//! own, and what came of every one of them. Run by `cargo xtask restarts` and tests.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::probe::fetch;
 
-/// Flags of `cargo xtask steady`.
+/// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Connections a second

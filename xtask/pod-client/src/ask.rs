@@ -1,6 +1,6 @@
-//! `cargo xtask ask`: a pod that asks for its credentials all the time, as SDKs do: a session
+//! A pod that asks for its credentials all the time, as SDKs do: a session
 //! token, the role's name, the credentials. One line of JSON for each time, as soon as it is over.
-//! Run by [`faults`](crate::faults) in pods.
+//! Run by `cargo xtask faults`.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,7 +16,7 @@ use crate::probe::{self, METADATA_SERVICE};
 const TOKEN_PATH: &str = "/latest/api/token";
 const CREDENTIALS_PATH: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// Flags of `cargo xtask ask`.
+/// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// From the begin of one time to that of the next
@@ -61,14 +61,12 @@ pub struct Asked {
 
 impl Asked {
     /// When it was over, in milliseconds since 1970.
-    #[must_use]
     pub const fn end(&self) -> u64 {
         self.at + self.took / 1000
     }
 }
 
 /// Milliseconds since 1970.
-#[must_use]
 pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)

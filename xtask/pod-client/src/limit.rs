@@ -1,4 +1,4 @@
-//! `cargo xtask bench-limit`: what hyper can do with the same answer and nothing else. Run by the
+//! What hyper can do with the same answer and nothing else. Run by the
 //! benchmark on the node, beside the agent: with the same runtime, the same hyper, the same socket options.
 
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Flags of `cargo xtask bench-limit`.
+/// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Where to listen

@@ -11,31 +11,29 @@ const PARTS: u64 = 64;
 
 /// Durations, by number.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Histogram(BTreeMap<u64, u64>);
+pub struct Histogram(BTreeMap<u64, u64>);
 
 impl Histogram {
     /// Counts one.
-    pub(super) fn add(&mut self, time: Duration) {
+    pub fn add(&mut self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         *self.0.entry(floor(nanos)).or_default() += 1;
     }
 
     /// Counts what another has counted.
-    pub(super) fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         for (&bucket, &count) in &other.0 {
             *self.0.entry(bucket).or_default() += count;
         }
     }
 
     /// How many there are.
-    #[must_use]
-    pub(super) fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.0.values().sum()
     }
 
     /// What so large a part of all is not longer than, in microseconds; not a number when there are none.
-    #[must_use]
-    pub(super) fn quantile(&self, part: f64) -> f64 {
+    pub fn quantile(&self, part: f64) -> f64 {
         let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (&bucket, &count) in &self.0 {
