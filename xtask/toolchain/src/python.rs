@@ -50,7 +50,7 @@ pub struct Python {
 }
 
 impl Python {
-    /// The set that `requirements` pins, which is what `file` in xtask/python holds.
+    /// The set that `requirements` pins, which is what `file` in xtask/toolchain/python holds.
     pub const fn new(
         what: &'static str,
         why: &'static str,
