@@ -6,13 +6,12 @@ pub(crate) mod book;
 mod chart;
 pub(crate) mod helm;
 mod manifests;
-pub(crate) mod metrics;
 pub(crate) mod reference;
 pub(crate) mod workflows;
 
-use crate::cluster;
-use crate::sandbox;
 use anyhow::{Result, bail, ensure};
+use testbed::cluster;
+use testbed::sandbox;
 use toolchain::{Consent, prepare};
 
 /// Flags of `cargo xtask chart`.
@@ -118,10 +117,10 @@ pub fn chart(args: &ChartArgs) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);
         cluster::plan(plan)?;
-        helm::plan(plan);
+        toolchain::helm::plan(plan);
         Ok(())
     })?;
-    if let Some(missing) = crate::sandbox::missing() {
+    if let Some(missing) = testbed::sandbox::missing() {
         bail!("the chart is checked by a real kube-apiserver, which needs {missing}");
     }
     let rendered = chart::render_all()?;
@@ -137,7 +136,7 @@ pub fn chart(args: &ChartArgs) -> Result<()> {
 /// When they are not, or cannot be made.
 pub fn manifests(args: &ManifestsArgs) -> Result<()> {
     prepare(args.consent, |plan| {
-        helm::plan(plan);
+        toolchain::helm::plan(plan);
         Ok(())
     })?;
     if args.check {

@@ -11,7 +11,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use tokio::time::Instant;
 use toolchain::cargo;
 
-use crate::kiam::last_executable;
+use testbed::kiam::last_executable;
 
 /// A property, and what it is about.
 struct Target {

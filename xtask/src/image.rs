@@ -15,9 +15,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use toolchain::{Architecture, Consent, exec, kernel, prepare, workspace};
 
-use crate::kiam::ImagePrograms;
 use layout::{Labels, Layout};
 use system::System;
+use testbed::image;
+use testbed::kiam::ImagePrograms;
 
 /// All of it, unpacked.
 const MOST_BYTES: u64 = 40 << 20;
@@ -37,13 +38,6 @@ pub struct Args {
     /// Make only the root file system, in this folder: for the Dockerfile
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
-}
-
-/// An image that was made and checked.
-#[derive(Debug, Clone)]
-pub struct Image {
-    /// All of it, as an OCI archive.
-    pub archive: PathBuf,
 }
 
 /// Makes the image.
@@ -79,9 +73,9 @@ pub fn run(args: &Args) -> Result<()> {
 /// Makes it, below `target/image`, and checks it.
 #[expect(clippy::print_stdout, reason = "for whoever reads what was made")]
 fn build(architecture: Architecture, system: &System) -> Result<()> {
-    let folder = folder().join(architecture.debian());
+    let folder = image::folder(architecture);
     std::fs::create_dir_all(&folder)?;
-    let root = root(&folder);
+    let root = image::root(&folder);
     let (commit, seconds) = (commit(), commit_seconds());
     let bytes = fill(&root, architecture, system, &commit)?;
     let labels = Labels {
@@ -117,7 +111,7 @@ fn build(architecture: Architecture, system: &System) -> Result<()> {
             system.run_in(&unpacked, program, "--version")?.trim()
         );
     }
-    let archive = archive(architecture);
+    let archive = image::archive(architecture);
     let packed = layout.archive(&archive, &seconds)?;
     println!(
         "image: {:.1} MiB, and {:.1} MiB packed: {}",
@@ -126,46 +120,6 @@ fn build(architecture: Architecture, system: &System) -> Result<()> {
         archive.display()
     );
     Ok(())
-}
-
-/// The image of this machine's architecture that was made last.
-///
-/// # Errors
-/// When none was.
-pub fn made() -> Result<Image> {
-    let archive = archive(Architecture::native()?);
-    ensure!(
-        archive.is_file(),
-        "there is no image; make one by `cargo xtask image`"
-    );
-    Ok(Image { archive })
-}
-
-/// The agent in the image of this architecture that was made last.
-///
-/// # Errors
-/// When none was.
-pub fn agent(architecture: Architecture) -> Result<PathBuf> {
-    let agent = root(&folder().join(architecture.debian())).join("kiam-agent");
-    ensure!(
-        agent.is_file(),
-        "there is no image for {architecture}; make one by `cargo xtask image \
-         --architecture={architecture}`"
-    );
-    Ok(agent)
-}
-
-/// The root file system that an image is made of, as the Dockerfile's first stage has it.
-fn root(folder: &Path) -> PathBuf {
-    folder.join("context/image")
-}
-
-fn folder() -> PathBuf {
-    workspace().join("target/image")
-}
-
-fn archive(architecture: Architecture) -> PathBuf {
-    folder().join(format!("kiam-{VERSION}-linux-{architecture}.oci.tar"))
 }
 
 /// Fills a folder with the root file system. Returns its size.

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
+use ::bench::{bench, bench_ebpf, instructions, load};
 use clap::{Parser, Subcommand};
+use suites::{attack, clients, conformance, demo, e2e, faults, node, restarts, room};
 use toolchain::kernel;
-use xtask::{
-    attack, bench, bench_ebpf, clients, conformance, demo, deploy, e2e, faults, fuzz, image,
-    instructions, lint, load, node, restarts, room, test,
-};
+use xtask::{deploy, fuzz, image, lint, test};
 
 /// kiam's development commands
 #[derive(Debug, Parser)]

@@ -4,8 +4,6 @@
 //! tests of the workspace: unit tests first, then the sandbox tests with real kernel programs,
 //! which a plain `cargo test` skips. Nothing is run twice.
 
-mod outcome;
-
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Command, Stdio};
@@ -14,9 +12,9 @@ use std::sync::mpsc;
 use anyhow::{Context as _, Result, bail};
 use toolchain::{Consent, cargo, kernel, prepare};
 
-use crate::kiam::{NEXT_LAYOUT, Programs};
-use crate::{sandbox, sdk};
-pub use outcome::Outcome;
+use testbed::kiam::{NEXT_LAYOUT, Programs};
+use testbed::test_output::Outcome;
+use testbed::{sandbox, sdk};
 
 /// Names the folder of kiam's programs, for the sandbox tests.
 pub const PROGRAMS: &str = "KIAM_TEST_PROGRAMS";
@@ -55,7 +53,7 @@ pub fn run(args: &Args) -> Result<()> {
         command.arg("--workspace");
     }
     command.args(&args.more).env(PROGRAMS, programs.folder());
-    tests(command)?.conclude()
+    conclude(&tests(command)?)
 }
 
 /// Runs cargo's tests, shows what they print as it comes, and counts.
@@ -99,19 +97,17 @@ fn tests(mut command: Command) -> Result<Outcome> {
     Ok(outcome)
 }
 
-impl Outcome {
-    /// Prints the line that counts, alone on a line.
-    #[expect(clippy::print_stdout, reason = "the command's result")]
-    fn conclude(&self) -> Result<()> {
-        println!("\n{self}");
-        let in_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-        match self {
-            Self { failed: 1.., .. } => bail!("tests failed"),
-            Self { passed: 0, .. } => bail!("no test was run"),
-            Self { skipped: 1.., .. } if in_ci => {
-                bail!("tests were skipped, and must not be in CI")
-            }
-            Self { .. } => Ok(()),
+/// Prints the line that counts, alone on a line.
+#[expect(clippy::print_stdout, reason = "the command's result")]
+fn conclude(outcome: &Outcome) -> Result<()> {
+    println!("\n{outcome}");
+    let in_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    match outcome {
+        Outcome { failed: 1.., .. } => bail!("tests failed"),
+        Outcome { passed: 0, .. } => bail!("no test was run"),
+        Outcome { skipped: 1.., .. } if in_ci => {
+            bail!("tests were skipped, and must not be in CI")
         }
+        Outcome { .. } => Ok(()),
     }
 }

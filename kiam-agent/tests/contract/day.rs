@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use xtask::sdk::Sdk;
+use testbed::sdk::Sdk;
 
 use crate::service::Service;
 

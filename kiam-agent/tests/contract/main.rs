@@ -14,7 +14,7 @@ mod day;
 mod service;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use xtask::sdk::{self, Sdk};
+use testbed::sdk::{self, Sdk};
 
 use day::{Course, play};
 

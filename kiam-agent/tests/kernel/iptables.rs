@@ -8,11 +8,11 @@ use std::time::Duration;
 use kiam_agent::iptables::{self, CHAIN, Firewall, FirewallMetrics, Rules, Variant};
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
+use testbed::sandbox::patient;
 use tokio::time::Instant;
-use xtask::sandbox::patient;
 
 use crate::Test;
-use crate::sandbox::{AGENT, Listener, METADATA, METADATA_V6, NODE, Node, beside, patience};
+use testbed::sandbox::{AGENT, Listener, METADATA, METADATA_V6, NODE, Node, beside, patience};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const KIAM: &str = "PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.99.0.7:8181 -i br0";

@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use kiam_agent::route_guard::{self, RouteGuard, RouteGuardMetrics};
+use testbed::sandbox::patient;
 use tokio::time::Instant;
-use xtask::sandbox::patient;
 
 use crate::Test;
-use crate::sandbox::{METADATA, METADATA_V6, NODE, Node, Pod, beside, patience, run_in};
+use testbed::sandbox::{METADATA, METADATA_V6, NODE, Node, Pod, beside, patience, run_in};
 
 pub(crate) const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const PORT: u16 = 4000;

@@ -19,8 +19,8 @@ use kiam_agent::kernel::cgroup::Mount;
 use kiam_agent::kernel::own_netns_cookie;
 use nix::sched::{CloneFlags, setns};
 use serde::Deserialize;
+use testbed::sandbox::{Bpffs, patient};
 use tokio_util::sync::CancellationToken;
-use xtask::sandbox::{Bpffs, patient};
 
 use crate::Test;
 

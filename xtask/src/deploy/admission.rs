@@ -10,7 +10,7 @@ use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
 use super::helm;
-use crate::cluster::{ControlPlane, Objects};
+use testbed::cluster::{ControlPlane, Objects};
 
 const POLICY: &[&str] = &[
     "--set=probeHostPolicy.enabled=true",

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use toolchain::{Plan, exec, find_program, workspace};
 
-use super::metrics;
+use suites::metrics;
 
 /// Adds promtool.
 pub(crate) fn plan(plan: &mut Plan) {

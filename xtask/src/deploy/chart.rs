@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{admission, helm};
-use crate::cluster::{ControlPlane, Objects};
-use crate::sandbox::Sandbox;
+use testbed::cluster::{ControlPlane, Objects};
+use testbed::sandbox::Sandbox;
 
 /// Values that are refused, and what the refusal says to do.
 const REFUSED: &[(&str, &str)] = &[

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use toolchain::{cargo, exec, workspace};
 
-use super::{is_current, metrics};
+use super::is_current;
+use suites::metrics;
 
 const COMMAND: &str = "cargo xtask docs";
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use toolchain::Architecture;
 
 use super::system::{AUTHORITIES, System};
-use crate::kiam::ImagePrograms;
+use testbed::kiam::ImagePrograms;
 
 /// Whom the server runs as; the name is for people.
 pub(super) const USER: u32 = 65532;

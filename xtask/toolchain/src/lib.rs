@@ -8,7 +8,7 @@
 //! cache         folders in the user's cache, each filled once
 //! cargo_tool    programs of crates.io
 //! go            Go, and programs of Go modules
-//! kubectl       kubectl, from its Go module
+//! helm, kubectl these two, from their Go modules
 //! npm           JavaScript packages
 //! python        Python packages
 //! kernel        the kernel programs, and what builds them
@@ -26,6 +26,7 @@ mod cargo_tool;
 mod command;
 pub mod debian;
 pub mod go;
+pub mod helm;
 pub mod kernel;
 pub mod kubectl;
 pub mod npm;

@@ -1,0 +1,234 @@
+//! `cargo xtask bench`: what kiam costs, in one report, over the real path.
+//!
+//! Everything is built in release mode, this program too: it builds itself so and becomes that. Sides that
+//! are compared are measured by turns, and their ratio within each turn, so that what else the machine does
+//! weighs on both.
+//!
+//! ```text
+//! requests      requests of pods, by turns
+//! lives         an agent's start, and a pod's
+//! costs         memory, CPU, sizes
+//! system_calls  how many a request makes
+//! growth        a server as its cluster grows
+//! report        tables and JSON
+//! plot          curves
+//! ```
+
+mod costs;
+mod growth;
+mod lives;
+mod plot;
+mod report;
+mod requests;
+mod system_calls;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result};
+use tokio::time::Instant;
+use toolchain::{Consent, prepare};
+
+pub use report::Report;
+
+use crate::bench_ebpf;
+use pod_client::flood::How;
+use report::{Aim, Figure, Machine, Section};
+use testbed::kiam::{self, Programs};
+use testbed::sandbox::Pod;
+use testbed::stage::Stage;
+
+/// Where a pod of the measurements has its credentials.
+const ROLE_PATH: &str = "/latest/meta-data/iam/security-credentials/a-reader";
+/// Where SDKs ask.
+const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
+
+/// Flags of `cargo xtask bench`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// How often each is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=100))]
+    pub turns: u32,
+
+    /// How long each measurement takes
+    #[arg(long, default_value_t = 300, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(50..=10_000))]
+    pub time: u64,
+
+    /// One more server to ask, which pods can reach: an http:// URL whose host is an address
+    #[arg(long, value_name = "NAME=URL")]
+    pub against: Vec<Against>,
+
+    /// Load the server with 150,000 pods on 5,000 nodes, and not with a tenth: minutes more
+    #[arg(long)]
+    pub full: bool,
+
+    /// Load servers with clusters of eight sizes too, up to 15,000 pods, or 150,000 with --full: ten minutes more
+    #[arg(long)]
+    pub growth: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Put the tables into this page, between its marks, and plots into the folder of its name
+    #[arg(long, value_name = "PAGE")]
+    pub write: Option<PathBuf>,
+}
+
+/// A server that is asked too.
+#[derive(Debug, Clone)]
+pub struct Against {
+    name: String,
+    address: SocketAddr,
+    path: String,
+}
+
+impl FromStr for Against {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, url) = text.split_once('=').context("it is not NAME=URL")?;
+        let url: http::Uri = url.parse()?;
+        let host = url.host().context("the URL names no host")?;
+        let host = host.trim_matches(['[', ']']).parse()?;
+        Ok(Self {
+            name: name.to_owned(),
+            address: SocketAddr::new(host, url.port_u16().unwrap_or(80)),
+            path: url.path().to_owned(),
+        })
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When something does not compile, the sandbox fails, or an answer is wrong.
+#[expect(clippy::print_stdout, reason = "its report")]
+pub fn run(args: &Args) -> Result<()> {
+    if cfg!(debug_assertions) {
+        let itself = kiam::xtask_release()?;
+        let error = Command::new(&itself)
+            .args(std::env::args_os().skip(1))
+            .exec();
+        return Err(error).with_context(|| format!("cannot become {}", itself.display()));
+    }
+    prepare(Consent::default(), |plan| {
+        plan.program("strace", "strace", "counts the system calls of a request");
+        Ok(())
+    })?;
+    let programs = Programs::build_release()?;
+    let report = measure(args, &programs)?;
+    if let Some(page) = &args.write {
+        report.write(page)?;
+    }
+    if args.json {
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.text());
+    }
+    Ok(())
+}
+
+/// Measures.
+///
+/// # Errors
+/// When the sandbox fails, or an answer is wrong.
+pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
+    let machine = Machine::this()?;
+    let pod_client = kiam::pod_client()?;
+    let stage = Stage::new(programs)?;
+    stage.objects().put_namespace("team-a", Some(".*"))?;
+    let server = stage.start_server(&["--level=warn"])?;
+    let mut sections = timed("requests", || requests::measure(args, &stage, pod_client))?;
+    sections.push(timed("starts", || lives::measure(&stage, pod_client))?);
+    sections.push(timed("system calls", || {
+        system_calls::measure(&stage, pod_client)
+    })?);
+    let (section, memory) = timed("agent", || costs::agent(&stage, pod_client))?;
+    sections.push(section);
+    drop((server, stage));
+    sections.push(timed("server", || costs::server(args, programs))?);
+    sections.push(timed("other traffic", || connects(args, programs))?);
+    sections.push(timed("programs", || costs::programs(programs))?);
+    let mut plots = requests::plots(&sections);
+    plots.push(memory);
+    if args.growth {
+        let (section, curves) = timed("growth", || growth::measure(args.full, programs))?;
+        sections.push(section);
+        plots.extend(curves);
+    }
+    Ok(Report {
+        machine,
+        sections,
+        plots,
+    })
+}
+
+/// Says how long a part took, for whoever waits.
+#[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+fn timed<T>(part: &str, measure: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let measured = measure().with_context(|| format!("cannot measure: {part}"))?;
+    eprintln!("{part}: {:.0?}", begun.elapsed());
+    Ok(measured)
+}
+
+/// What the kernel programs cost other traffic: the figures of `bench-ebpf`.
+fn connects(args: &Args, programs: &Programs) -> Result<Section> {
+    let args = bench_ebpf::Args {
+        turns: args.turns.max(6),
+        time: 200,
+        json: false,
+    };
+    let report = bench_ebpf::measure(&args, programs)?;
+    let mut figures = Vec::new();
+    for row in &report.rows {
+        let name = row.work.split(',').next().unwrap_or(row.work);
+        let key = name
+            .to_lowercase()
+            .replace([' ', '+'], "_")
+            .replace("___", "_");
+        let figure = |side: &str, ratio: [f64; 3]| {
+            let key = format!("{key}_{side}_ratio");
+            Figure::of(&key, &format!("{name}: {side} ÷ nothing"), "", &ratio)
+        };
+        let ebpf = figure("ebpf", row.ebpf_ratio);
+        figures.push(match row.target {
+            Some(target) if name.contains("bulk") => ebpf.aiming(Aim::AtLeast(target)),
+            Some(target) => ebpf.aiming(Aim::AtMost(target)),
+            None => ebpf,
+        });
+        figures.push(figure("iptables", row.iptables_ratio));
+        let rate = format!("{key}_per_second");
+        figures.push(Figure::one(
+            &rate,
+            &format!("{name}: nothing on the node"),
+            "a second",
+            row.nothing,
+        ));
+    }
+    Ok(Section {
+        title: "What the kernel programs cost everything else",
+        path: "A pod works with an address outside of its node, by turns with nothing on the node, with a real agent's programs attached, and with a DNAT rule of iptables as kiam's. Time of one ÷ time of one; of bulk, throughput ÷ throughput.".into(),
+        figures,
+    })
+}
+
+/// The client, in a pod.
+fn client_command(
+    pod: &Pod,
+    pod_client: &Path,
+    how: How,
+    address: SocketAddr,
+    path: &str,
+) -> Command {
+    let how = clap::ValueEnum::to_possible_value(&how);
+    let mut command = pod.place().command(pod_client);
+    command.arg("flood");
+    command.args(how.as_ref().map(clap::builder::PossibleValue::get_name));
+    command.args([&address.to_string(), path]);
+    command
+}

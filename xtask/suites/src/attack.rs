@@ -1,0 +1,164 @@
+//! `cargo xtask attack`: what a hostile pod tries to reach the node's metadata service, or another
+//! pod's credentials, in every state that the agent can be in.
+//!
+//! Each attempt runs as a process of a pod, in its cgroup and namespaces. Whether it has succeeded is
+//! counted at the service: packets that are delivered to its addresses. The same attempts are made
+//! first where nothing guards the node, so that one which never works cannot pass.
+
+mod list;
+mod phases;
+mod report;
+mod scene;
+mod theft;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use self::list::REACH;
+use self::phases::Change;
+use self::report::Reached;
+pub use self::report::{Report, Theft};
+use self::scene::Scene;
+use self::theft::Thefts;
+use testbed::kiam::{self, Programs};
+use testbed::probe::Prober;
+
+/// Flags of `cargo xtask attack`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Only in this state of the agent; in all if not given
+    #[arg(long, value_enum)]
+    pub phase: Vec<Phase>,
+
+    /// Use kiam's programs that were built before, in this folder
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A state of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It runs.
+    Up,
+    /// It was stopped in order.
+    Down,
+    /// It was killed.
+    Killed,
+    /// One starts anew before each attempt.
+    Starting,
+    /// One takes over from another during each attempt.
+    Upgrade,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [
+        Self::Up,
+        Self::Down,
+        Self::Killed,
+        Self::Starting,
+        Self::Upgrade,
+    ];
+
+    /// Whether there is an agent that could hand credentials to the wrong pod.
+    const fn has_agent(self) -> bool {
+        matches!(self, Self::Up | Self::Starting | Self::Upgrade)
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When an attempt has succeeded, or the sandbox fails.
+#[expect(clippy::print_stdout, reason = "its report")]
+pub fn run(args: &Args) -> Result<()> {
+    let programs = Programs::found_or(args.programs.as_deref(), Programs::build)?;
+    let phases = match &*args.phase {
+        [] => &Phase::ALL[..],
+        some => some,
+    };
+    let report = play(&programs, phases)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{report}");
+    }
+    report.check()
+}
+
+/// Makes all attempts.
+///
+/// # Errors
+/// When the sandbox fails. That an attempt succeeds is in the report.
+pub fn play(programs: &Programs, phases: &[Phase]) -> Result<Report> {
+    let scene = Scene::new(programs)?;
+    let mut reach: Vec<_> = REACH
+        .iter()
+        .map(|attack| {
+            Ok(Reached {
+                attack: attack.name,
+                unguarded: scene.attempt(attack)?,
+                works: attack.works,
+                packets: Vec::new(),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let server = scene.stage.start_server(&[])?;
+    let old_connection = scene.old_connection()?;
+    let mut change = Change::new(&scene, kiam::pod_client()?);
+    for phase in phases {
+        change.begin(*phase)?;
+        for (attack, reached) in REACH.iter().zip(&mut reach) {
+            let packets = change.during(*phase, || scene.attempt(attack))?;
+            reached.packets.push((*phase, packets));
+        }
+    }
+    let theft = thefts(&scene, &mut change, &Prober::new()?, phases)?;
+    let load = change.end();
+    drop(server);
+    Ok(Report {
+        reach,
+        old_connection,
+        theft,
+        load,
+    })
+}
+
+fn thefts(
+    scene: &Scene,
+    change: &mut Change<'_>,
+    prober: &Prober,
+    phases: &[Phase],
+) -> Result<Vec<Theft>> {
+    let phases: Vec<_> = phases.iter().filter(|phase| phase.has_agent()).collect();
+    if phases.is_empty() {
+        return Ok(Vec::new());
+    }
+    change.begin(Phase::Up)?;
+    let thefts = Thefts::prepare(scene, prober)?;
+    let mut outcomes = Vec::new();
+    for attempt in &thefts.attempts {
+        let heard = attempt.make(scene, &scene.victim)?;
+        let own = attempt.is_answered(&heard);
+        outcomes.push(Theft::new(attempt.name, Some(own)));
+    }
+    for phase in phases {
+        change.begin(*phase)?;
+        for (attempt, outcome) in thefts.attempts.iter().zip(&mut outcomes) {
+            let heard = change.during(*phase, || attempt.make(scene, &scene.attacker))?;
+            outcome.add(*phase, attempt.is_theft(&heard), &heard);
+        }
+    }
+    change.begin(Phase::Up)?;
+    let (attempt, heard) = thefts.reuse(scene)?;
+    let mut reused = Theft::new(attempt.name, None);
+    reused.add(Phase::Up, attempt.is_theft(&heard), &heard);
+    outcomes.push(reused);
+    Ok(outcomes)
+}

@@ -1,0 +1,93 @@
+//! A node with its metadata service, a hostile pod, its victim, and a count of what gets through.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use super::list::Reach;
+use super::report::OldConnection;
+use testbed::kiam::Programs;
+use testbed::sandbox::{NodeOptions, Place, Pod, Program, run};
+use testbed::stage::{Stage, StageNode};
+
+const ATTACKS: &str = include_str!("attacks.py");
+const PYTHON: &str = "/usr/bin/python3";
+/// For one attempt.
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+/// For a packet to be counted that is on its way.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// A node with its metadata service, a hostile pod and its victim.
+pub(super) struct Scene {
+    pub(super) attacker: Pod,
+    pub(super) victim: Pod,
+    counter: Program,
+    pub(super) node: StageNode,
+    pub(super) stage: Stage,
+}
+
+impl Scene {
+    pub(super) fn new(programs: &Programs) -> Result<Self> {
+        let stage = Stage::new(programs)?;
+        let node = stage.node("node-1", NodeOptions::default())?;
+        stage.objects().put_namespace("team-a", Some(".*"))?;
+        let attacker = stage.pod(&node, ("team-a", "attacker"), Some("a-reader"))?;
+        let victim = stage.pod(&node, ("team-a", "victim"), Some("b-writer"))?;
+        let counter = python(node.node().place(), &["count"]);
+        let counter = Program::start("the counter at the service", counter)?;
+        counter.wait_for("that it counts", LIMIT, |line| {
+            (line == "counting").then_some(())
+        })?;
+        Ok(Self {
+            attacker,
+            victim,
+            counter,
+            node,
+            stage,
+        })
+    }
+
+    /// How many packets come to the service by it.
+    pub(super) fn attempt(&self, attack: &Reach) -> Result<usize> {
+        let before = self.packets();
+        let words = python(self.attacker.place(), attack.words);
+        run(attack.name, words, LIMIT)?;
+        std::thread::sleep(SETTLE);
+        Ok(self.packets() - before)
+    }
+
+    /// One that was made while nothing guarded the service, asked on when an agent is there.
+    pub(super) fn old_connection(&self) -> Result<OldConnection> {
+        let start = self.packets();
+        let holder = python(self.attacker.place(), &["hold", "v4"]);
+        let holder = Program::start("an old connection", holder)?;
+        let line = |begin: &'static str| move |line: &str| line.starts_with(begin).then_some(());
+        holder.wait_for("that it is there", LIMIT, line("connected"))?;
+        std::thread::sleep(SETTLE);
+        let before = self.packets() - start;
+        let agent = self.stage.start_agent(&self.node, &[])?;
+        holder.signal(Signal::SIGUSR1)?;
+        holder.wait_for("what came of it", LIMIT, line("heard"))?;
+        std::thread::sleep(SETTLE);
+        let after = self.packets() - start - before;
+        drop(holder);
+        drop(agent);
+        Ok(OldConnection { before, after })
+    }
+
+    fn packets(&self) -> usize {
+        let output = self.counter.output();
+        output
+            .lines()
+            .filter(|line| line.starts_with("packet"))
+            .count()
+    }
+}
+
+/// A process of attacks.py.
+pub(super) fn python(place: &Place, words: &[&str]) -> std::process::Command {
+    let mut command = place.command(PYTHON);
+    command.args(["-I", "-S", "-u", "-c", ATTACKS]).args(words);
+    command
+}

@@ -1,0 +1,180 @@
+//! Attempts to get another pod's credentials, and what the pod itself hears by the same words: an
+//! attempt that could get nobody anything shows nothing.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::scene::{LIMIT, Scene, python};
+use testbed::kiam::{Agent, METADATA_PORT};
+use testbed::probe::{METADATA_SERVICE, Prober};
+use testbed::sandbox::{NodeOptions, Pod, Program, run};
+use testbed::stage::StageNode;
+
+const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+const VIA: &str = "169.254.169.254";
+/// The last of the attempts: there is no victim any more.
+const ADDRESS_REUSED: &str = "the victim's address, as it is given up";
+
+/// What the victim itself hears by an attempt's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    /// Its credentials.
+    Credentials,
+    /// An answer without them: the way as such leads nobody to any.
+    Answer,
+    /// A refusal: nobody is to hear anything else there.
+    Refusal,
+}
+
+/// An attempt of the attacker's.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) name: &'static str,
+    pub(super) own: Own,
+    /// As attacks.py takes them.
+    words: Vec<String>,
+    /// Whether the victim lends itself to it: the door is the second word then.
+    borrows: bool,
+}
+
+/// The attempts, and the other node that one of them goes to.
+pub(super) struct Thefts {
+    pub(super) attempts: Vec<Attempt>,
+    reuse: Attempt,
+    _other_agent: Agent,
+    _other_node: StageNode,
+}
+
+impl Thefts {
+    /// Prepares them, with an agent at work that serves the victim.
+    pub(super) fn prepare(scene: &Scene, prober: &Prober) -> Result<Self> {
+        let token = prober.send(
+            scene.victim.place(),
+            "PUT",
+            &format!("{METADATA_SERVICE}/latest/api/token"),
+            &[("X-aws-ec2-metadata-token-ttl-seconds", "21600")],
+        )?;
+        let token = format!("X-aws-ec2-metadata-token: {}", token.answer()?.body);
+        let other_node = scene.stage.node("node-2", NodeOptions::default())?;
+        let other_agent = scene.stage.start_agent(&other_node, &[])?;
+        let victim = scene.victim.ip().context("it has an address")?.to_string();
+        let agent = scene.node.node().ip().to_string();
+        let other = other_node.node().ip().to_string();
+        let port = METADATA_PORT.to_string();
+        let role = format!("{ROLES}b-writer");
+        let query = format!("{role}?ip={victim}");
+        let forwarded = format!("X-Forwarded-For: {victim}");
+        let real = format!("X-Real-IP: {victim}");
+        let disguise = format!(
+            "kubepods-burstable-pod{}.slice/cri-containerd-{:064}.scope",
+            scene.victim.uid().replace('-', "_"),
+            0
+        );
+        let credentials = |name, words| Attempt::new(name, Own::Credentials, words);
+        let attempts = vec![
+            credentials("the victim's role by name", vec!["http", VIA, "80", &role]),
+            credentials("?ip= of the victim", vec!["http", VIA, "80", &query]),
+            credentials(
+                "X-Forwarded-For, X-Real-IP",
+                vec!["http", VIA, "80", &role, &forwarded, &real],
+            ),
+            credentials("Host of the victim", vec!["host", &victim, &role]),
+            credentials(
+                "the victim's IMDSv2 token",
+                vec!["http", VIA, "80", &role, &token],
+            ),
+            credentials(
+                "the agent's port directly",
+                vec!["http", &agent, &port, &role],
+            ),
+            Attempt::new(
+                "another node's agent",
+                Own::Refusal,
+                vec!["http", &other, &port, ROLES],
+            ),
+            Attempt::new("request smuggling", Own::Answer, vec!["smuggle", &role]),
+            credentials(
+                "a cgroup named as the victim's",
+                vec!["disguised", &disguise, &role],
+            ),
+            Attempt {
+                borrows: true,
+                ..credentials(
+                    "a socket that the victim connects",
+                    vec!["borrow", "", &role],
+                )
+            },
+            credentials(
+                "the victim's address as its own",
+                vec!["spoof", &victim, &role],
+            ),
+        ];
+        Ok(Self {
+            attempts,
+            reuse: credentials(ADDRESS_REUSED, vec!["spoof", &victim, &role]),
+            _other_agent: other_agent,
+            _other_node: other_node,
+        })
+    }
+
+    /// The victim goes, and the attacker takes its address in the same moment.
+    pub(super) fn reuse(&self, scene: &Scene) -> Result<(&Attempt, String)> {
+        scene.stage.objects().remove_pod(("team-a", "victim"))?;
+        let heard = self.reuse.make(scene, &scene.attacker)?;
+        Ok((&self.reuse, heard))
+    }
+}
+
+impl Attempt {
+    fn new(name: &'static str, own: Own, words: Vec<&str>) -> Self {
+        Self {
+            name,
+            own,
+            words: words.into_iter().map(str::to_owned).collect(),
+            borrows: false,
+        }
+    }
+
+    /// Makes it from inside of a pod; what that heard.
+    pub(super) fn make(&self, scene: &Scene, pod: &Pod) -> Result<String> {
+        if !self.borrows {
+            return self.run(pod, &self.words);
+        }
+        // A door for each time: a lender lends once.
+        let door = scene.stage.sandbox().scratch().join("door");
+        drop(std::fs::remove_file(&door));
+        let door = door.to_string_lossy().into_owned();
+        let lend: Command = python(scene.victim.place(), &["lend", &door]);
+        let lender = Program::start("the victim", lend)?;
+        lender.wait_for("that it lends", LIMIT, |line| {
+            (line == "lending").then_some(())
+        })?;
+        let mut words = self.words.clone();
+        words[1] = door;
+        self.run(pod, &words)
+    }
+
+    fn run(&self, pod: &Pod, words: &[String]) -> Result<String> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Ok(run(self.name, python(pod.place(), &words), LIMIT)?.stdout)
+    }
+
+    /// Whether what was heard is what only the victim may hear.
+    pub(super) fn is_theft(&self, heard: &str) -> bool {
+        has_credentials(heard) || self.own == Own::Refusal && heard.starts_with("HTTP/1.1 200")
+    }
+
+    /// Whether the victim hears by it what it must for the attempt to be one.
+    pub(super) fn is_answered(&self, heard: &str) -> bool {
+        match self.own {
+            Own::Credentials => has_credentials(heard),
+            Own::Answer => heard.starts_with("HTTP/1.1 "),
+            Own::Refusal => heard.starts_with("HTTP/1.1 503"),
+        }
+    }
+}
+
+fn has_credentials(heard: &str) -> bool {
+    heard.contains("\"SecretAccessKey\"")
+}

@@ -1,0 +1,244 @@
+//! `cargo xtask demo`: kiam at work on a node, to look at.
+//!
+//! Four pods in three namespaces each run the same unmodified AWS CLI. Two get their own roles'
+//! credentials; one wants a role that its namespace does not permit, and one is in a namespace
+//! that permits none. Server and agent are
+//! the real programs, the kernel programs are real; STS is a double, and so is the node's own
+//! metadata service, which counts what reaches it.
+
+mod cast;
+mod page;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+use toolchain::{AWS, Consent, kernel, prepare};
+
+use cast::{Cast, Role};
+use page::Page;
+use testbed::doubles::imds::NODE_ROLE;
+use testbed::kiam::{METADATA_PORT, Programs, SERVER_PORT};
+use testbed::probe::{METADATA_SERVICE, Outcome, Prober};
+use testbed::sandbox;
+use testbed::sandbox::{CONTROL_IP, Finished, NodeOptions, run as run_program};
+use testbed::stage::{Stage, StageNode};
+
+/// Flags of `cargo xtask demo`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    consent: Consent,
+
+    /// Leave everything running, with commands to play with it, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+}
+
+const CLIENT_LIMIT: Duration = Duration::from_secs(60);
+const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+/// The agent tells whom the kernel named.
+const AGENT_LOG: [&str; 2] = ["--json-log", "--level=info,kiam_agent::caller=debug"];
+
+/// Runs the command.
+///
+/// # Errors
+/// When something cannot be set up, or does not turn out as it should.
+pub fn run(args: &Args) -> Result<()> {
+    prepare(args.consent, |plan| {
+        sandbox::plan(plan);
+        kernel::plan(plan);
+        AWS.plan(plan)
+    })?;
+    let programs = Programs::build()?;
+    let begin = Instant::now();
+    let page = Page::new();
+    page.title();
+
+    let stage = Stage::new(&programs)?;
+    let node = stage.node("node-1", NodeOptions::default())?;
+    let cast = Cast::enter(&stage, &node)?;
+    page.set(
+        "node",
+        node.node().ip(),
+        "a network namespace; its pods have namespaces and cgroups of their own",
+    );
+    page.set(
+        "STS",
+        stage.sts().url(),
+        "a stand-in that checks every signature",
+    );
+    let started = Instant::now();
+    let server = stage.start_server(&[])?;
+    let did = format!(
+        "reads cluster.yaml, assumes roles; ready in {}",
+        page::took(started)
+    );
+    page.set("kiam-server", format!("{CONTROL_IP}:{SERVER_PORT}"), &did);
+    let started = Instant::now();
+    let agent = stage.start_agent(&node, &AGENT_LOG)?;
+    let did = format!("guards the node's pods; ready in {}", page::took(started));
+    page.set(
+        "kiam-agent",
+        format!("{}:{METADATA_PORT}", node.node().ip()),
+        &did,
+    );
+
+    page.heading("Four pods run the same unmodified AWS CLI, with nothing configured");
+    page.command("aws sts get-caller-identity");
+    let clients = ask_as_all(&stage, &cast)?;
+    let mut as_it_should = Vec::new();
+    for (role, client) in cast.roles().iter().zip(clients) {
+        page.pod(role);
+        let seen = cast::sightings(agent.program(), role.pod())?;
+        page.kernel(
+            role.pod(),
+            seen.first()
+                .context("the kernel saw no connection of the pod")?,
+        );
+        as_it_should.push(if role.is_permitted() {
+            granted(&page, role, &client)
+        } else {
+            forbidden(&page, &cast, role, &client)?
+        });
+    }
+
+    page.heading("And others who would like some");
+    as_it_should.extend(others(&page, &stage, &node, &cast)?);
+
+    page.heading("The node's own metadata service, behind the agent's back");
+    let traffic = node.imds().traffic();
+    page.traffic(traffic.connections(), traffic.bytes());
+    as_it_should.push(traffic.connections() == 0);
+    page.end(begin);
+
+    ensure!(
+        as_it_should.iter().all(|good| *good),
+        "this did not turn out as it should"
+    );
+    if args.keep {
+        for (program, name) in [
+            (server.program(), "kiam-server"),
+            (agent.program(), "kiam-agent"),
+        ] {
+            program.tee(&stage.sandbox().scratch().join(format!("{name}.log")))?;
+        }
+        page.play(&cast, stage.sandbox().scratch());
+        wait_for_interrupt()?;
+        page.goodbye();
+    }
+    Ok(())
+}
+
+/// All at once, as they would be.
+fn ask_as_all(stage: &Stage, cast: &Cast) -> Result<Vec<Finished>> {
+    let ask = |role: &Role| {
+        let mut command = role.pod().place().command(AWS.program("aws"));
+        command
+            .args(["sts", "get-caller-identity", "--query=Arn", "--output=text"])
+            .env_clear()
+            .envs(cast::environment(stage)?);
+        run_program("the AWS CLI", command, CLIENT_LIMIT)
+    };
+    std::thread::scope(|scope| {
+        let roles = cast.roles().iter();
+        let clients: Vec<_> = roles.map(|role| scope.spawn(move || ask(role))).collect();
+        let join = |client: std::thread::ScopedJoinHandle<'_, _>| {
+            client
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        clients.into_iter().map(join).collect()
+    })
+}
+
+fn granted(page: &Page, role: &Role, client: &Finished) -> bool {
+    let arn = client.stdout.trim();
+    let own = arn.contains(&format!(":assumed-role/{}/", role.wants()));
+    if own {
+        page.got(arn);
+    } else {
+        page.wrong(&format!("{arn}{}", client.stderr.trim()));
+    }
+    own
+}
+
+fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result<bool> {
+    let url = format!("{METADATA_SERVICE}{ROLES}{}", role.wants());
+    let answer = Prober::new()?.get(role.pod().place(), &url)?.answer()?;
+    page.told(answer.status, answer.body.trim());
+    page.cli_said(client.stderr.trim());
+    page.mend(&cast.obstacle(role)?);
+    let refused = answer.status == 403 && answer.body.contains("iam.amazonaws.com/permitted");
+    Ok(refused && !client.status.success())
+}
+
+/// What others try, and that it comes to nothing.
+fn others(page: &Page, stage: &Stage, node: &StageNode, cast: &Cast) -> Result<Vec<bool>> {
+    let prober = Prober::new()?;
+    let [first, second, ..] = cast.roles() else {
+        anyhow::bail!("the cast is larger");
+    };
+    let pod = first.pod().place();
+    let stray = pod.with_cgroup(node.node().kubepods().child("stray.scope")?);
+    let metadata = format!("{METADATA_SERVICE}{ROLES}");
+    let agent = format!("http://{}:{METADATA_PORT}{ROLES}", node.node().ip());
+    // Of those who come to its port past the redirect the kernel tells nothing, which may pass.
+    let tries = [
+        (
+            format!("{} asks for {}", first.name(), second.wants()),
+            pod,
+            format!("{metadata}{}", second.wants()),
+            403,
+        ),
+        (
+            format!("{} asks for the node's role", first.name()),
+            pod,
+            format!("{metadata}{NODE_ROLE}"),
+            403,
+        ),
+        (
+            "a process in a pod's network, in no pod's cgroup".to_owned(),
+            &stray,
+            metadata.clone(),
+            403,
+        ),
+        (
+            "a process of the node, at the agent's port".to_owned(),
+            node.node().place(),
+            agent.clone(),
+            503,
+        ),
+        (
+            "somebody on the network, at the agent's port".to_owned(),
+            stage.sandbox().control(),
+            agent,
+            503,
+        ),
+    ];
+    let mut refused = Vec::new();
+    for (who, place, url, status) in tries {
+        let outcome = prober.get(place, &url)?;
+        let good = matches!(&outcome, Outcome::Answer(answer) if answer.status == status);
+        page.tried(&who, &outcome, good);
+        refused.push(good);
+    }
+    Ok(refused)
+}
+
+fn wait_for_interrupt() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut interrupt = signal(SignalKind::from_raw(Signal::SIGINT as i32))?;
+        let mut terminate = signal(SignalKind::from_raw(Signal::SIGTERM as i32))?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,258 @@
+//! The demo's pods: who wants what, and the file that says what they may have.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use toolchain::AWS;
+
+use testbed::sandbox::{Node, Pod, PodOptions, Program};
+use testbed::stage::{BASE_ARN, Stage, StageNode};
+
+/// Namespaces, and whether they permit roles: those that begin with their names.
+const NAMESPACES: [(&str, bool); 3] = [("orders", true), ("billing", true), ("sandbox", false)];
+/// Namespace, pod, the role that it wants, and whether its namespace permits that.
+const ROLES: [(&str, &str, &str, bool); 4] = [
+    ("orders", "api", "orders-db", true),
+    ("billing", "worker", "billing-reports", true),
+    ("billing", "intruder", "orders-db", false),
+    ("sandbox", "newcomer", "sandbox-files", false),
+];
+const PERMITTED: &str = "iam.amazonaws.com/permitted";
+const FILE: &str = "cluster";
+const LOG_LIMIT: Duration = Duration::from_secs(5);
+
+/// A pod and what it wants.
+#[derive(Debug)]
+pub(super) struct Role {
+    namespace: &'static str,
+    name: &'static str,
+    wants: &'static str,
+    permitted: bool,
+    pod: Pod,
+}
+
+/// All pods, and the file.
+#[derive(Debug)]
+pub(super) struct Cast {
+    roles: Vec<Role>,
+    yaml: String,
+}
+
+/// Where the file keeps a pod from its role.
+#[derive(Debug)]
+pub(super) struct Obstacle {
+    /// The line's number, from 1.
+    pub(super) at: usize,
+    /// What it says.
+    pub(super) line: String,
+    /// What to write below it, if it is not the line itself that is to be changed.
+    pub(super) lacks: Option<String>,
+}
+
+/// A connection as the kernel told of it.
+#[derive(Debug)]
+pub(super) struct Sighting {
+    pub(super) peer: String,
+    pub(super) cgroup: u64,
+    pub(super) uid: String,
+}
+
+impl Role {
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    pub(super) const fn wants(&self) -> &'static str {
+        self.wants
+    }
+
+    pub(super) const fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    /// Whether its namespace permits what it wants.
+    pub(super) const fn is_permitted(&self) -> bool {
+        self.permitted
+    }
+
+    /// Which roles its namespace permits, if it says.
+    pub(super) fn may_have(&self) -> Option<String> {
+        NAMESPACES
+            .contains(&(self.namespace, true))
+            .then(|| permitted(self.namespace))
+    }
+
+    /// The name of the script that enters it.
+    pub(super) fn script(&self) -> String {
+        format!("{}-{}", self.namespace, self.name)
+    }
+}
+
+impl Cast {
+    /// Makes the pods, and writes the file that the server reads.
+    pub(super) fn enter(stage: &Stage, node: &StageNode) -> Result<Self> {
+        let mut roles = Vec::new();
+        for (namespace, name, wants, permitted) in ROLES {
+            let pod = node.node().pod(PodOptions::default())?;
+            roles.push(Role {
+                namespace,
+                name,
+                wants,
+                permitted,
+                pod,
+            });
+        }
+        let yaml = yaml(&roles)?;
+        stage.objects().put_text(FILE, &yaml)?;
+        let cast = Self { roles, yaml };
+        cast.write_scripts(stage, node.node())?;
+        Ok(cast)
+    }
+
+    pub(super) fn roles(&self) -> &[Role] {
+        &self.roles
+    }
+
+    /// What in the file keeps a pod from its role.
+    pub(super) fn obstacle(&self, role: &Role) -> Result<Obstacle> {
+        let may_have = role.may_have();
+        let (sought, lacks) = match &may_have {
+            Some(permitted) => (format!("{PERMITTED}: {permitted}"), None),
+            None => {
+                let lacking = format!("{PERMITTED}: {}", permitted(role.namespace));
+                (format!("name: {}", role.namespace), Some(lacking))
+            }
+        };
+        let mut lines = self.yaml.lines().map(str::trim).zip(1..);
+        let found = lines.find(|(line, _)| *line == sought);
+        let (line, at) = found.context("the file names every namespace")?;
+        Ok(Obstacle {
+            at,
+            line: line.to_owned(),
+            lacks,
+        })
+    }
+
+    /// One script for each pod, and one for the node: runs a command there.
+    fn write_scripts(&self, stage: &Stage, node: &Node) -> Result<()> {
+        let mut environment = String::new();
+        for (name, value) in environment_of_shell(stage)? {
+            write!(environment, " {name}={value}")?;
+        }
+        let places = self
+            .roles
+            .iter()
+            .map(|role| (role.script(), role.pod.place()));
+        for (name, place) in places.chain([("node".to_owned(), node.place())]) {
+            let path = stage.sandbox().scratch().join(name);
+            let script = format!(
+                "#!/bin/sh\n# Runs a command here, as in: {} curl http://169.254.169.254/\n\
+                 exec {} env -i{environment} \"${{@:-sh}}\"\n",
+                path.display(),
+                place.shell()
+            );
+            std::fs::write(&path, script)
+                .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a pod's program finds in its environment: where STS is, and nothing of credentials.
+pub(super) fn environment(stage: &Stage) -> Result<[(&'static str, String); 3]> {
+    let home = stage.sandbox().folder("home")?;
+    Ok([
+        ("HOME", home.display().to_string()),
+        ("AWS_DEFAULT_REGION", "eu-west-1".to_owned()),
+        ("AWS_ENDPOINT_URL_STS", stage.sts().url()),
+    ])
+}
+
+fn environment_of_shell(stage: &Stage) -> Result<Vec<(&'static str, String)>> {
+    let tools = AWS.program("").display().to_string();
+    let path = format!("{tools}:/usr/sbin:/usr/bin:/sbin:/bin");
+    let mut environment = environment(stage)?.to_vec();
+    environment.extend([("PATH", path), ("TERM", "\"$TERM\"".to_owned())]);
+    Ok(environment)
+}
+
+fn permitted(namespace: &str) -> String {
+    format!("{BASE_ARN}{namespace}-.*")
+}
+
+fn yaml(roles: &[Role]) -> Result<String> {
+    let mut yaml = String::from(
+        "# What kiam-server takes for the cluster. Change it: it is read again at once.\n",
+    );
+    for (namespace, permits) in NAMESPACES {
+        write!(
+            yaml,
+            "---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {namespace}
+"
+        )?;
+        if permits {
+            let permitted = permitted(namespace);
+            write!(yaml, "  annotations:\n    {PERMITTED}: {permitted}\n")?;
+        }
+    }
+    for Role {
+        namespace,
+        name,
+        wants,
+        pod,
+        ..
+    } in roles
+    {
+        let (uid, node) = (pod.uid(), pod.node().name());
+        let (v4, v6) = (
+            pod.ip().context("an address")?,
+            pod.ipv6().context("an address")?,
+        );
+        write!(
+            yaml,
+            "---
+apiVersion: v1
+kind: Pod
+metadata:
+  namespace: {namespace}
+  name: {name}
+  uid: {uid}
+  annotations:
+    iam.amazonaws.com/role: {wants}
+spec:
+  nodeName: {node}
+  serviceAccountName: default
+status:
+  phase: Running
+  podIPs:
+    - ip: {v4}
+    - ip: {v6}
+"
+        )?;
+    }
+    Ok(yaml)
+}
+
+/// What the kernel told the agent of a pod's connections, by the agent's log.
+pub(super) fn sightings(agent: &Program, pod: &Pod) -> Result<Vec<Sighting>> {
+    let of_pod = |line: &str| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        (line["pod.uid"] == pod.uid()).then_some(())?;
+        Some(Sighting {
+            peer: line["peer"].as_str()?.to_owned(),
+            cgroup: line["cgroup"].as_u64()?,
+            uid: line["pod.uid"].as_str()?.to_owned(),
+        })
+    };
+    // The line was written before the answer; it may still be on its way here.
+    agent.wait_for("connection of the pod", LOG_LIMIT, of_pod)?;
+    Ok(agent.output().lines().filter_map(of_pod).collect())
+}

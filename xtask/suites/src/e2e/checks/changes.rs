@@ -1,0 +1,95 @@
+//! What changes in the API changes on the node.
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, DeleteParams};
+
+use super::super::report::{Facts, short};
+use super::super::world::{PERMITTED, ROLE, World};
+use super::tools::{answers, has, is, seen};
+use testbed::cluster::PodTemplate;
+
+pub(super) async fn role(world: &mut World) -> Result<Facts> {
+    let template = PodTemplate {
+        namespace: "billing",
+        name: "changing",
+        annotations: &[(ROLE, "billing-reader")],
+        ..Default::default()
+    };
+    let place = world.pod(&template).await?;
+    is(world, &place, "billing-reader")?;
+    let objects = world.objects.clone();
+    let pods = objects.api::<Pod>("billing");
+
+    let other = Some("billing-writer");
+    objects.annotate(&pods, "changing", ROLE, other).await?;
+    let (_, changed) = seen(|| has(&place, "billing-writer")).await?;
+    answers(&place, "billing-reader", 403, &["billing-writer"])?;
+    is(world, &place, "billing-writer")?;
+
+    objects.annotate(&pods, "changing", ROLE, None).await?;
+    let (_, removed) = seen(|| answers(&place, "", 404, &[ROLE])).await?;
+    answers(&place, "billing-writer", 404, &[ROLE])?;
+    Ok(vec![format!(
+        "another role: credentials after {}; no role: refused after {}",
+        short(changed),
+        short(removed)
+    )])
+}
+
+pub(super) async fn permission(world: &mut World) -> Result<Facts> {
+    let objects = world.objects.clone();
+    objects.namespace("shop", &[(PERMITTED, ".*")]).await?;
+    let template = PodTemplate {
+        namespace: "shop",
+        name: "till",
+        annotations: &[(ROLE, "shop-till")],
+        ..Default::default()
+    };
+    let place = world.pod(&template).await?;
+    is(world, &place, "shop-till")?;
+    let namespaces = Api::<Namespace>::all(objects.client().clone());
+
+    objects
+        .annotate(&namespaces, "shop", PERMITTED, None)
+        .await?;
+    let refused = || answers(&place, "shop-till", 403, &[PERMITTED, "shop"]);
+    let (_, withdrawn) = seen(refused).await?;
+
+    let given = Some("arn:aws:iam::123456789012:role/shop-.*");
+    objects
+        .annotate(&namespaces, "shop", PERMITTED, given)
+        .await?;
+    let (_, given) = seen(|| has(&place, "shop-till")).await?;
+    is(world, &place, "shop-till")?;
+    Ok(vec![format!(
+        "withdrawn: refused after {}; given: credentials after {}",
+        short(withdrawn),
+        short(given)
+    )])
+}
+
+pub(super) async fn deletion(world: &mut World) -> Result<Facts> {
+    let template = PodTemplate {
+        namespace: "orders",
+        name: "leaving",
+        annotations: &[(ROLE, "orders-leaving")],
+        ..Default::default()
+    };
+    let place = world.pod(&template).await?;
+    is(world, &place, "orders-leaving")?;
+    // It ends when its containers have ended, which may need credentials for that.
+    let gracefully = DeleteParams::default().grace_period(30);
+    let pods = world.objects.api::<Pod>("orders");
+    let _terminating = pods.delete("leaving", &gracefully).await?;
+    is(world, &place, "orders-leaving")?;
+    // Its processes may outlive it, and have nothing.
+    world.objects.delete_pod("orders", "leaving").await?;
+    let refused = || answers(&place, "orders-leaving", 403, &["has gone"]);
+    let (_, ended) = seen(refused).await?;
+    answers(&place, "", 403, &["has gone"])?;
+    Ok(vec![format!(
+        "served while it terminates, refused {} after it was gone, a bounded wait included",
+        short(ended)
+    )])
+}

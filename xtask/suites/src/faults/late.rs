@@ -1,0 +1,149 @@
+//! Never late: from the API's word that a pod is bound to its credentials on the node, with many
+//! pods a second starting, none of which the API knows an address of.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::StreamExt as _;
+use futures::future::try_join_all;
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use tokio::time::{Instant, sleep_until};
+
+use super::client;
+use super::world::{NAMESPACES, ROLE, World};
+use pod_client::ask::{Asked, now};
+use testbed::cluster::{PodTemplate, Running};
+use testbed::sandbox::Program;
+
+/// How long STS takes for each role; each pod has one of its own.
+const STS_LATENCY: Duration = Duration::from_millis(50);
+/// No container starts earlier: its sandbox is made, and its image unpacked, before that.
+const CONTAINER_START_MS: u64 = 500;
+const LIMIT: Duration = Duration::from_secs(30);
+/// Until the last client has stopped itself.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Pods whose namespaces are made at a time.
+const AT_ONCE: usize = 4;
+
+/// What was measured, times in milliseconds.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Late {
+    pub(super) pods: usize,
+    pub(super) per_second: u32,
+    pub(super) p50_ms: u64,
+    pub(super) p99_ms: u64,
+    pub(super) max_ms: u64,
+    /// Pods that had no credentials yet when their container could have started.
+    pub(super) waited: usize,
+    /// Times that asking, begun at the binding, came to nothing before it came to credentials.
+    pub(super) failures: usize,
+}
+
+impl Late {
+    pub(super) fn line(&self) -> String {
+        let Self {
+            pods,
+            per_second,
+            p50_ms,
+            p99_ms,
+            max_ms,
+            waited,
+            failures,
+        } = self;
+        format!(
+            "never late: {pods} pods, {per_second} a second, from binding to credentials: p50 {p50_ms} ms, \
+             p99 {p99_ms} ms, at most {max_ms} ms; {waited} took longer than {CONTAINER_START_MS} ms; \
+             {failures} requests failed"
+        )
+    }
+}
+
+/// A pod that is not bound yet, with a client in it that is stopped.
+struct Starting {
+    which: usize,
+    pod: Running,
+    program: Program,
+}
+
+/// Starts so many pods, so many a second, and measures when each has its credentials.
+///
+/// # Errors
+/// When a pod cannot be made, or has no credentials in the end.
+pub(super) async fn measure(world: &mut World, pods: usize, per_second: u32) -> Result<Late> {
+    world.sts_behaves(|sts| sts.latency = STS_LATENCY);
+    let prepared = (0..pods).map(|number| prepare(world, number));
+    let mut prepared = futures::stream::iter(prepared).buffered(AT_ONCE);
+    let mut starting = Vec::new();
+    while let Some(prepared) = prepared.next().await {
+        starting.push(prepared?);
+    }
+    drop(prepared);
+    tokio::time::sleep(SETTLE).await;
+    let (world_now, begin) = (&*world, Instant::now());
+    let gap = Duration::from_secs(1) / per_second;
+    let bound = try_join_all((0u32..).zip(&starting).map(|(at, it)| async move {
+        sleep_until(begin + gap * at).await;
+        let node = world_now.nodes[it.which].name();
+        let (namespace, name) = (it.pod.namespace(), it.pod.name());
+        world_now.objects.bind(namespace, name, node).await?;
+        let bound = now();
+        it.program.signal(Signal::SIGCONT)?;
+        anyhow::Ok(bound)
+    }))
+    .await?;
+    let (mut times, mut failures) = (Vec::new(), 0);
+    for (bound, it) in bound.into_iter().zip(&starting) {
+        let end = it.program.wait_for("credentials", LIMIT, |line| {
+            let asked: Asked = serde_json::from_str(line).ok()?;
+            failures += usize::from(asked.key.is_none());
+            asked.key.as_ref().map(|_| asked.end())
+        });
+        let end = end.with_context(|| format!("the new pod {}", it.pod.name()))?;
+        times.push(end.saturating_sub(bound));
+    }
+    for Starting {
+        which,
+        pod,
+        program,
+    } in starting
+    {
+        drop(program);
+        world.nodes[which].kubelet.stop(pod).await?;
+    }
+    world.sts_behaves(|_| ());
+    times.sort_unstable();
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
+    Ok(Late {
+        pods,
+        per_second,
+        p50_ms: percentile(50),
+        p99_ms: percentile(99),
+        max_ms: percentile(100),
+        waited: times
+            .iter()
+            .filter(|took| **took > CONTAINER_START_MS)
+            .count(),
+        failures,
+    })
+}
+
+async fn prepare(world: &World, number: usize) -> Result<Starting> {
+    let name = format!("starting-{number}");
+    let template = PodTemplate {
+        namespace: NAMESPACES[0],
+        name: &name,
+        annotations: &[(ROLE, &name)],
+        ..PodTemplate::default()
+    };
+    let object = world.objects.pod(&template).await?;
+    let which = number % world.nodes.len();
+    let pod = world.nodes[which].kubelet.start(&object).await?;
+    let command = client::fast(pod.place(), &["--first", "--interval=20", "--limit=5000"])?;
+    let program = Program::start(&name, command)?;
+    Ok(Starting {
+        which,
+        pod,
+        program,
+    })
+}

@@ -1,0 +1,97 @@
+//! Faults of certificates' files. What they change is seen by new connections, so those that there
+//! are break as well.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::FutureExt as _;
+
+use super::{Fault, RECONNECT, network, nothing};
+use crate::faults::world::{AGENT, World};
+use testbed::pki::{Authority, Leaf, SERVER};
+
+const GROUP: &str = "certificates";
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault::new(
+        "certificates are rotated",
+        GROUP,
+        |w| rotate(w).boxed_local(),
+        nothing,
+    )
+    .serves_new_pods(),
+    Fault::new(
+        "the servers' certificate has expired",
+        GROUP,
+        |w| expire(w).boxed_local(),
+        |w| server(w, &SERVER).boxed_local(),
+    )
+    .starves_new_pods()
+    .recovers_within(RECONNECT),
+    Fault::new(
+        "the servers have another CA",
+        GROUP,
+        |w| another_ca(w).boxed_local(),
+        |w| server(w, &SERVER).boxed_local(),
+    )
+    .starves_new_pods()
+    .recovers_within(RECONNECT),
+    Fault::new(
+        "the servers' certificate is written by half",
+        GROUP,
+        |w| torn(w).boxed_local(),
+        |w| server(w, &SERVER).boxed_local(),
+    )
+    .serves_new_pods(),
+];
+
+/// What was written is in use, and new connections show it.
+async fn taken_in(world: &World) -> Result<()> {
+    // Writers are waited for, some 200 ms, and there is no telling from outside.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    network::cut(world)
+}
+
+async fn server(world: &mut World, leaf: &Leaf<'_>) -> Result<()> {
+    write(world, &world.authority, leaf)
+}
+
+fn write(world: &World, authority: &Authority, leaf: &Leaf<'_>) -> Result<()> {
+    let folder = world
+        .servers
+        .tls
+        .cert
+        .parent()
+        .context("it is in a folder")?;
+    authority.write(folder, leaf).map(drop)
+}
+
+async fn rotate(world: &mut World) -> Result<()> {
+    server(world, &SERVER).await?;
+    for node in &world.nodes {
+        let folder = node.tls.cert.parent().context("it is in a folder")?;
+        world.authority.write(folder, &AGENT)?;
+    }
+    taken_in(world).await
+}
+
+async fn expire(world: &mut World) -> Result<()> {
+    let expired = Leaf {
+        expired: true,
+        ..SERVER
+    };
+    server(world, &expired).await?;
+    taken_in(world).await
+}
+
+async fn another_ca(world: &mut World) -> Result<()> {
+    write(world, &Authority::new("another")?, &SERVER)?;
+    taken_in(world).await
+}
+
+async fn torn(world: &mut World) -> Result<()> {
+    let path = &world.servers.tls.cert;
+    let whole = std::fs::read(path)?;
+    std::fs::write(path, &whole[..whole.len() / 2])?;
+    taken_in(world).await
+}

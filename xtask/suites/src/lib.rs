@@ -1,0 +1,25 @@
+//! Suites that try whole agents and servers, each a command of `cargo xtask`.
+//!
+//! ```text
+//! demo         a node with pods that get their credentials, to look at
+//! e2e          the whole path against a real Kubernetes API
+//! clients      AWS's SDKs and other clients, in every state that kiam shows them
+//! conformance  a metadata service, line by line against the real one
+//! attack       a hostile pod
+//! restarts     upgrades and kills of an agent under load
+//! faults       what pods notice while one part after another breaks
+//! node         real kernels and nodes, in virtual machines
+//! room         a sandbox to try something in by hand
+//! metrics      metrics that the programs define, read from their sources
+//! ```
+
+pub mod attack;
+pub mod clients;
+pub mod conformance;
+pub mod demo;
+pub mod e2e;
+pub mod faults;
+pub mod metrics;
+pub mod node;
+pub mod restarts;
+pub mod room;

@@ -1,0 +1,203 @@
+//! What kernels are tried with: `doctor` with the agent's capabilities, the kernel tests, and the
+//! commands that run whole agents.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::carried::THERE;
+use super::machine::Machine;
+use testbed::sandbox::PATIENCE;
+use testbed::test_output::Outcome;
+
+/// What the chart gives an agent, and no more.
+const AS_AGENT: &str = "setpriv --bounding-set=-all,+bpf,+net_admin,+dac_read_search \
+                        --inh-caps=-all,+bpf,+net_admin,+dac_read_search --no-new-privs";
+const PODS: &str = "/sys/fs/cgroup/kubepods.slice";
+/// What the oldest kernels are told.
+const TOO_OLD: &str = "needs 5.14 or newer";
+
+/// Kernel tests of the short form: one of each kernel program, of attaching and of taking over.
+const TELLING: [&str; 6] = [
+    "needs_these_capabilities_only",
+    "redirects_and_attests_every_family",
+    "lets_no_packet_out",
+    "attests_no_forged_packet",
+    "is_taken_over_by_the_next_agent",
+    "removes_maps_of_other_versions",
+];
+
+/// Something that a kernel is tried with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Check {
+    /// doctor, which loads the programs, with exactly the agent's capabilities.
+    Doctor,
+    /// kiam-agent/tests/kernel.
+    Tests,
+    /// cargo xtask conformance.
+    Conformance,
+    /// cargo xtask attack.
+    Attack,
+    /// cargo xtask restarts.
+    Restarts,
+}
+
+/// What came of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) good: bool,
+    /// In a few words.
+    pub(super) summary: String,
+    /// All that is of interest where it is not good.
+    pub(super) details: String,
+}
+
+impl Check {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Doctor,
+        Self::Tests,
+        Self::Conformance,
+        Self::Attack,
+        Self::Restarts,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Doctor => "doctor",
+            Self::Tests => "kernel tests",
+            Self::Conformance => "conformance",
+            Self::Attack => "attack",
+            Self::Restarts => "restarts",
+        }
+    }
+
+    /// Makes the check.
+    pub(super) fn make(self, machine: &Machine, short: bool) -> Found {
+        let made = match self {
+            Self::Doctor => doctor(machine),
+            Self::Tests if short => telling_tests(machine),
+            Self::Tests => tests(machine, ""),
+            Self::Conformance => command(machine, "conformance", Duration::from_secs(60)),
+            Self::Attack => command(machine, "attack", Duration::from_secs(240)),
+            Self::Restarts => command(machine, RESTARTS, Duration::from_secs(240)),
+        };
+        made.unwrap_or_else(|error| Found {
+            good: false,
+            summary: "did not end".into(),
+            details: format!("{error:#}"),
+        })
+    }
+}
+
+const RESTARTS: &str = "restarts --seconds=120 --times=4 --rate=5";
+
+/// What `doctor` says as an agent has it in the chart.
+pub(super) fn doctor(machine: &Machine) -> Result<Found> {
+    let script = format!("mkdir -p {PODS}; {AS_AGENT} {THERE}/kiam-agent doctor 2>&1");
+    let limit = machine.limit(Duration::from_secs(15));
+    let said = machine.run(&script, limit)?;
+    let failed: Vec<_> = said
+        .stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix("FAIL "))
+        .collect();
+    let good = said.status.success();
+    let summary = match &*failed {
+        [] if good => "ok".to_owned(),
+        [] => format!("failed ({})", said.status),
+        [first, ..] => {
+            // The verifier's words are among the details.
+            let first = first.split("; the verifier").next().unwrap_or(first);
+            first.split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+    };
+    Ok(Found {
+        good,
+        summary,
+        details: said.stdout,
+    })
+}
+
+impl Found {
+    /// That a kernel which is too old is refused, and told so.
+    pub(super) fn refusal(self) -> Self {
+        Self {
+            good: !self.good && self.summary.contains(TOO_OLD),
+            ..self
+        }
+    }
+}
+
+fn environment(machine: &Machine) -> String {
+    let patience = machine.limit(Duration::from_secs(1)).as_secs();
+    format!("cd /tmp && env RUST_BACKTRACE=0 {PATIENCE}={patience}")
+}
+
+fn tests(machine: &Machine, arguments: &str) -> Result<Found> {
+    let environment = environment(machine);
+    let script = format!("{environment} {THERE}/kernel-tests {arguments} 2>&1");
+    let said = machine.run(&script, machine.limit(Duration::from_secs(180)))?;
+    let mut outcome = Outcome::default();
+    let mut failed = Vec::new();
+    for line in said.stdout.lines() {
+        outcome.read(line);
+        let test = line
+            .strip_prefix("test ")
+            .and_then(|line| line.strip_suffix("FAILED"));
+        if let Some((name, _)) = test.and_then(|test| test.split_once(' ')) {
+            failed.push(name);
+        }
+    }
+    outcome.end(said.status.success());
+    let Outcome {
+        passed, skipped, ..
+    } = outcome;
+    let good = outcome.failed == 0 && skipped == 0 && passed > 0;
+    let mut summary = format!("{passed} passed");
+    if outcome.failed > 0 {
+        summary += &format!(", {} failed: {}", outcome.failed, failed.join(", "));
+    }
+    if skipped > 0 {
+        summary += &format!(", {skipped} skipped");
+    }
+    Ok(Found {
+        good,
+        summary,
+        details: said.stdout,
+    })
+}
+
+fn telling_tests(machine: &Machine) -> Result<Found> {
+    let mut whole = Found {
+        good: true,
+        summary: format!("{} of them passed", TELLING.len()),
+        details: String::new(),
+    };
+    for name in TELLING {
+        let found = tests(machine, &format!("--exact {name}"))?;
+        whole.details += &found.details;
+        if !found.good {
+            whole.good = false;
+            whole.summary = format!("{name}: {}", found.summary);
+        }
+    }
+    Ok(whole)
+}
+
+/// Runs one of these commands, with the programs that were carried in.
+fn command(machine: &Machine, words: &str, limit: Duration) -> Result<Found> {
+    let environment = environment(machine);
+    let script = format!("{environment} {THERE}/xtask {words} --programs={THERE} 2>&1");
+    let said = machine.run(&script, machine.limit(limit))?;
+    let good = said.status.success();
+    let last = said.stdout.lines().rfind(|line| !line.trim().is_empty());
+    Ok(Found {
+        good,
+        summary: if good {
+            "passed".into()
+        } else {
+            last.unwrap_or("failed, and said nothing").trim().to_owned()
+        },
+        details: said.stdout,
+    })
+}

@@ -1,0 +1,399 @@
+//! Level 2 of `cargo xtask node`: a real Kubernetes cluster whose nodes are machines, with kiam on it as
+//! helm installs the chart.
+//!
+//! ```text
+//!  sandbox's control namespace ── etcd, API server, controllers, scheduler, DNS, STS
+//!     │ bridge                     169.254.169.254: the nodes' own metadata service
+//!     ├── node1  machine: systemd, containerd, kubelet, kube-proxy, bridge CNI
+//!     │     ├── pod   kiam's agents and servers; pods that ask for credentials
+//!     │     └── pod
+//!     └── node2 …
+//! ```
+//!
+//! Only AWS and the cluster's DNS are stand-ins. Everything is made in a sandbox and goes with it.
+
+mod checks;
+mod kubectl;
+mod names;
+mod payload;
+mod pods;
+mod table;
+mod vpc;
+mod worker;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::time::Instant;
+use toolchain::Plan;
+
+use super::{Accelerator, Kernel, Root};
+use kubectl::Kubectl;
+use names::Names;
+use payload::KiamImage;
+use table::Table;
+use testbed::cluster;
+use testbed::cluster::ControlPlane;
+use testbed::doubles::sts::ACCOUNT;
+use testbed::image;
+use testbed::sandbox::{CONTROL_IP, Sandbox};
+use toolchain::helm;
+use vpc::Vpc;
+use worker::{Identity, Settings, Worker};
+
+/// The chart's release and its namespace, as the documents have them.
+const RELEASE: &str = "kiam";
+const RELEASE_NAMESPACE: &str = "kube-system";
+const CHART: &str = "deploy/helm/kiam";
+const REPOSITORY: &str = "registry.example.com/kiam";
+/// Time for the probes of emulated processors.
+const PROBE_TIMES: [&str; 6] = [
+    "server.livenessProbe.initialDelaySeconds=60",
+    "server.livenessProbe.timeoutSeconds=20",
+    "server.readinessProbe.timeoutSeconds=20",
+    "agent.livenessProbe.initialDelaySeconds=60",
+    "agent.livenessProbe.timeoutSeconds=20",
+    "agent.readinessProbe.timeoutSeconds=20",
+];
+/// Limits for what controllers, kubelet and containerd do, by KVM.
+const STEP: Duration = Duration::from_secs(30);
+
+/// Flags of level 2.
+#[derive(Debug, Clone, clap::Args)]
+#[group(id = "cluster-args")]
+pub(super) struct Args {
+    /// Make a Kubernetes cluster of machines, install kiam by helm, and check what its pods get
+    #[arg(long)]
+    cluster: bool,
+
+    /// Do only checks with this in their name, and what they need
+    #[arg(long, value_name = "PART", requires = "cluster")]
+    check: Vec<String>,
+
+    /// Do only what there is time for at every change
+    #[arg(long)]
+    short: bool,
+
+    /// Plant a wrong expectation into each check, which must then fail
+    #[arg(long, requires = "cluster")]
+    planted: bool,
+
+    /// Archive of kiam's image, in place of the one that `cargo xtask image` made
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    image: Option<PathBuf>,
+
+    /// Archive of the image that is installed first, to be upgraded to the other under load
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    before: Option<PathBuf>,
+
+    /// Nodes of the cluster
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "cluster")]
+    nodes: u8,
+
+    /// Set a value of the chart, as in agent.redirect=iptables
+    #[arg(long, value_name = "VALUE", requires = "cluster")]
+    set: Vec<String>,
+
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// A cluster to be made.
+#[derive(Debug, Clone)]
+struct Run {
+    args: Args,
+    kernel: Kernel,
+    root: Root,
+    accelerator: Accelerator,
+    image: PathBuf,
+}
+
+/// What came of a check.
+#[derive(Debug, Clone)]
+struct Outcome {
+    check: &'static str,
+    /// Why it failed, if it did.
+    failure: Option<String>,
+    /// Whether others make no sense without it.
+    needed: bool,
+}
+
+impl Args {
+    /// Whether a cluster is asked for.
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.cluster
+    }
+
+    /// Whether only what there is time for at every change is asked for, of either level.
+    pub(super) const fn short(&self) -> bool {
+        self.short
+    }
+
+    /// What a column of the table is of: a kernel, and what is not as it is by default.
+    fn title(&self, kernel: &Kernel) -> String {
+        let mut words = vec![kernel.release.clone()];
+        words.extend(self.settings.words());
+        words.extend(self.set.iter().cloned());
+        if self.nodes > 1 {
+            words.push(format!("{} nodes", self.nodes));
+        }
+        words.join(", ")
+    }
+
+    /// Adds what it needs beside machines.
+    pub(super) fn plan(&self, plan: &mut Plan) -> Result<()> {
+        if self.cluster {
+            plan.program("cc", "gcc", "compiles what nodes' pods run");
+            cluster::plan_components(plan)?;
+            toolchain::kubectl::plan(plan);
+            helm::plan(plan);
+        }
+        Ok(())
+    }
+}
+
+/// Makes a cluster with each kernel, one after the other, and checks kiam there.
+///
+/// # Errors
+/// When there is no image.
+pub(super) fn command(
+    args: &Args,
+    kernels: &[Kernel],
+    root: &Root,
+    accelerator: Accelerator,
+) -> Result<Table> {
+    let image = match &args.image {
+        Some(image) => image.clone(),
+        None => image::made()?.archive,
+    };
+    let mut table = Table::new(args.planted);
+    for kernel in kernels {
+        let run = Run {
+            args: args.clone(),
+            kernel: kernel.clone(),
+            root: root.clone(),
+            accelerator,
+            image: image.clone(),
+        };
+        let title = args.title(kernel);
+        match outcomes(run) {
+            Ok(outcomes) => table.add(&title, outcomes),
+            Err(error) => table.add_failure(&title, &format!("{error:#}")),
+        }
+    }
+    Ok(table)
+}
+
+/// A running cluster.
+#[derive(Debug)]
+struct Cluster {
+    run: Run,
+    // Dropped in this order: machines, then what they speak to.
+    workers: Vec<Worker>,
+    kubectl: Kubectl,
+    vpc: Vpc,
+    _names: Names,
+    plane: ControlPlane,
+    /// Images of kiam; the last one is installed.
+    images: Vec<KiamImage>,
+    /// How many packets to the nodes' metadata service are allowed so far.
+    allowed: usize,
+    _sandbox: Sandbox,
+}
+
+/// Makes a cluster, installs kiam and checks it.
+#[expect(clippy::print_stdout, reason = "for whoever waits")]
+fn outcomes(run: Run) -> Result<Vec<Outcome>> {
+    let begin = Instant::now();
+    let mut cluster = Cluster::start(run)?;
+    println!(
+        "{}: a node of the cluster after {} s",
+        cluster.run.kernel.release,
+        begin.elapsed().as_secs()
+    );
+    let mut outcomes = Vec::new();
+    let planted = cluster.run.args.planted;
+    for check in checks::list(&cluster.run.args) {
+        let begin = Instant::now();
+        let result = (check.run)(&mut cluster);
+        let failure = result.err().map(|error| format!("{error:#}"));
+        let sign = failure.as_ref().map_or("ok", |_| "FAILED");
+        println!(
+            "{:5} s  {sign:6}  {}",
+            begin.elapsed().as_secs(),
+            check.name
+        );
+        if let Some(failure) = failure.as_ref().filter(|_| !planted || check.needed) {
+            println!("{failure}");
+        }
+        let fatal = failure.is_some() && check.needed;
+        if fatal {
+            println!("{}", cluster.state());
+        }
+        outcomes.push(Outcome {
+            check: check.name,
+            failure,
+            needed: check.needed,
+        });
+        if fatal {
+            break;
+        }
+    }
+    Ok(outcomes)
+}
+
+impl Cluster {
+    fn start(run: Run) -> Result<Self> {
+        let sandbox = Sandbox::new()?;
+        let control = sandbox.control().netns().clone();
+        let vpc = Vpc::start(&sandbox)?;
+        let mut plane = ControlPlane::start(&sandbox)?;
+        control.block_on(async || plane.ready().await.map(drop))??;
+        plane.start_controllers()?;
+        let kubectl = Kubectl::new(&sandbox, &plane)?;
+        let names = Names::follow(&sandbox, kubectl.kubeconfig())?;
+        let mut images = vec![KiamImage {
+            archive: run.image.clone(),
+            name: format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION")),
+        }];
+        images.extend(run.args.before.iter().map(|archive| KiamImage {
+            archive: archive.clone(),
+            name: format!("{REPOSITORY}:before"),
+        }));
+        let identities: Vec<_> = (1..=run.args.nodes).map(Identity::new).collect();
+        let disk = payload::make(&sandbox, &plane, &identities, &images)?;
+        let base = (&run.kernel, &run.root, run.accelerator);
+        let settings = &run.args.settings;
+        let start = |identity| Worker::start(&sandbox, base, identity, &disk, settings, &images);
+        let workers = identities.into_iter().map(start).collect::<Result<_>>()?;
+        let cluster = Self {
+            run,
+            workers,
+            kubectl,
+            vpc,
+            _names: names,
+            plane,
+            images,
+            allowed: 0,
+            _sandbox: sandbox,
+        };
+        cluster.node_ready()?;
+        Ok(cluster)
+    }
+
+    /// A limit that suits what plays the nodes' processors.
+    fn limit(&self, by_kvm: Duration) -> Duration {
+        by_kvm * self.run.accelerator.patience()
+    }
+
+    fn node(&self) -> &Worker {
+        &self.workers[0]
+    }
+
+    /// Name of the image that is installed.
+    fn image(&self) -> Result<&str> {
+        let image = self.images.last().context("there is no image")?;
+        Ok(&image.name)
+    }
+
+    /// Waits until the nodes are ready.
+    fn node_ready(&self) -> Result<()> {
+        for worker in &self.workers {
+            let ready = |node: &serde_json::Value| {
+                let conditions = node["status"]["conditions"].as_array();
+                let mut conditions = conditions.into_iter().flatten();
+                conditions.any(|one| one["type"] == "Ready" && one["status"] == "True")
+            };
+            let args = ["node", worker.name()];
+            let waited = self.kubectl.wait("ready", &args, self.limit(STEP), ready);
+            waited.with_context(|| {
+                let kubelet = worker.check("journalctl -u kubelet -u containerd -n 40 --no-pager");
+                kubelet.unwrap_or_else(|error| format!("{error:#}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The role that a check expects of pods with `iam.amazonaws.com/role: NAME-role`: another one if
+    /// checks have to fail.
+    fn role(&self, name: &str) -> String {
+        if self.run.args.planted {
+            "planted-role".to_owned()
+        } else {
+            format!("{name}-role")
+        }
+    }
+
+    /// Installs the chart as it is, or brings it to other values.
+    fn helm(&self, command: &[&str], more: &[&str]) -> Result<()> {
+        let keys = self.vpc.sts().server_keys();
+        let repository = format!("image.repository={REPOSITORY}");
+        let base = format!("server.roleBaseArn=arn:aws:iam::{ACCOUNT}:role/");
+        let tag = self.image()?.rsplit(':').next().unwrap_or_default();
+        let tag = format!("image.tag={tag}");
+        // What AWS is here.
+        let here = serde_json::json!([
+            { "name": "AWS_ENDPOINT_URL_STS", "value": self.vpc.sts().url() },
+            { "name": "AWS_ACCESS_KEY_ID", "value": keys.access_key },
+            { "name": "AWS_SECRET_ACCESS_KEY", "value": keys.secret_key },
+        ]);
+        let here = format!("server.extraEnv={here}");
+        let mut args = command.to_vec();
+        args.extend([RELEASE, CHART, "--namespace", RELEASE_NAMESPACE]);
+        for value in [&repository, &base, &tag, "server.region=eu-west-1"] {
+            args.extend(["--set", value]);
+        }
+        args.extend(["--set-json", &here]);
+        for value in PROBE_TIMES {
+            args.extend(["--set", value]);
+        }
+        for value in &self.run.args.set {
+            args.extend(["--set", value]);
+        }
+        args.extend(more);
+        self.kubectl.helm(&args, self.limit(STEP)).map(drop)
+    }
+
+    /// Waits until the release's servers and agents are as they should be.
+    fn rolled_out(&self) -> Result<()> {
+        for what in ["deployment/kiam-server", "daemonset/kiam-agent"] {
+            let limit = self.limit(STEP);
+            let timeout = format!("--timeout={}s", limit.as_secs());
+            let args = ["-n", RELEASE_NAMESPACE, "rollout", "status", what, &timeout];
+            self.kubectl.run_for(&args, limit + STEP)?;
+        }
+        Ok(())
+    }
+
+    /// What the cluster looks like, for whoever reads of a failure.
+    fn state(&self) -> String {
+        let mut text = String::new();
+        for args in [
+            &["get", "pods", "-A", "-o", "wide"][..],
+            &["get", "events", "-A", "--sort-by=.lastTimestamp"],
+            &[
+                "-n",
+                RELEASE_NAMESPACE,
+                "logs",
+                "daemonset/kiam-agent",
+                "--all-containers",
+                "--tail=30",
+            ],
+            &[
+                "-n",
+                RELEASE_NAMESPACE,
+                "logs",
+                "deployment/kiam-server",
+                "--tail=30",
+            ],
+        ] {
+            let said = self.kubectl.run(args);
+            text += &said.unwrap_or_else(|error| format!("{error:#}\n"));
+        }
+        text + &self.plane.tails()
+    }
+}
+
+/// The cluster's DNS server, as kubelets tell pods.
+const DNS: std::net::SocketAddr = std::net::SocketAddr::new(CONTROL_IP, 53);

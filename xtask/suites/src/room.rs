@@ -1,0 +1,56 @@
+//! `cargo xtask sandbox`: nodes and pods to try something in by hand.
+
+use std::thread;
+
+use anyhow::Result;
+
+use testbed::sandbox::{NodeOptions, PodOptions, Sandbox};
+
+/// Flags of `cargo xtask sandbox`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// How many nodes
+    #[arg(long, default_value_t = 1)]
+    nodes: u32,
+
+    /// How many pods on each
+    #[arg(long, default_value_t = 1)]
+    pods: u32,
+
+    /// Remove them at once, in place of waiting for Ctrl-C
+    #[arg(long)]
+    exit: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the sandbox cannot be made.
+#[expect(clippy::print_stdout, reason = "a command for the terminal")]
+pub fn run(args: &Args) -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut pods = Vec::new();
+    for number in 1..=args.nodes {
+        let node = sandbox.node(&format!("node-{number}"), NodeOptions::default())?;
+        println!(
+            "# {} ({})\n{}",
+            node.name(),
+            node.ip(),
+            node.place().shell()
+        );
+        for number in 1..=args.pods {
+            let pod = node.pod(PodOptions::default())?;
+            println!("# its pod {number}, {}\n{}", pod.uid(), pod.place().shell());
+            pods.push(pod);
+        }
+    }
+    let scratch = sandbox.scratch().display();
+    println!("made {} {scratch}", sandbox.cgroup().path().display());
+    if !args.exit {
+        println!("# removed when this is interrupted (Ctrl-C)");
+        loop {
+            thread::park();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! How much longer than usual things may take: an emulated processor has a tenth of the speed.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Says how many times a limit is to be multiplied by, in the environment.
+pub const PATIENCE: &str = "KIAM_TEST_PATIENCE";
+/// More would be no limit.
+const MOST: u32 = 100;
+
+/// A limit that suits the machine: as it is, or by [`PATIENCE`] times longer.
+pub fn patient(limit: Duration) -> Duration {
+    static TIMES: OnceLock<u32> = OnceLock::new();
+    let times = TIMES.get_or_init(|| times(std::env::var(PATIENCE).ok().as_deref()));
+    limit * *times
+}
+
+fn times(said: Option<&str>) -> u32 {
+    let times = said.and_then(|times| times.parse().ok());
+    times.unwrap_or(1).clamp(1, MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_stay_limits_whatever_is_said() {
+        for (said, expected) in [
+            (None, 1),
+            (Some("10"), 10),
+            (Some("0"), 1),
+            (Some("-1"), 1),
+            (Some("4000000000"), MOST),
+            (Some("long"), 1),
+        ] {
+            assert_eq!(times(said), expected, "{said:?}");
+        }
+    }
+}
