@@ -17,8 +17,10 @@
 //! ```
 
 mod answer;
+mod caller;
 mod connection;
 mod decide;
+mod headers;
 mod metrics;
 mod passthrough;
 pub mod path;

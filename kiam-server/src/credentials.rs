@@ -7,6 +7,7 @@
 
 mod ages;
 mod entry;
+mod issuing;
 mod metrics;
 mod schedule;
 mod store;

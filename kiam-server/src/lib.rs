@@ -22,6 +22,7 @@ pub mod identity;
 pub mod instance;
 pub mod legacy;
 pub mod node;
+pub mod permitted;
 pub mod policy;
 pub mod report;
 pub mod source;

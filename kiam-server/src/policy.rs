@@ -6,8 +6,6 @@
 //! Every refusal is one line for the pod's owner: what refused, and which annotation to change.
 //! The module knows neither kube nor tonic nor AWS.
 
-mod allowed;
-mod permitted;
 mod session;
 mod session_name;
 #[cfg(test)]
@@ -19,8 +17,7 @@ use kiam_common::role::{BaseArn, resolve};
 
 use crate::cluster::Member;
 use crate::identity::Identity;
-pub use allowed::AllowedRoles;
-pub use permitted::{Anchoring, MAX_EXPRESSION_BYTES, Permitted, Reading, Verdict};
+use crate::permitted::Verdict;
 pub use session::{SessionSettings, SessionTag};
 pub use session_name::session_name;
 

@@ -12,12 +12,9 @@ use std::sync::mpsc;
 use anyhow::{Context as _, Result, bail};
 use toolchain::{Consent, cargo, kernel, prepare};
 
-use testbed::kiam::{NEXT_LAYOUT, Programs};
+use testbed::kiam::{NEXT_LAYOUT, PROGRAMS, Programs};
 use testbed::test_output::Outcome;
 use testbed::{sandbox, sdk};
-
-/// Names the folder of kiam's programs, for the sandbox tests.
-pub const PROGRAMS: &str = "KIAM_TEST_PROGRAMS";
 
 /// Flags of `cargo xtask test`.
 #[derive(Debug, Clone, clap::Args)]

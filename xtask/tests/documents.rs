@@ -133,7 +133,12 @@ fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn tests_that_the_threat_model_names_exist() {
     let mut all = String::new();
-    for folder in ["kiam-agent", "kiam-common", "kiam-server", "xtask/suites/tests"] {
+    for folder in [
+        "kiam-agent",
+        "kiam-common",
+        "kiam-server",
+        "xtask/suites/tests",
+    ] {
         sources(&root().join(folder), &mut all);
     }
     let page = std::fs::read_to_string(root().join("docs/threat-model.md")).unwrap();

@@ -7,8 +7,8 @@ use http::header::{
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
+use super::headers::TOKEN_TTL;
 use super::refusal::Refusal;
-use super::service::TOKEN_TTL;
 
 /// What the service answers.
 pub(super) type Answer = Response<Full<Bytes>>;

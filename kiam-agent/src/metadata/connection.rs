@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::caller::Caller;
 use super::refusal::Refusal;
-use super::service::Caller;
 use super::slots::{self, Full};
 use crate::caller::PodRef;
 

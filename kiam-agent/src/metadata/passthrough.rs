@@ -19,7 +19,7 @@ use regex::Regex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::service::{TOKEN, TOKEN_TTL};
+use super::headers::{TOKEN, TOKEN_TTL};
 use kiam_common::http_client::{self, HttpError};
 
 /// Where the real metadata service is.

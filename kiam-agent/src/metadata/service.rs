@@ -12,8 +12,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
 use super::answer::{Answer, Reply, ok, refused};
+use super::caller::Caller;
 use super::connection::TurnedAway;
 use super::decide::{Ask, Verdict, decide, find};
+use super::headers::{TOKEN, TOKEN_TTL};
 use super::metrics::Handler;
 use super::passthrough::passed;
 use super::path::{Route, canonical, route};
@@ -25,8 +27,6 @@ use crate::caller::{self, PodRef};
 use crate::stream::Standing;
 use crate::view::PodFacts;
 
-pub(super) const TOKEN: &str = "x-aws-ec2-metadata-token";
-pub(super) const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// Who sends a request, and for how long the token is good that came with it.
@@ -38,24 +38,6 @@ struct Asker<'a> {
 
 /// What a request gets, and for how long its token is still good.
 type Outcome = Result<(Reply, Option<u32>), Refusal>;
-
-/// Who is at the other end of a connection: asked once, when it was accepted.
-#[derive(Debug)]
-pub(super) struct Caller {
-    pub(super) who: Result<PodRef, caller::Refusal>,
-    pub(super) source: IpAddr,
-    /// Whether it comes from the agent's own address: from the node itself.
-    pub(super) on_node: bool,
-}
-
-impl Caller {
-    /// Whether it is a probe of the node's, the kubelet's for one: of the node itself, and no pod's.
-    const fn is_node(&self) -> bool {
-        use caller::Refusal::{NotAPod, Unattested};
-        let no_pod = matches!(self.who, Err(Unattested | NotAPod) | Ok(PodRef::Address(_)));
-        self.on_node && no_pod
-    }
-}
 
 impl Shared {
     /// Answers one request.

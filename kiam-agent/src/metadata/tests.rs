@@ -7,7 +7,7 @@ use http::request::Parts;
 use prometheus::Registry;
 use tokio::time::Instant;
 
-use super::service::Caller;
+use super::caller::Caller;
 use super::*;
 use crate::caller::{PodRef, PodUid, Refusal};
 use crate::stream::Standing;

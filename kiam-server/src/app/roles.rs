@@ -6,7 +6,8 @@ use kiam_common::role::{BaseArn, RoleArn, resolve};
 
 use super::StartError;
 use crate::args::RoleFlags;
-use crate::policy::{AllowedRoles, Anchoring, Reading, SessionSettings, Settings};
+use crate::permitted::{AllowedRoles, Anchoring, Reading};
+use crate::policy::{SessionSettings, Settings};
 use crate::sts::StsSettings;
 
 /// What AWS allows to sessions that are made from a session.

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::object::{Kind, Namespace, Object, ObjectKey, ServiceAccount};
 use super::*;
-use crate::policy::{Anchoring, Permitted};
+use crate::permitted::{Anchoring, Permitted};
 use crate::testing::pod;
 
 async fn woken(signal: &Notify) -> bool {

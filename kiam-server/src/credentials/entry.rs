@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use kiam_common::credentials::SessionCredentials;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::issuing::Shared;
 use super::schedule::Retries;
-use super::store::{Held, Shared};
 use super::{IssueError, IssueErrorKind};
 use crate::cluster::Signal;
 use crate::identity::Identity;
@@ -46,6 +47,13 @@ pub(super) struct Entry {
     pub(super) identity: Arc<Identity>,
     state: Mutex<Snapshot>,
     readers: watch::Sender<Vec<Signal>>,
+}
+
+/// An entry, and the task that keeps it fresh: dropping one ends the other.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) entry: Arc<Entry>,
+    pub(super) _task: AbortOnDropHandle<()>,
 }
 
 impl Entry {

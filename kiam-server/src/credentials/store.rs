@@ -1,24 +1,18 @@
 //! All identities' entries: who shares which, and how much AWS is asked at once.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kiam_common::credentials::SessionCredentials;
-use prometheus::IntGauge;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::entry::{Entry, keep};
-use super::{ExpiryContract, IssueError, IssueErrorKind, Issuer, Snapshot, StoreMetrics};
+use super::entry::{Entry, Held, keep};
+use super::issuing::Shared;
+use super::{ExpiryContract, Issuer, Snapshot, StoreMetrics};
 use crate::clock::Clock;
 use crate::cluster::Signal;
 use crate::identity::Identity;
-
-/// A call that takes longer counts as failed.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How much AWS is asked at once.
 #[derive(Debug, Clone, Copy)]
@@ -34,25 +28,6 @@ pub struct Limits {
 pub struct Store {
     shared: Arc<Shared>,
     entries: Arc<Mutex<HashMap<Arc<Identity>, Held>>>,
-}
-
-/// An entry, and the task that keeps it fresh: dropping one ends the other.
-#[derive(Debug)]
-pub(super) struct Held {
-    entry: Arc<Entry>,
-    _task: AbortOnDropHandle<()>,
-}
-
-/// What all entries have in common.
-pub(super) struct Shared {
-    issuer: Arc<dyn Issuer>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) random: fn() -> f64,
-    pub(super) contract: ExpiryContract,
-    pub(super) metrics: StoreMetrics,
-    places: Semaphore,
-    interval: Duration,
-    next_call: Mutex<Option<Instant>>,
 }
 
 /// A reader's hold on an identity's credentials.
@@ -163,70 +138,6 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.entry.remove_reader(&self.signal);
-    }
-}
-
-impl Shared {
-    /// One call to AWS, when its turn comes.
-    pub(super) async fn issue(
-        self: &Arc<Self>,
-        identity: &Arc<Identity>,
-    ) -> Result<SessionCredentials, IssueError> {
-        let _place = self.places.acquire().await;
-        tokio::time::sleep_until(self.turn()).await;
-        let _counted = InFlight::of(&self.metrics.current);
-        let began = Instant::now();
-        let (issuer, subject) = (Arc::clone(&self.issuer), Arc::clone(identity));
-        // In a task of its own: a panic in the SDK is this call's failure, not the entry's end.
-        let call =
-            AbortOnDropHandle::new(tokio::spawn(async move { issuer.issue(&subject).await }));
-        let outcome = tokio::time::timeout(CALL_TIMEOUT, call).await;
-        self.metrics.timing.observe(began.elapsed().as_secs_f64());
-        match outcome {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_died)) => Err(IssueError {
-                kind: IssueErrorKind::Fault,
-                message: "the call to STS broke down inside of this server; see its standard error"
-                    .to_owned(),
-            }),
-            Err(_elapsed) => Err(IssueError {
-                kind: IssueErrorKind::Network,
-                message: format!("STS did not answer within {} s", CALL_TIMEOUT.as_secs()),
-            }),
-        }
-    }
-
-    /// When the next call may begin: calls are spread evenly.
-    fn turn(&self) -> Instant {
-        let now = Instant::now();
-        let mut next = lock(&self.next_call);
-        let turn = next.map_or(now, |next| next.max(now));
-        *next = Some(turn + self.interval);
-        turn
-    }
-}
-
-/// Counts a call while it is under way, also one that is given up.
-struct InFlight<'a>(&'a IntGauge);
-
-impl<'a> InFlight<'a> {
-    fn of(gauge: &'a IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("contract", &self.contract)
-            .finish_non_exhaustive()
     }
 }
 

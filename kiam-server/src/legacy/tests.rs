@@ -12,7 +12,7 @@ use super::{Holds, LegacyService};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, Namespace, Pod};
 use crate::credentials::{IssueErrorKind, Store};
-use crate::policy::{Anchoring, Permitted};
+use crate::permitted::{Anchoring, Permitted};
 use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 struct Stage {

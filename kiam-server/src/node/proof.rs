@@ -1,5 +1,6 @@
 //! Which node is calling.
 
+mod agent_pod;
 mod certificate;
 mod remembered;
 #[cfg(test)]

@@ -15,7 +15,8 @@ use super::session::Session;
 use super::*;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, ServiceAccount};
-use crate::policy::{Anchoring, Outcome, Permitted, decide};
+use crate::permitted::{Anchoring, Permitted};
+use crate::policy::{Outcome, decide};
 use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 const BASE: &str = "arn:aws:iam::123456789012:role/";

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::manifest::{self, NamespaceManifest, ServiceAccountManifest};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
-use crate::policy::Reading;
+use crate::permitted::Reading;
 
 /// An editor that writes in steps is given this long before the file is read.
 const SETTLE: Duration = Duration::from_millis(50);

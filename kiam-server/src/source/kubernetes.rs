@@ -20,7 +20,7 @@ use super::manifest::{
 use super::metrics::WatchMetrics;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
-use crate::policy::Reading;
+use crate::permitted::Reading;
 
 /// Objects in one answer of a list.
 const PAGE_SIZE: u32 = 500;

@@ -7,7 +7,7 @@ use super::manifest::{
     self, ManifestError, NamespaceManifest, PodManifest, ServiceAccountManifest,
 };
 use crate::cluster::Member;
-use crate::policy::Reading;
+use crate::permitted::Reading;
 
 /// Why a pod could not be looked up.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,8 @@ use kube::core::Object as Shaped;
 use serde::Deserialize;
 
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, Pod, ServiceAccount};
-use crate::policy::{self, Permitted, Reading};
+use crate::permitted::{Permitted, Reading};
+use crate::policy::{self};
 
 /// A pod as the API sends it, of which only this much is parsed.
 pub type PodManifest = Shaped<PodSpec, PodStatus>;

@@ -15,7 +15,7 @@ use super::kubernetes::follow;
 use super::*;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object};
-use crate::policy::Anchoring;
+use crate::permitted::Anchoring;
 
 const POD: &str = "
 apiVersion: v1

@@ -11,7 +11,7 @@ use super::*;
 use crate::cluster::object::{Annotations, Namespace, Pod};
 use crate::credentials::IssueErrorKind;
 use crate::node::StreamMetrics;
-use crate::policy::{Anchoring, Permitted};
+use crate::permitted::{Anchoring, Permitted};
 use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 const HOSTILE: &str = "<script>alert('1')</script>\"&\u{1b}[31m";

@@ -17,7 +17,8 @@ use kiam_server::cluster::object::{
 use kiam_server::credentials::{ExpiryContract, IssueErrorKind, Limits, Store, StoreMetrics};
 use kiam_server::node::proof::NodeProof;
 use kiam_server::node::{Service, StreamAge, StreamMetrics};
-use kiam_server::policy::{Anchoring, Outcome, Permitted, SessionSettings, Settings, decide};
+use kiam_server::permitted::{Anchoring, Permitted};
+use kiam_server::policy::{Outcome, SessionSettings, Settings, decide};
 use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;

@@ -10,15 +10,16 @@ use anyhow::Result;
 
 use crate::doubles::sigv4::Keys;
 use crate::pki::PemFiles;
-use crate::probe;
 use crate::sandbox::{CONTROL_IP, Finished, Netns, Node, Place, Program, patient};
+use pod_client::probe;
 
 mod programs;
 
 use programs::Rights;
 pub use programs::last_executable;
 pub use programs::{
-    ImagePrograms, NEXT_LAYOUT, Programs, pod_client, requests_release, rust_client, xtask_release,
+    ImagePrograms, NEXT_LAYOUT, PROGRAMS, Programs, pod_client, requests_release, rust_client,
+    xtask, xtask_release,
 };
 
 /// The server's address for agents, in the sandbox.

@@ -6,7 +6,8 @@ use kiam_common::role::resolve;
 use super::{Explanation, Server, Step, Verdict};
 use crate::cluster::Member;
 use crate::identity::Identity;
-use crate::policy::{Outcome, PERMITTED, Permitted, ROLE, Settings, annotated, decide};
+use crate::permitted::Permitted;
+use crate::policy::{Outcome, PERMITTED, ROLE, Settings, annotated, decide};
 use crate::status::{Held, PodStatus};
 
 /// Explains.

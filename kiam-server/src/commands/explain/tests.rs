@@ -6,7 +6,7 @@ use super::judge::judge;
 use super::*;
 use crate::cluster::Member;
 use crate::cluster::object::{Annotations, Namespace, ServiceAccount};
-use crate::policy::{Anchoring, Permitted};
+use crate::permitted::{Anchoring, Permitted};
 use crate::status::{Failing, Held};
 use crate::testing::{pod, settings};
 

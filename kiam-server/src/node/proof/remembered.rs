@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::token::AgentPod;
+use super::agent_pod::AgentPod;
 use crate::cluster::object::Pod;
 
 /// For so long the API is not asked again.

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prometheus::Registry;
 use serde_json::{Value, json};
 
+use super::agent_pod::AgentPod;
 use super::remembered::{Key, MAX_REMEMBERED, Remembered};
-use super::token::AgentPod;
 use super::*;
 use crate::clock::Clock as _;
 use crate::cluster::Cluster;

@@ -11,10 +11,10 @@ use prometheus::{IntCounterVec, Opts, Registry};
 use tokio::sync::Semaphore;
 
 use super::ProofError;
+use super::agent_pod::AgentPod;
 use super::remembered::{Key, Known, Remembered};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
-use crate::node::NodeName;
 
 /// Claims that the API puts beside a bound token's user (Kubernetes documentation, "Managing
 /// service accounts", bound tokens; the node since 1.29).
@@ -36,13 +36,6 @@ pub struct Reviewed {
     pub pod_uid: Option<String>,
     /// The node that this pod is bound to, where the API tells.
     pub node: Option<String>,
-}
-
-/// An agent's pod, and the node that it is bound to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct AgentPod {
-    pub(super) pod_uid: Box<str>,
-    pub(super) node: NodeName,
 }
 
 /// Why a token was not reviewed.

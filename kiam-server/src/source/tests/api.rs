@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{metrics, pods};
 use crate::cluster::Cluster;
-use crate::policy::Anchoring;
+use crate::permitted::Anchoring;
 use crate::source::Watches;
 use crate::testing::api::{FakeApi, Mood};
 

@@ -13,6 +13,7 @@
 //! Only AWS and the cluster's DNS are stand-ins. Everything is made in a sandbox and goes with it.
 
 mod checks;
+mod identity;
 mod kubectl;
 mod names;
 mod payload;
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use toolchain::Plan;
 
 use super::{Accelerator, Kernel, Root};
+use identity::Identity;
 use kubectl::Kubectl;
 use names::Names;
 use payload::KiamImage;
@@ -40,7 +42,7 @@ use testbed::image;
 use testbed::sandbox::{CONTROL_IP, Sandbox};
 use toolchain::helm;
 use vpc::Vpc;
-use worker::{Identity, Settings, Worker};
+use worker::{Settings, Worker};
 
 /// The chart's release and its namespace, as the documents have them.
 const RELEASE: &str = "kiam";

@@ -2,7 +2,7 @@
 //! stream alone, with one STS call for each identity.
 
 use anyhow::{Result, ensure};
-use suites::load::{Args, measure};
+use bench::load::{Args, measure};
 
 use crate::play::programs;
 use crate::{Needs, Test};

@@ -29,7 +29,7 @@ pub(crate) struct Play {
 
 /// The programs that `cargo xtask test` built.
 pub(crate) fn programs() -> Result<Programs> {
-    let folder = std::env::var_os(suites::test::PROGRAMS);
+    let folder = std::env::var_os(testbed::kiam::PROGRAMS);
     let folder = folder.context("kiam's programs, which `cargo xtask test` builds")?;
     Programs::in_folder(Path::new(&folder))
 }

@@ -272,7 +272,7 @@ fn killed_owner() -> Result<()> {
 
 /// A process that owns a sandbox with a pod and a program in it.
 fn owned_by_another(exit: &[&str]) -> Result<(u32, String, String, Program)> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    let mut command = Command::new(testbed::kiam::xtask()?);
     command.args(["sandbox"]).args(exit);
     let owner = Program::start("xtask sandbox", command)?;
     let line = owner.wait_for("sandbox", LIMIT, |line| {

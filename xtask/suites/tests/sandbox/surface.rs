@@ -50,7 +50,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 fn conforms() -> Result<()> {
     let play = Play::begin()?;
-    let mut command = play.alice.place().command(env!("CARGO_BIN_EXE_xtask"));
+    let mut command = play.alice.place().command(testbed::kiam::xtask()?);
     let against = format!("--against={METADATA_SERVICE}");
     command.args(["conformance", "--json", &against]);
     let ended = run("conformance", command, LIMIT)?;

@@ -23,6 +23,9 @@ pub struct Programs {
 /// An agent of the next version, which keeps other maps.
 pub const NEXT_LAYOUT: &str = "planted-next-layout";
 
+/// Names the folder of kiam's programs, for the sandbox tests.
+pub const PROGRAMS: &str = "KIAM_TEST_PROGRAMS";
+
 fn planted(folder: &Path, feature: &str) -> PathBuf {
     folder.join("planted").join(feature)
 }
@@ -362,6 +365,16 @@ pub fn pod_client() -> Result<&'static Path> {
     };
     ensure!(program.is_file(), "there is no {}", program.display());
     Ok(BUILT.get_or_init(|| program))
+}
+
+/// Builds the commands. Path of their program.
+///
+/// # Errors
+/// When they do not compile.
+pub fn xtask() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--locked", MESSAGES, "-p", "xtask"]);
+    executable("xtask", &exec(&mut command)?)
 }
 
 /// Builds this program, optimised. Where it is then.

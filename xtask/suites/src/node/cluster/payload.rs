@@ -47,7 +47,7 @@ pub(super) struct KiamImage {
 pub(super) fn make(
     sandbox: &Sandbox,
     plane: &ControlPlane,
-    nodes: &[super::worker::Identity],
+    nodes: &[super::identity::Identity],
     images: &[KiamImage],
 ) -> Result<PathBuf> {
     let root = sandbox.folder("payload")?;

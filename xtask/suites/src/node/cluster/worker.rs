@@ -1,6 +1,5 @@
 //! A node of the cluster: a machine with containerd, kubelet and kube-proxy.
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use toolchain::exec;
 
+use super::identity::Identity;
 use super::payload::{FOLDER, KiamImage};
 use crate::node::{Accelerator, Init, Kernel, Machine, Options, Root};
 use testbed::sandbox::Sandbox;
@@ -17,24 +17,6 @@ const SHORT: Duration = Duration::from_secs(20);
 const IMPORT: Duration = Duration::from_secs(30);
 const MEMORY_MIB: u32 = 3072;
 const PROCESSORS: u32 = 2;
-
-/// A node's name and addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) number: u8,
-    pub(super) name: String,
-    pub(super) address: Ipv4Addr,
-}
-
-impl Identity {
-    pub(super) fn new(number: u8) -> Self {
-        Self {
-            number,
-            name: format!("node{number}"),
-            address: Ipv4Addr::new(10, 0, 210, number),
-        }
-    }
-}
 
 /// Who makes a container's cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -1,11 +1,11 @@
 //! The expression by which a namespace permits roles.
 
+mod allowed;
+
 use regex_automata::meta::{BuildError, Config, Regex};
 
-use super::allowed::AllowedRoles;
+pub use allowed::{AllowedRoles, MAX_EXPRESSION_BYTES};
 
-/// The longest expression that is compiled, in bytes.
-pub const MAX_EXPRESSION_BYTES: usize = 4096;
 /// The most memory that one compiled expression may take, in bytes. Whoever may annotate a
 /// namespace must not be able to fill the server's memory.
 const MAX_COMPILED_BYTES: usize = 1 << 20;

@@ -3,7 +3,8 @@
 
 use kiam_common::role::BaseArn;
 
-use super::permitted::MAX_EXPRESSION_BYTES;
+/// The longest expression that is compiled, in bytes.
+pub const MAX_EXPRESSION_BYTES: usize = 4096;
 
 /// How kube2iam's annotation is read.
 #[derive(Debug, Clone, Default)]
