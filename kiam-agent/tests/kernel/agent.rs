@@ -8,7 +8,7 @@ use kiam_agent::kernel::cgroup::{Mount, Pods};
 use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect};
 use kiam_ebpf::Verdict;
 
-use testbed::sandbox::{AGENT, Listener, Node, patience};
+use crate::sandbox::{AGENT, Listener, Node, patience};
 
 /// The programs, attached, and a listener that answers with who is calling.
 #[derive(Debug)]

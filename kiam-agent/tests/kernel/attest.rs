@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Test;
 use crate::agent::{Agent, pod};
-use testbed::sandbox::{AGENT, METADATA, NODE, Node};
+use crate::sandbox::{AGENT, METADATA, NODE, Node};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";

@@ -6,7 +6,7 @@ use prometheus::core::Collector as _;
 
 use crate::Test;
 use crate::route_guard::{A, Service, attack, install as install_route_guard, send};
-use testbed::sandbox::{METADATA, METADATA_V6, Node};
+use crate::sandbox::{METADATA, METADATA_V6, Node};
 
 pub(crate) const TESTS: &[Test] = &[
     ("bypass_counter_counts_frames_and_nothing_else", counts),

@@ -9,7 +9,7 @@ use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect, own_netns_c
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::Test;
-use testbed::sandbox::{AGENT, Node};
+use crate::sandbox::{AGENT, Node};
 
 pub(crate) const TESTS: &[Test] = &[
     ("needs_these_capabilities_only", sufficient),

@@ -5,7 +5,7 @@ use kiam_agent::kernel::{Programs, Redirect};
 
 use crate::Test;
 use crate::agent::{Agent, redirect};
-use testbed::sandbox::{METADATA, METADATA_V6, Node, Pod};
+use crate::sandbox::{METADATA, METADATA_V6, Node, Pod};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lets_no_packet_out", no_packet),

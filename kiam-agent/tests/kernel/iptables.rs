@@ -12,7 +12,7 @@ use testbed::sandbox::patient;
 use tokio::time::Instant;
 
 use crate::Test;
-use testbed::sandbox::{AGENT, Listener, METADATA, METADATA_V6, NODE, Node, beside, patience};
+use crate::sandbox::{AGENT, Listener, METADATA, METADATA_V6, NODE, Node, beside, patience};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const KIAM: &str = "PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.99.0.7:8181 -i br0";

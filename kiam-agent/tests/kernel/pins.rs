@@ -15,7 +15,7 @@ use kiam_agent::kernel::{KernelError, PinsError, Programs, Removed, cleanup, tok
 
 use crate::Test;
 use crate::agent::{Agent, pod, redirect};
-use testbed::sandbox::{AGENT, METADATA, METADATA_V6, Node};
+use crate::sandbox::{AGENT, METADATA, METADATA_V6, Node};
 
 pub(crate) const TESTS: &[Test] = &[
     ("refuses_with_no_agent", no_agent),

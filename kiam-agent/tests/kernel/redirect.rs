@@ -8,7 +8,7 @@ use kiam_ebpf::{Hook, Verdict};
 
 use crate::Test;
 use crate::agent::{Agent, pod, redirect};
-use testbed::sandbox::{METADATA, METADATA_V6, NODE, Node};
+use crate::sandbox::{METADATA, METADATA_V6, NODE, Node};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";

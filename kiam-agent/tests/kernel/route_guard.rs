@@ -9,7 +9,7 @@ use testbed::sandbox::patient;
 use tokio::time::Instant;
 
 use crate::Test;
-use testbed::sandbox::{METADATA, METADATA_V6, NODE, Node, Pod, beside, patience, run_in};
+use crate::sandbox::{METADATA, METADATA_V6, NODE, Node, Pod, beside, patience, run_in};
 
 pub(crate) const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const PORT: u16 = 4000;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::object::{Annotations, Namespace, Pod, ServiceAccount};
+use crate::permitted::{Anchoring, Permitted};
 use crate::testing::{HOUR, pod};
 
 const BASE: &str = "arn:aws:iam::123456789012:role/";
