@@ -17,12 +17,14 @@ pub(crate) fn plan(plan: &mut Plan) {
     plan.program("promtool", "prometheus", checks);
 }
 
-/// What a runbook says, in this order.
-const HEADINGS: [&str; 4] = [
+/// Sections of a runbook, in this order.
+const HEADINGS: [&str; 6] = [
     "## What it means",
-    "## How bad it is",
-    "## What to look at",
-    "## What to do",
+    "## Impact",
+    "## Severity",
+    "## Diagnose",
+    "## Mitigate",
+    "## Related",
 ];
 /// What Grafana puts in place of variables.
 const VARIABLES: [(&str, &str); 2] = [("$__rate_interval", "5m"), ("$instance", ".*")];
@@ -41,7 +43,13 @@ struct Group {
 struct Rule {
     alert: String,
     expr: String,
+    labels: Labels,
     annotations: Annotations,
+}
+
+#[derive(Deserialize)]
+struct Labels {
+    severity: String,
 }
 
 #[derive(Deserialize)]
@@ -98,6 +106,7 @@ pub(super) fn check() -> Result<()> {
     for Rule {
         alert,
         expr,
+        labels,
         annotations,
     } in &rules
     {
@@ -106,7 +115,7 @@ pub(super) fn check() -> Result<()> {
             tests.contains(&format!("{{alertname=\"{alert}\"}}")),
             "no test makes {alert} fire"
         );
-        runbook(alert, &annotations.runbook_url)?;
+        runbook(alert, &labels.severity, &annotations.runbook_url)?;
     }
     println!(
         "alerts: {} alerts, each with a test that it fires and a runbook",
@@ -161,7 +170,7 @@ fn exist(query: &str, known: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-fn runbook(alert: &str, url: &str) -> Result<()> {
+fn runbook(alert: &str, severity: &str, url: &str) -> Result<()> {
     ensure!(
         url == format!("docs/runbooks/{alert}.md"),
         "{alert}: its runbook is called {url}"
@@ -177,6 +186,13 @@ fn runbook(alert: &str, url: &str) -> Result<()> {
         at +=
             found.with_context(|| format!("{url}: {heading:?} is missing or not in its place"))?;
     }
+    let reaction = match severity {
+        "critical" => "Page",
+        "warning" | "info" => "Ticket",
+        other => bail!("{alert}: unknown severity {other:?}"),
+    };
+    let stated = format!("**{reaction}** (`severity: {severity}`)");
+    ensure!(text.contains(&stated), "{url}: must say {stated:?}");
     Ok(())
 }
 
