@@ -37,14 +37,14 @@ pub use report::Report;
 use crate::bench_ebpf;
 use pod_client::flood::How;
 use report::{Aim, Figure, Machine, Section};
+use testbed::file_cluster::FileCluster;
 use testbed::kiam::{self, Programs};
 use testbed::sandbox::Pod;
-use testbed::stage::Stage;
 
 /// Where a pod of the measurements has its credentials.
 const ROLE_PATH: &str = "/latest/meta-data/iam/security-credentials/a-reader";
 /// Where SDKs ask.
-const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
+const METADATA: SocketAddr = kiam_common::metadata_address::METADATA_SERVICE;
 
 /// Flags of `cargo xtask bench`.
 #[derive(Debug, Clone, clap::Args)]
@@ -139,17 +139,17 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let machine = Machine::this()?;
     let pod_client = kiam::pod_client()?;
-    let stage = Stage::new(programs)?;
-    stage.objects().put_namespace("team-a", Some(".*"))?;
-    let server = stage.start_server(&["--level=warn"])?;
-    let mut sections = timed("requests", || requests::measure(args, &stage, pod_client))?;
-    sections.push(timed("starts", || lives::measure(&stage, pod_client))?);
+    let cluster = FileCluster::new(programs)?;
+    cluster.objects().put_namespace("team-a", Some(".*"))?;
+    let server = cluster.start_server(&["--level=warn"])?;
+    let mut sections = timed("requests", || requests::measure(args, &cluster, pod_client))?;
+    sections.push(timed("starts", || lives::measure(&cluster, pod_client))?);
     sections.push(timed("system calls", || {
-        system_calls::measure(&stage, pod_client)
+        system_calls::measure(&cluster, pod_client)
     })?);
-    let (section, memory) = timed("agent", || costs::agent(&stage, pod_client))?;
+    let (section, memory) = timed("agent", || costs::agent(&cluster, pod_client))?;
     sections.push(section);
-    drop((server, stage));
+    drop((server, cluster));
     sections.push(timed("server", || costs::server(args, programs))?);
     sections.push(timed("other traffic", || connects(args, programs))?);
     sections.push(timed("programs", || costs::programs(programs))?);

@@ -22,9 +22,9 @@ use toolchain::exec;
 pub use counts::Count;
 pub use pod_client::work::Work;
 
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{self, METADATA_PORT, Programs};
 use testbed::sandbox::{CONTROL_IP, NodeOptions, Place, Pod, Program, run as run_program};
-use testbed::stage::{Stage, StageNode};
 
 const BULK_PORT: u16 = 7001;
 const CONNECT_PORT: u16 = 7004;
@@ -115,21 +115,21 @@ pub fn run(args: &Args) -> Result<()> {
 /// # Errors
 /// When the sandbox fails.
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
-    let stage = Stage::new(programs)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    stage.objects().put_namespace("team-a", Some(".*"))?;
-    let pod = stage.pod(&node, ("team-a", "worker"), Some("a-reader"))?;
-    let _server = stage.start_server(&[])?;
-    let _sinks = sinks(stage.sandbox().control())?;
+    let cluster = FileCluster::new(programs)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    cluster.objects().put_namespace("team-a", Some(".*"))?;
+    let pod = cluster.pod(&node, ("team-a", "worker"), Some("a-reader"))?;
+    let _server = cluster.start_server(&[])?;
+    let _sinks = sinks(cluster.sandbox().control())?;
     let mut rates: HashMap<(Work, Setting), Vec<f64>> = HashMap::new();
     for turn in 0..args.turns {
         // None is always the first after something else.
         let mut settings = [Setting::Nothing, Setting::Ebpf, Setting::Iptables];
         settings.rotate_left((turn % 3) as usize);
         for setting in settings {
-            with(setting, &stage, &node, || {
+            with(setting, &cluster, &node, || {
                 for work in Work::ALL {
-                    let rate = once(work, args, &stage, &pod)
+                    let rate = once(work, args, &cluster, &pod)
                         .with_context(|| format!("{work:?} with {setting:?}"))?;
                     rates.entry((work, setting)).or_default().push(rate);
                 }
@@ -144,8 +144,8 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
         .zip(rows.iter().map(|row| row.work))
         .collect();
     let mut counted = Vec::new();
-    with(Setting::Ebpf, &stage, &node, || {
-        counted = counts::of(&kinds, |work| once(work, args, &stage, &pod).map(drop))?;
+    with(Setting::Ebpf, &cluster, &node, || {
+        counted = counts::of(&kinds, |work| once(work, args, &cluster, &pod).map(drop))?;
         Ok(())
     })?;
     Ok(Report::new(rows, counted))
@@ -154,18 +154,18 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
 /// Does something with a setting on the node, and takes it away again.
 fn with(
     setting: Setting,
-    stage: &Stage,
-    node: &StageNode,
+    cluster: &FileCluster,
+    node: &FileClusterNode,
     what: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let place = node.node().place();
     match setting {
         Setting::Nothing => what(),
         Setting::Ebpf => {
-            let agent = stage.start_agent(node, &[])?;
+            let agent = cluster.start_agent(node, &[])?;
             what()?;
             agent.stop()?;
-            let mut cleanup = place.command(stage.programs().agent());
+            let mut cleanup = place.command(cluster.programs().agent());
             cleanup.arg("cleanup");
             cleanup.arg(format!("--bpffs={}", node.node().bpffs().path().display()));
             exec(&mut cleanup).map(drop)
@@ -188,7 +188,7 @@ fn with(
 }
 
 /// One measurement: how often in a second.
-fn once(work: Work, args: &Args, stage: &Stage, pod: &Pod) -> Result<f64> {
+fn once(work: Work, args: &Args, cluster: &FileCluster, pod: &Pod) -> Result<f64> {
     let ip = pod.ip().context("a pod has an address")?;
     let address = match work {
         Work::TcpConnect => SocketAddr::new(CONTROL_IP, CONNECT_PORT),
@@ -207,7 +207,7 @@ fn once(work: Work, args: &Args, stage: &Stage, pod: &Pod) -> Result<f64> {
         })?;
         let done = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&done);
-        let netns = stage.sandbox().control().netns().clone();
+        let netns = cluster.sandbox().control().netns().clone();
         let client = std::thread::spawn(move || {
             netns.run(|| {
                 while !ends.load(Ordering::Relaxed) {

@@ -109,7 +109,7 @@ pub fn play(programs: &Programs, phases: &[Phase]) -> Result<Report> {
             })
         })
         .collect::<Result<_>>()?;
-    let server = scene.stage.start_server(&[])?;
+    let server = scene.cluster.start_server(&[])?;
     let old_connection = scene.old_connection()?;
     let mut change = Change::new(&scene, kiam::pod_client()?);
     for phase in phases {

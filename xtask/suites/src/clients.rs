@@ -26,10 +26,10 @@ use state::{Agents, State};
 use table::{Cell, Table};
 
 use testbed::doubles::sts::S3;
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{Agent, Programs, Server, rust_client};
 use testbed::sandbox;
 use testbed::sandbox::{CONTROL_IP, NodeOptions, Pod};
-use testbed::stage::{Stage, StageNode};
 
 const S3_PORT: u16 = 4567;
 const PERMITTED: &str = "apps";
@@ -106,8 +106,8 @@ fn chosen<T: Copy>(chosen: &[T], all: &[T]) -> Vec<T> {
 struct Matrix {
     surroundings: Surroundings,
     _s3: S3,
-    node: StageNode,
-    stage: Stage,
+    node: FileClusterNode,
+    cluster: FileCluster,
 }
 
 /// Clients in a pod of their own.
@@ -130,24 +130,24 @@ type Kiam = (Agent, Server);
 impl Matrix {
     fn new(programs: &Programs) -> Result<Self> {
         let rust = rust_client()?;
-        let stage = Stage::new(programs)?;
-        let node = stage.node("node-1", NodeOptions::default())?;
-        let objects = stage.objects();
+        let cluster = FileCluster::new(programs)?;
+        let node = cluster.node("node-1", NodeOptions::default())?;
+        let objects = cluster.objects();
         objects.put_namespace(PERMITTED, Some(".*"))?;
         objects.put_namespace(FORBIDDEN, None)?;
         let address = SocketAddr::new(CONTROL_IP, S3_PORT);
-        let s3 = stage
+        let s3 = cluster
             .sts()
-            .s3(stage.sandbox().control().netns().listen(address)?)?;
+            .s3(cluster.sandbox().control().netns().listen(address)?)?;
         Ok(Self {
             surroundings: Surroundings {
                 rust,
-                sts: stage.sts().url(),
+                sts: cluster.sts().url(),
                 s3: format!("http://{address}"),
             },
             _s3: s3,
             node,
-            stage,
+            cluster,
         })
     }
 
@@ -182,8 +182,8 @@ impl Matrix {
     }
 
     fn start(&self, agents: Agents) -> Result<(Agent, Server)> {
-        let server = self.stage.start_server(&[])?;
-        let agent = self.stage.start_agent(&self.node, agents.flags())?;
+        let server = self.cluster.start_server(&[])?;
+        let agent = self.cluster.start_agent(&self.node, agents.flags())?;
         Ok((agent, server))
     }
 
@@ -240,7 +240,7 @@ impl Matrix {
     fn enter<'a>(&self, client: &'a Client, state: State, count: usize) -> Result<Entered<'a>> {
         let role = (state != State::NoRole).then_some(client.name);
         let (namespace, name) = pod_name(client, state);
-        let pod = self.stage.pod(&self.node, (namespace, &name), role)?;
+        let pod = self.cluster.pod(&self.node, (namespace, &name), role)?;
         let (around, set) = (&self.surroundings, state.environment());
         let running = Running::start(client, pod.place(), count, around, set)?;
         Ok(Entered {
@@ -252,7 +252,7 @@ impl Matrix {
 
     fn turn(&self, entered: &mut Entered<'_>) -> Outcome {
         let turn = entered.running.turn();
-        let signed = self.stage.sts().take_signed(entered.client.name);
+        let signed = self.cluster.sts().take_signed(entered.client.name);
         Outcome {
             turn,
             count: entered.running.count(),
@@ -268,7 +268,7 @@ impl Matrix {
         } = entered;
         drop((running, pod));
         let (namespace, name) = pod_name(client, state);
-        self.stage.objects().remove_pod((namespace, &name))
+        self.cluster.objects().remove_pod((namespace, &name))
     }
 }
 

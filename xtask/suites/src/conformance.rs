@@ -20,10 +20,10 @@ use serde::Serialize;
 use toolchain::{Consent, kernel, prepare};
 
 use table::{LINES, Line};
+use testbed::file_cluster::FileCluster;
 use testbed::kiam::Programs;
 use testbed::sandbox;
 use testbed::sandbox::{NodeOptions, run as run_program};
-use testbed::stage::Stage;
 use wire::Reply;
 
 /// For all lines together, in the sandbox.
@@ -92,12 +92,12 @@ fn in_sandbox(args: &Args) -> Result<()> {
         })?;
     }
     let programs = Programs::found_or(args.programs.as_deref(), Programs::build)?;
-    let stage = Stage::new(&programs)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    stage.objects().put_namespace("team-a", Some(".*"))?;
-    let pod = stage.pod(&node, ("team-a", "alice"), Some(ROLE))?;
-    let _server = stage.start_server(&[])?;
-    let _agent = stage.start_agent(&node, &[])?;
+    let cluster = FileCluster::new(&programs)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    cluster.objects().put_namespace("team-a", Some(".*"))?;
+    let pod = cluster.pod(&node, ("team-a", "alice"), Some(ROLE))?;
+    let _server = cluster.start_server(&[])?;
+    let _agent = cluster.start_agent(&node, &[])?;
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = pod.place().command(program);
     command.args(["conformance", "--against=http://169.254.169.254"]);

@@ -19,11 +19,11 @@ use toolchain::{AWS, Consent, kernel, prepare};
 use cast::{Cast, Role};
 use page::Page;
 use testbed::doubles::imds::NODE_ROLE;
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{METADATA_PORT, Programs, SERVER_PORT};
 use testbed::probe::{METADATA_SERVICE, Outcome, Prober};
 use testbed::sandbox;
 use testbed::sandbox::{CONTROL_IP, Finished, NodeOptions, run as run_program};
-use testbed::stage::{Stage, StageNode};
 
 /// Flags of `cargo xtask demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -56,9 +56,9 @@ pub fn run(args: &Args) -> Result<()> {
     let page = Page::new();
     page.title();
 
-    let stage = Stage::new(&programs)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    let cast = Cast::enter(&stage, &node)?;
+    let cluster = FileCluster::new(&programs)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    let cast = Cast::enter(&cluster, &node)?;
     page.set(
         "node",
         node.node().ip(),
@@ -66,18 +66,18 @@ pub fn run(args: &Args) -> Result<()> {
     );
     page.set(
         "STS",
-        stage.sts().url(),
+        cluster.sts().url(),
         "a stand-in that checks every signature",
     );
     let started = Instant::now();
-    let server = stage.start_server(&[])?;
+    let server = cluster.start_server(&[])?;
     let did = format!(
         "reads cluster.yaml, assumes roles; ready in {}",
         page::took(started)
     );
     page.set("kiam-server", format!("{CONTROL_IP}:{SERVER_PORT}"), &did);
     let started = Instant::now();
-    let agent = stage.start_agent(&node, &AGENT_LOG)?;
+    let agent = cluster.start_agent(&node, &AGENT_LOG)?;
     let did = format!("guards the node's pods; ready in {}", page::took(started));
     page.set(
         "kiam-agent",
@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     page.heading("Four pods run the same unmodified AWS CLI, with nothing configured");
     page.command("aws sts get-caller-identity");
-    let clients = ask_as_all(&stage, &cast)?;
+    let clients = ask_as_all(&cluster, &cast)?;
     let mut as_it_should = Vec::new();
     for (role, client) in cast.roles().iter().zip(clients) {
         page.pod(role);
@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     page.heading("And others who would like some");
-    as_it_should.extend(others(&page, &stage, &node, &cast)?);
+    as_it_should.extend(others(&page, &cluster, &node, &cast)?);
 
     page.heading("The node's own metadata service, behind the agent's back");
     let traffic = node.imds().traffic();
@@ -122,9 +122,9 @@ pub fn run(args: &Args) -> Result<()> {
             (server.program(), "kiam-server"),
             (agent.program(), "kiam-agent"),
         ] {
-            program.tee(&stage.sandbox().scratch().join(format!("{name}.log")))?;
+            program.tee(&cluster.sandbox().scratch().join(format!("{name}.log")))?;
         }
-        page.play(&cast, stage.sandbox().scratch());
+        page.play(&cast, cluster.sandbox().scratch());
         wait_for_interrupt()?;
         page.goodbye();
     }
@@ -132,13 +132,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// All at once, as they would be.
-fn ask_as_all(stage: &Stage, cast: &Cast) -> Result<Vec<Finished>> {
+fn ask_as_all(cluster: &FileCluster, cast: &Cast) -> Result<Vec<Finished>> {
     let ask = |role: &Role| {
         let mut command = role.pod().place().command(AWS.program("aws"));
         command
             .args(["sts", "get-caller-identity", "--query=Arn", "--output=text"])
             .env_clear()
-            .envs(cast::environment(stage)?);
+            .envs(cast::environment(cluster)?);
         run_program("the AWS CLI", command, CLIENT_LIMIT)
     };
     std::thread::scope(|scope| {
@@ -175,7 +175,12 @@ fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result
 }
 
 /// What others try, and that it comes to nothing.
-fn others(page: &Page, stage: &Stage, node: &StageNode, cast: &Cast) -> Result<Vec<bool>> {
+fn others(
+    page: &Page,
+    cluster: &FileCluster,
+    node: &FileClusterNode,
+    cast: &Cast,
+) -> Result<Vec<bool>> {
     let prober = Prober::new()?;
     let [first, second, ..] = cast.roles() else {
         anyhow::bail!("the cast is larger");
@@ -212,7 +217,7 @@ fn others(page: &Page, stage: &Stage, node: &StageNode, cast: &Cast) -> Result<V
         ),
         (
             "somebody on the network, at the agent's port".to_owned(),
-            stage.sandbox().control(),
+            cluster.sandbox().control(),
             agent,
             503,
         ),

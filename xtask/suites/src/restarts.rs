@@ -23,11 +23,11 @@ use crate::clients::Surroundings;
 pub use clients::ClientCounts;
 use clients::Clients;
 use pod_client::steady::{self, End, Try};
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{self, Agent, NEXT_LAYOUT, Programs, rust_client};
 use testbed::probe::METADATA_SERVICE;
 use testbed::sandbox;
 use testbed::sandbox::{NodeOptions, Pod, Program, patient};
-use testbed::stage::{Stage, StageNode};
 
 const ROLE: &str = "a-reader";
 const PATH: &str = "/latest/meta-data/iam/security-credentials/";
@@ -259,19 +259,19 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
     let next = programs.planted(NEXT_LAYOUT)?;
     let mut versions = [&next, programs].into_iter().cycle();
-    let stage = Stage::new(programs)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    stage.objects().put_namespace("team-a", Some(".*"))?;
-    let pod = stage.pod(&node, ("team-a", "alice"), Some(ROLE))?;
-    let server = stage.start_server(&[])?;
-    let mut agent = stage.start_agent(&node, &[])?;
+    let cluster = FileCluster::new(programs)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    cluster.objects().put_namespace("team-a", Some(".*"))?;
+    let pod = cluster.pod(&node, ("team-a", "alice"), Some(ROLE))?;
+    let server = cluster.start_server(&[])?;
+    let mut agent = cluster.start_agent(&node, &[])?;
     // Every pause is the same, and the last agent has one too.
     let pause = Duration::from_secs(args.seconds) / (args.times + 1);
 
     let around = if args.clients {
         Some(Surroundings {
             rust: rust_client()?,
-            sts: stage.sts().url(),
+            sts: cluster.sts().url(),
             s3: String::new(),
         })
     } else {
@@ -290,7 +290,7 @@ pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
     for version in versions.by_ref().take(times) {
         std::thread::sleep(pause);
         let before = maps(&node)?;
-        let next = begin(&stage, &node, version)?;
+        let next = begin(&cluster, &node, version)?;
         ensure!(maps(&node)? != before, "both versions keep the same maps");
         agent.stop()?;
         agent = next;
@@ -309,7 +309,7 @@ pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
         deaths.push(killed..=now());
         std::thread::sleep(DEAD);
         starts.push(now());
-        agent = begin(&stage, &node, version)?;
+        agent = begin(&cluster, &node, version)?;
         restarts.push(killed..=now());
     }
     let tries = end(client, args)?;
@@ -331,8 +331,8 @@ pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
 
 /// Starts an agent and waits until it says that it is ready: its operator's port might be answered by
 /// the one before.
-fn begin(stage: &Stage, node: &StageNode, programs: &Programs) -> Result<Agent> {
-    let agent = stage.launch_agent_of(programs, node, node.tls(), &[])?;
+fn begin(cluster: &FileCluster, node: &FileClusterNode, programs: &Programs) -> Result<Agent> {
+    let agent = cluster.launch_agent_of(programs, node, node.tls(), &[])?;
     let ready = |line: &str| line.ends_with("ready").then_some(());
     agent
         .program()
@@ -341,7 +341,7 @@ fn begin(stage: &Stage, node: &StageNode, programs: &Programs) -> Result<Agent> 
 }
 
 /// The names of the maps that outlive the agent, with their versions.
-fn maps(node: &StageNode) -> Result<BTreeSet<OsString>> {
+fn maps(node: &FileClusterNode) -> Result<BTreeSet<OsString>> {
     let folder = node.node().bpffs().path().join("kiam/maps");
     let entries = std::fs::read_dir(folder)?;
     let names = entries.map(|entry| Ok(entry?.file_name()));

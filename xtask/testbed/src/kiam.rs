@@ -156,7 +156,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no answer.
-    pub fn operator(&self, path: &str) -> Result<probe::Answer> {
+    pub fn admin(&self, path: &str) -> Result<probe::Answer> {
         fetch(self.place.netns(), self.admin_port, path)
     }
 
@@ -271,7 +271,7 @@ impl Agent {
     ///
     /// # Errors
     /// When there is no answer.
-    pub fn operator(&self, path: &str) -> Result<probe::Answer> {
+    pub fn admin(&self, path: &str) -> Result<probe::Answer> {
         fetch(self.place.netns(), AGENT_ADMIN_PORT, path)
     }
 

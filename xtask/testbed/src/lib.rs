@@ -1,29 +1,30 @@
 //! Test bed of kiam's tests, suites and benchmarks: nodes and pods without virtual machines, a real
-//! control plane, stand-ins for AWS, and kiam's own programs in between.
+//! control plane, test doubles of AWS, and kiam's programs.
 //!
 //! ```text
-//! sandbox    nodes and pods, made of network namespaces and cgroups
-//! doubles    STS, the node's metadata service and the Kubernetes API, as far as tests need them
-//! pki        certificate authorities and certificates
-//! cluster    etcd and Kubernetes, built from their modules; the kubelet's part
-//! container  containers of the image
-//! image      the container image that was made last
-//! kiam       kiam's programs, built and run in a sandbox
-//! stage      a sandbox with STS, and a file in place of a cluster's API
-//! probe      one request from inside a pod
-//! sdk        AWS's SDKs, as unmodified clients
-//! test_output  what cargo's tests print
+//! sandbox       nodes and pods, made of network namespaces and cgroups
+//! doubles       test doubles of STS, the metadata service, DNS and a proxy
+//! pki           certificate authorities and certificates
+//! kiam          kiam's programs, built and run in a sandbox
+//! file_cluster  a sandbox with the STS double, and files in place of the Kubernetes API
+//! fixture       the start of a sandbox test: a served node with the pods of two teams
+//! cluster       etcd and Kubernetes, built from their modules; the kubelet's part
+//! container     containers of the image
+//! image         the container image that was made last
+//! probe         one request from inside a pod
+//! sdk           AWS's SDKs, as unmodified clients
+//! test_output   counts of passed, failed and skipped tests, from the output of `cargo test`
 //! ```
 
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod container;
 pub mod doubles;
+pub mod file_cluster;
 pub mod image;
 pub mod kiam;
 pub mod pki;
 pub mod probe;
 pub mod sandbox;
 pub mod sdk;
-pub mod stage;
 pub mod test_output;

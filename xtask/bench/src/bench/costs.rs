@@ -14,9 +14,9 @@ use super::report::{Aim, Figure, Section};
 use super::{Args, METADATA, ROLE_PATH, client_command};
 use crate::load;
 use pod_client::flood::How;
+use testbed::file_cluster::FileCluster;
 use testbed::kiam::{Agent, Programs};
 use testbed::sandbox::{NodeOptions, Program};
-use testbed::stage::Stage;
 
 const MIB: f64 = 1024.0 * 1024.0;
 const MOST: usize = 500;
@@ -31,26 +31,26 @@ const STARTS: usize = 7;
 ///
 /// # Errors
 /// When the sandbox fails.
-pub(super) fn agent(stage: &Stage, pod_client: &Path) -> Result<(Section, Plot)> {
-    let empty = stage.node("node-empty", NodeOptions::default())?;
-    let agent = stage.start_agent(&empty, &[])?;
+pub(super) fn agent(cluster: &FileCluster, pod_client: &Path) -> Result<(Section, Plot)> {
+    let empty = cluster.node("node-empty", NodeOptions::default())?;
+    let agent = cluster.start_agent(&empty, &[])?;
     let nothing = resident(&agent)?;
     agent.stop()?;
 
-    let node = stage.node("node-full", NodeOptions::default())?;
-    crowd(stage, &node, MANY)?;
-    let agent = stage.start_agent(&node, &[])?;
+    let node = cluster.node("node-full", NodeOptions::default())?;
+    crowd(cluster, &node, MANY)?;
+    let agent = cluster.start_agent(&node, &[])?;
     let some = resident(&agent)?;
     let anonymous = memory(agent.program().pid(), "RssAnon:")?;
     let (before, begun) = (cpu(agent.program().pid())?, Instant::now());
     std::thread::sleep(IDLE);
     let idle = (cpu(agent.program().pid())? - before) / begun.elapsed().as_secs_f64();
 
-    crowd(stage, &node, MOST - HOLDERS)?;
+    crowd(cluster, &node, MOST - HOLDERS)?;
     let pods = (0..HOLDERS)
         .map(|number| {
             let name = format!("holder-{number}");
-            stage.pod(&node, ("team-a", &name), Some("a-reader"))
+            cluster.pod(&node, ("team-a", &name), Some("a-reader"))
         })
         .collect::<Result<Vec<_>>>()?;
     let many = resident(&agent)?;

@@ -9,9 +9,9 @@ use toolchain::exec;
 use super::report::{Aim, Figure, Section};
 use super::{METADATA, client_command};
 use pod_client::flood::{First, How, monotonic};
+use testbed::file_cluster::{FileCluster, FileClusterNode, pod_file};
 use testbed::kiam::Agent;
 use testbed::sandbox::{NodeOptions, Pod, Program};
-use testbed::stage::{Stage, StageNode, pod_file};
 
 const STARTS: usize = 5;
 const PODS: usize = 30;
@@ -24,26 +24,26 @@ const HEAD_START: Duration = Duration::from_millis(60);
 ///
 /// # Errors
 /// When the sandbox fails, or there is no answer.
-pub(super) fn measure(stage: &Stage, pod_client: &Path) -> Result<Section> {
-    let node = stage.node("node-lives", NodeOptions::default())?;
-    let pod = stage.pod(&node, ("team-a", "observer"), Some("a-reader"))?;
+pub(super) fn measure(cluster: &FileCluster, pod_client: &Path) -> Result<Section> {
+    let node = cluster.node("node-lives", NodeOptions::default())?;
+    let pod = cluster.pod(&node, ("team-a", "observer"), Some("a-reader"))?;
     let (mut guarded, mut answered) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let (agent, started, first) = start(stage, &node, &pod, pod_client)?;
+        let (agent, started, first) = start(cluster, &node, &pod, pod_client)?;
         let exposed = first
             .exposed
             .context("the pod was not there before the agent")?;
         guarded.push((exposed - started).max(0.0));
         answered.push(first.answered - started);
-        stop(stage, &node, agent)?;
+        stop(cluster, &node, agent)?;
     }
-    let bound = bound(stage, &node, pod_client)?;
-    crowd(stage, &node, MANY)?;
-    let mut agent = stage.start_agent(&node, &[])?;
+    let bound = bound(cluster, &node, pod_client)?;
+    crowd(cluster, &node, MANY)?;
+    let mut agent = cluster.start_agent(&node, &[])?;
     let mut restarted = Vec::new();
     for _ in 0..STARTS {
         agent.stop()?;
-        let (next, started, first) = start(stage, &node, &pod, pod_client)?;
+        let (next, started, first) = start(cluster, &node, &pod, pod_client)?;
         ensure!(
             first.exposed.is_none(),
             "the pod reached the node's own service"
@@ -66,30 +66,30 @@ pub(super) fn measure(stage: &Stage, pod_client: &Path) -> Result<Section> {
 
 /// Starts an agent while a pod asks all the time.
 fn start(
-    stage: &Stage,
-    node: &StageNode,
+    cluster: &FileCluster,
+    node: &FileClusterNode,
     pod: &Pod,
     pod_client: &Path,
 ) -> Result<(Agent, f64, First)> {
     let client = first(pod, pod_client, "a-reader")?;
     std::thread::sleep(HEAD_START);
     let started = monotonic()?;
-    let agent = stage.launch_agent(node, node.tls(), &[])?;
+    let agent = cluster.launch_agent(node, node.tls(), &[])?;
     Ok((agent, started, answer(client)?))
 }
 
-fn stop(stage: &Stage, node: &StageNode, agent: Agent) -> Result<()> {
+fn stop(cluster: &FileCluster, node: &FileClusterNode, agent: Agent) -> Result<()> {
     agent.stop()?;
     let place = node.node().place();
-    let mut cleanup = place.command(stage.programs().agent());
+    let mut cleanup = place.command(cluster.programs().agent());
     cleanup.arg("cleanup");
     cleanup.arg(format!("--bpffs={}", node.node().bpffs().path().display()));
     exec(&mut cleanup).map(drop)
 }
 
 /// Pods that are there, ask, and are bound then.
-fn bound(stage: &Stage, node: &StageNode, pod_client: &Path) -> Result<Vec<f64>> {
-    let _agent = stage.start_agent(node, &[])?;
+fn bound(cluster: &FileCluster, node: &FileClusterNode, pod_client: &Path) -> Result<Vec<f64>> {
+    let _agent = cluster.start_agent(node, &[])?;
     let mut times = Vec::new();
     for number in 0..PODS {
         let (name, role) = (format!("new-{number}"), format!("new-role-{number}"));
@@ -97,17 +97,17 @@ fn bound(stage: &Stage, node: &StageNode, pod_client: &Path) -> Result<Vec<f64>>
         let client = first(&pod, pod_client, &role)?;
         std::thread::sleep(HEAD_START);
         let started = monotonic()?;
-        stage
+        cluster
             .objects()
             .put_pod(&pod, ("team-a", &name), Some(&role))?;
         times.push(answer(client)?.answered - started);
-        stage.objects().remove_pod(("team-a", &name))?;
+        cluster.objects().remove_pod(("team-a", &name))?;
     }
     Ok(times)
 }
 
 /// Pods that are in the cluster and nothing more, so that the node has that many; five of them share a role.
-pub(super) fn crowd(stage: &Stage, node: &StageNode, pods: usize) -> Result<()> {
+pub(super) fn crowd(cluster: &FileCluster, node: &FileClusterNode, pods: usize) -> Result<()> {
     for number in 0..pods {
         let name = format!("crowd-{number}");
         let object = serde_json::json!({
@@ -122,7 +122,9 @@ pub(super) fn crowd(stage: &Stage, node: &StageNode, pods: usize) -> Result<()> 
             "spec": { "nodeName": node.node().name(), "serviceAccountName": "default" },
             "status": { "phase": "Running", "podIPs": [{ "ip": format!("10.99.{}.{}", number / 250, number % 250) }] },
         });
-        stage.objects().put(&pod_file(("team-a", &name)), &object)?;
+        cluster
+            .objects()
+            .put(&pod_file(("team-a", &name)), &object)?;
     }
     Ok(())
 }

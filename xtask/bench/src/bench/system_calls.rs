@@ -10,9 +10,9 @@ use nix::sys::signal::Signal;
 use super::report::{Figure, Section};
 use super::{METADATA, ROLE_PATH, client_command};
 use pod_client::flood::How;
+use testbed::file_cluster::FileCluster;
 use testbed::kiam::Agent;
 use testbed::sandbox::{NodeOptions, Program, run};
-use testbed::stage::Stage;
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// strace slows the agent much; these are still enough to lose all else among them.
@@ -24,16 +24,16 @@ const SELDOM: f64 = 0.02;
 ///
 /// # Errors
 /// When the sandbox fails, or strace cannot be used.
-pub(super) fn measure(stage: &Stage, pod_client: &Path) -> Result<Section> {
-    let node = stage.node("node-traced", NodeOptions::default())?;
-    let pod = stage.pod(&node, ("team-a", "traced"), Some("a-reader"))?;
-    let agent = stage.start_agent(&node, &[])?;
+pub(super) fn measure(cluster: &FileCluster, pod_client: &Path) -> Result<Section> {
+    let node = cluster.node("node-traced", NodeOptions::default())?;
+    let pod = cluster.pod(&node, ("team-a", "traced"), Some("a-reader"))?;
+    let agent = cluster.start_agent(&node, &[])?;
     let mut figures = Vec::new();
     for (how, key, words) in [
         (How::Connect, "new", "a request"),
         (How::Exchange, "exchange", "an exchange of IMDSv2"),
     ] {
-        let log = stage.sandbox().scratch().join("system-calls");
+        let log = cluster.sandbox().scratch().join("system-calls");
         let mut strace = Command::new("strace");
         strace.args(["-f", "-c", "-o"]).arg(&log);
         strace.arg(format!("--attach={}", agent.program().pid()));
@@ -75,7 +75,7 @@ pub(super) fn measure(stage: &Stage, pod_client: &Path) -> Result<Section> {
 }
 
 fn answered(agent: &Agent) -> Result<f64> {
-    let metrics = agent.operator("/metrics")?.body;
+    let metrics = agent.admin("/metrics")?.body;
     let name = "kiam_metadata_success_total{handler=\"credentials\"} ";
     let count = metrics.lines().find_map(|line| line.strip_prefix(name));
     Ok(count.map_or(Ok(0.0), str::parse)?)

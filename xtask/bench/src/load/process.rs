@@ -11,11 +11,11 @@ use nix::unistd::{SysconfVar, sysconf};
 use tokio::time::{Instant, sleep};
 
 use testbed::doubles::sts::Sts;
+use testbed::file_cluster::BASE_ARN;
 use testbed::kiam::Programs;
 use testbed::pki::PemFiles;
 use testbed::probe::fetch;
 use testbed::sandbox::Program;
-use testbed::stage::BASE_ARN;
 
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const READY_PAUSE: Duration = Duration::from_millis(5);

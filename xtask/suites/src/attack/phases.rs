@@ -37,7 +37,7 @@ impl<'a> Change<'a> {
     /// A phase begins, with an agent that was at work before.
     pub(super) fn begin(&mut self, phase: Phase) -> Result<()> {
         if self.agent.is_none() {
-            self.agent = Some(self.scene.stage.start_agent(&self.scene.node, &[])?);
+            self.agent = Some(self.scene.cluster.start_agent(&self.scene.node, &[])?);
         }
         match phase {
             Phase::Down => {
@@ -99,7 +99,7 @@ impl<'a> Change<'a> {
 
     fn launch(&self) -> Result<Agent> {
         let node = &self.scene.node;
-        self.scene.stage.launch_agent(node, node.tls(), &[])
+        self.scene.cluster.launch_agent(node, node.tls(), &[])
     }
 
     fn kill(&mut self) -> Result<()> {

@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 
 use super::list::Reach;
 use super::report::OldConnection;
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::Programs;
 use testbed::sandbox::{NodeOptions, Place, Pod, Program, run};
-use testbed::stage::{Stage, StageNode};
 
 const ATTACKS: &str = include_str!("attacks.py");
 const PYTHON: &str = "/usr/bin/python3";
@@ -23,17 +23,17 @@ pub(super) struct Scene {
     pub(super) attacker: Pod,
     pub(super) victim: Pod,
     counter: Program,
-    pub(super) node: StageNode,
-    pub(super) stage: Stage,
+    pub(super) node: FileClusterNode,
+    pub(super) cluster: FileCluster,
 }
 
 impl Scene {
     pub(super) fn new(programs: &Programs) -> Result<Self> {
-        let stage = Stage::new(programs)?;
-        let node = stage.node("node-1", NodeOptions::default())?;
-        stage.objects().put_namespace("team-a", Some(".*"))?;
-        let attacker = stage.pod(&node, ("team-a", "attacker"), Some("a-reader"))?;
-        let victim = stage.pod(&node, ("team-a", "victim"), Some("b-writer"))?;
+        let cluster = FileCluster::new(programs)?;
+        let node = cluster.node("node-1", NodeOptions::default())?;
+        cluster.objects().put_namespace("team-a", Some(".*"))?;
+        let attacker = cluster.pod(&node, ("team-a", "attacker"), Some("a-reader"))?;
+        let victim = cluster.pod(&node, ("team-a", "victim"), Some("b-writer"))?;
         let counter = python(node.node().place(), &["count"]);
         let counter = Program::start("the counter at the service", counter)?;
         counter.wait_for("that it counts", LIMIT, |line| {
@@ -44,7 +44,7 @@ impl Scene {
             victim,
             counter,
             node,
-            stage,
+            cluster,
         })
     }
 
@@ -66,7 +66,7 @@ impl Scene {
         holder.wait_for("that it is there", LIMIT, line("connected"))?;
         std::thread::sleep(SETTLE);
         let before = self.packets() - start;
-        let agent = self.stage.start_agent(&self.node, &[])?;
+        let agent = self.cluster.start_agent(&self.node, &[])?;
         holder.signal(Signal::SIGUSR1)?;
         holder.wait_for("what came of it", LIMIT, line("heard"))?;
         std::thread::sleep(SETTLE);

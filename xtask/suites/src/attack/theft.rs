@@ -6,10 +6,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::scene::{LIMIT, Scene, python};
+use testbed::file_cluster::FileClusterNode;
 use testbed::kiam::{Agent, METADATA_PORT};
 use testbed::probe::{METADATA_SERVICE, Prober};
 use testbed::sandbox::{NodeOptions, Pod, Program, run};
-use testbed::stage::StageNode;
 
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 const VIA: &str = "169.254.169.254";
@@ -43,7 +43,7 @@ pub(super) struct Thefts {
     pub(super) attempts: Vec<Attempt>,
     reuse: Attempt,
     _other_agent: Agent,
-    _other_node: StageNode,
+    _other_node: FileClusterNode,
 }
 
 impl Thefts {
@@ -56,8 +56,8 @@ impl Thefts {
             &[("X-aws-ec2-metadata-token-ttl-seconds", "21600")],
         )?;
         let token = format!("X-aws-ec2-metadata-token: {}", token.answer()?.body);
-        let other_node = scene.stage.node("node-2", NodeOptions::default())?;
-        let other_agent = scene.stage.start_agent(&other_node, &[])?;
+        let other_node = scene.cluster.node("node-2", NodeOptions::default())?;
+        let other_agent = scene.cluster.start_agent(&other_node, &[])?;
         let victim = scene.victim.ip().context("it has an address")?.to_string();
         let agent = scene.node.node().ip().to_string();
         let other = other_node.node().ip().to_string();
@@ -120,7 +120,7 @@ impl Thefts {
 
     /// The victim goes, and the attacker takes its address in the same moment.
     pub(super) fn reuse(&self, scene: &Scene) -> Result<(&Attempt, String)> {
-        scene.stage.objects().remove_pod(("team-a", "victim"))?;
+        scene.cluster.objects().remove_pod(("team-a", "victim"))?;
         let heard = self.reuse.make(scene, &scene.attacker)?;
         Ok((&self.reuse, heard))
     }
@@ -142,7 +142,7 @@ impl Attempt {
             return self.run(pod, &self.words);
         }
         // A door for each time: a lender lends once.
-        let door = scene.stage.sandbox().scratch().join("door");
+        let door = scene.cluster.sandbox().scratch().join("door");
         drop(std::fs::remove_file(&door));
         let door = door.to_string_lossy().into_owned();
         let lend: Command = python(scene.victim.place(), &["lend", &door]);

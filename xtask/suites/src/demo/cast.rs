@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use toolchain::AWS;
 
+use testbed::file_cluster::{BASE_ARN, FileCluster, FileClusterNode};
 use testbed::sandbox::{Node, Pod, PodOptions, Program};
-use testbed::stage::{BASE_ARN, Stage, StageNode};
 
 /// Namespaces, and whether they permit roles: those that begin with their names.
 const NAMESPACES: [(&str, bool); 3] = [("orders", true), ("billing", true), ("sandbox", false)];
@@ -93,7 +93,7 @@ impl Role {
 
 impl Cast {
     /// Makes the pods, and writes the file that the server reads.
-    pub(super) fn enter(stage: &Stage, node: &StageNode) -> Result<Self> {
+    pub(super) fn enter(cluster: &FileCluster, node: &FileClusterNode) -> Result<Self> {
         let mut roles = Vec::new();
         for (namespace, name, wants, permitted) in ROLES {
             let pod = node.node().pod(PodOptions::default())?;
@@ -106,9 +106,9 @@ impl Cast {
             });
         }
         let yaml = yaml(&roles)?;
-        stage.objects().put_text(FILE, &yaml)?;
+        cluster.objects().put_text(FILE, &yaml)?;
         let cast = Self { roles, yaml };
-        cast.write_scripts(stage, node.node())?;
+        cast.write_scripts(cluster, node.node())?;
         Ok(cast)
     }
 
@@ -137,9 +137,9 @@ impl Cast {
     }
 
     /// One script for each pod, and one for the node: runs a command there.
-    fn write_scripts(&self, stage: &Stage, node: &Node) -> Result<()> {
+    fn write_scripts(&self, cluster: &FileCluster, node: &Node) -> Result<()> {
         let mut environment = String::new();
-        for (name, value) in environment_of_shell(stage)? {
+        for (name, value) in environment_of_shell(cluster)? {
             write!(environment, " {name}={value}")?;
         }
         let places = self
@@ -147,7 +147,7 @@ impl Cast {
             .iter()
             .map(|role| (role.script(), role.pod.place()));
         for (name, place) in places.chain([("node".to_owned(), node.place())]) {
-            let path = stage.sandbox().scratch().join(name);
+            let path = cluster.sandbox().scratch().join(name);
             let script = format!(
                 "#!/bin/sh\n# Runs a command here, as in: {} curl http://169.254.169.254/\n\
                  exec {} env -i{environment} \"${{@:-sh}}\"\n",
@@ -163,19 +163,19 @@ impl Cast {
 }
 
 /// What a pod's program finds in its environment: where STS is, and nothing of credentials.
-pub(super) fn environment(stage: &Stage) -> Result<[(&'static str, String); 3]> {
-    let home = stage.sandbox().folder("home")?;
+pub(super) fn environment(cluster: &FileCluster) -> Result<[(&'static str, String); 3]> {
+    let home = cluster.sandbox().folder("home")?;
     Ok([
         ("HOME", home.display().to_string()),
         ("AWS_DEFAULT_REGION", "eu-west-1".to_owned()),
-        ("AWS_ENDPOINT_URL_STS", stage.sts().url()),
+        ("AWS_ENDPOINT_URL_STS", cluster.sts().url()),
     ])
 }
 
-fn environment_of_shell(stage: &Stage) -> Result<Vec<(&'static str, String)>> {
+fn environment_of_shell(cluster: &FileCluster) -> Result<Vec<(&'static str, String)>> {
     let tools = AWS.program("").display().to_string();
     let path = format!("{tools}:/usr/sbin:/usr/bin:/sbin:/bin");
-    let mut environment = environment(stage)?.to_vec();
+    let mut environment = environment(cluster)?.to_vec();
     environment.extend([("PATH", path), ("TERM", "\"$TERM\"".to_owned())]);
     Ok(environment)
 }

@@ -13,6 +13,7 @@ use super::report::Facts;
 use testbed::cluster::{ControlPlane, Kubelet, Objects, PodTemplate, Running};
 use testbed::doubles::imds::Imds;
 use testbed::doubles::sigv4::Keys;
+use testbed::file_cluster::BASE_ARN;
 use testbed::kiam::{
     Agent, AgentOptions, Programs, SERVER_ADDRESS, SERVER_ADMIN_PORT, Server, ServerOptions, Source,
 };
@@ -20,7 +21,6 @@ use testbed::pki::{Authority, Leaf, PemFiles};
 use testbed::probe;
 use testbed::sandbox::{Finished, NodeOptions, Place, Program, Sandbox, run};
 use testbed::sdk::Sdk;
-use testbed::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.
 const RBAC: &str = include_str!("../../../../deploy/manifests/rbac.yaml");
@@ -166,7 +166,7 @@ impl World {
     /// What the server's operator's port answers to a path.
     pub(super) fn server_operator(&self, path: &str) -> Result<probe::Answer> {
         let server = self.server.as_ref().context("the server was stopped")?;
-        server.operator(path)
+        server.admin(path)
     }
 
     /// Starts the server and waits until it has read the cluster.

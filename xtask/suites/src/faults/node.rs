@@ -99,7 +99,7 @@ impl FaultNode {
     /// Starts an agent, and forgets the one before without stopping it.
     pub(super) fn start(&mut self) -> Result<Option<Agent>> {
         self.starts += 1;
-        let place = self.pod.room().add_container(&format!("{}", self.starts))?;
+        let place = self.pod.pod().add_container(&format!("{}", self.starts))?;
         let options = AgentOptions {
             tls: &self.tls,
             token_file: Some(&self.token),

@@ -170,9 +170,9 @@ fn pages(world: &World) -> Result<Vec<(String, Vec<u8>)>> {
     let servers = world
         .servers
         .running()
-        .map(|it| (it.program(), it.operator("/metrics")));
+        .map(|it| (it.program(), it.admin("/metrics")));
     let agents = world.nodes.iter().filter_map(|node| node.agent().ok());
-    let agents = agents.map(|it| (it.program(), it.operator("/metrics")));
+    let agents = agents.map(|it| (it.program(), it.admin("/metrics")));
     for (program, metrics) in servers.chain(agents) {
         texts.push((
             format!("/metrics of {}", program.name()),
@@ -191,7 +191,7 @@ fn pages(world: &World) -> Result<Vec<(String, Vec<u8>)>> {
     }
     for server in world.servers.running() {
         for page in PAGES {
-            let answer = server.operator(page)?;
+            let answer = server.admin(page)?;
             texts.push((
                 format!("{page} of {}", server.program().name()),
                 answer.body.into_bytes(),

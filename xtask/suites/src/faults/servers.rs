@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 
 use super::clock::Clock;
 use testbed::doubles::sigv4::Keys;
+use testbed::file_cluster::BASE_ARN;
 use testbed::kiam::{Programs, SERVER_PORT, Server, ServerOptions, Source};
 use testbed::pki::PemFiles;
 use testbed::sandbox::{Place, Program};
-use testbed::stage::BASE_ARN;
 
 /// Where the replicas are; the first is the control plane's own address.
 pub(super) const ADDRESSES: [Ipv4Addr; 2] =

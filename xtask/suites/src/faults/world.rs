@@ -20,10 +20,10 @@ use testbed::doubles::dns::{Dns, Says};
 use testbed::doubles::imds::Imds;
 use testbed::doubles::proxy::Proxy;
 use testbed::doubles::sts::{Behaviour, Sts};
+use testbed::file_cluster::BASE_ARN;
 use testbed::kiam::{Programs, SERVER_PORT};
 use testbed::pki::{Authority, Leaf};
 use testbed::sandbox::{CONTROL_IP, NodeOptions, Program, Sandbox};
-use testbed::stage::BASE_ARN;
 
 /// kiam's rights, as they are shipped.
 const RBAC: &str = include_str!("../../../../deploy/manifests/rbac.yaml");

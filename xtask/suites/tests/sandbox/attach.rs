@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::METADATA_PORT;
 use testbed::sandbox::{Finished, NodeOptions, Place, Pod, Program, run};
-use testbed::stage::{Stage, StageNode};
 
 use crate::play::{ask, cast, programs};
 use crate::{Needs, Test};
@@ -75,18 +75,18 @@ struct Scene {
     // In the order in which they are dropped: the pod before its node.
     alice: Pod,
     _bob: Pod,
-    node: StageNode,
+    node: FileClusterNode,
     namespaces: PathBuf,
-    stage: Stage,
+    cluster: FileCluster,
 }
 
 impl Scene {
     fn new() -> Result<Self> {
-        let stage = Stage::new(&programs()?)?;
-        let node = stage.node("node-1", NodeOptions::default())?;
-        let (alice, bob) = cast(&stage, &node)?;
+        let cluster = FileCluster::new(&programs()?)?;
+        let node = cluster.node("node-1", NodeOptions::default())?;
+        let (alice, bob) = cast(&cluster, &node)?;
         // As runtimes keep them; the node's own is among them.
-        let namespaces = stage.sandbox().folder("namespaces")?;
+        let namespaces = cluster.sandbox().folder("namespaces")?;
         for netns in [alice.place().netns(), node.node().place().netns()] {
             symlink(netns.path(), namespaces.join(netns.name()))?;
         }
@@ -95,7 +95,7 @@ impl Scene {
             _bob: bob,
             node,
             namespaces,
-            stage,
+            cluster,
         })
     }
 
@@ -182,11 +182,11 @@ fn closed() -> Result<()> {
         &scene.attach(&CAPABILITIES)?,
         ["at work on", "closed 0 connections"],
     )?;
-    let _server = scene.stage.start_server(&[])?;
-    let agent = scene.stage.start_agent(&scene.node, &[])?;
+    let _server = scene.cluster.start_server(&[])?;
+    let agent = scene.cluster.start_agent(&scene.node, &[])?;
     let answer = ask(alice, "")?.answer()?;
     ensure!(answer.body == "a-reader", "{answer:?}");
-    let metrics = agent.operator("/metrics")?.body;
+    let metrics = agent.admin("/metrics")?.body;
     let count = metrics
         .lines()
         .find_map(|line| line.strip_prefix("kiam_old_connections_closed_total "));
@@ -196,8 +196,8 @@ fn closed() -> Result<()> {
 
 fn left_alone() -> Result<()> {
     let scene = Scene::new()?;
-    let _server = scene.stage.start_server(&[])?;
-    let _agent = scene.stage.start_agent(&scene.node, &[])?;
+    let _server = scene.cluster.start_server(&[])?;
+    let _agent = scene.cluster.start_agent(&scene.node, &[])?;
     let alice = scene.alice.place();
     // To the kernel this one's far end is the agent.
     let kept = start("a pod's connection", alice, BYSTANDER)?;

@@ -54,7 +54,7 @@ fn malformed_roles() -> Result<()> {
         ),
         ("not-ascii", "rôle", ["'ô'", "position 2"]),
     ] {
-        let pod = play.stage.pod(&play.node, ("team-b", name), Some(role))?;
+        let pod = play.cluster.pod(&play.node, ("team-b", name), Some(role))?;
         let named = format!("team-b/{name}");
         let all = [&["iam.amazonaws.com/role", &named], &parts[..]].concat();
         eventually(|| refused(pod.place(), "b-writer", 403, &all)).context(name)?;
@@ -68,7 +68,9 @@ fn malformed_roles() -> Result<()> {
         );
     }
     // An empty one names no role.
-    let empty = play.stage.pod(&play.node, ("team-b", "empty"), Some(""))?;
+    let empty = play
+        .cluster
+        .pod(&play.node, ("team-b", "empty"), Some(""))?;
     eventually(|| {
         let answer = crate::play::ask(empty.place(), "")?.answer()?;
         ensure!(matches!(answer.status, 403 | 404), "{answer:?}");
@@ -84,11 +86,11 @@ fn malformed_expression() -> Result<()> {
         ("broken", "a-(.*", "unclosed group"),
         ("huge", "(a{1000}){1000}{1000}", "size limit"),
     ] {
-        play.stage
+        play.cluster
             .objects()
             .put_namespace(namespace, Some(expression))?;
         let pod = play
-            .stage
+            .cluster
             .pod(&play.node, (namespace, "pod"), Some("a-reader"))?;
         let parts = ["iam.amazonaws.com/permitted", namespace, problem];
         eventually(|| refused(pod.place(), "", 403, &parts)).context(expression)?;
@@ -98,7 +100,7 @@ fn malformed_expression() -> Result<()> {
 
 fn broken_yaml() -> Result<()> {
     let play = Play::begin()?;
-    let objects = play.stage.objects();
+    let objects = play.cluster.objects();
     let path = objects.path("namespace-team-a");
     let good = std::fs::read_to_string(&path)?;
     for (what, text) in [
@@ -117,7 +119,7 @@ fn broken_yaml() -> Result<()> {
     }
     // Other files are still read, and so is this one when it is mended.
     let carol = play
-        .stage
+        .cluster
         .pod(&play.node, ("team-b", "carol"), Some("c-reader"))?;
     eventually(|| play.identity(carol.place()))?;
     objects.put_text("namespace-team-a", &good.replace("a-.*", "nothing"))?;
@@ -135,7 +137,7 @@ fn broken_yaml() -> Result<()> {
 
 fn unusable_object() -> Result<()> {
     let play = Play::begin()?;
-    let objects = play.stage.objects();
+    let objects = play.cluster.objects();
     for (file, object, parts) in [
         (
             "kind",
@@ -170,7 +172,7 @@ fn denied_by_sts() -> Result<()> {
     let play = Play::begin()?;
     let role = "arn:aws:iam::123456789012:role/untrusting";
     let fault = Some(Fault::AccessDenied);
-    play.stage.sts().behave(
+    play.cluster.sts().behave(
         Some(role),
         Behaviour {
             fault,
@@ -178,7 +180,7 @@ fn denied_by_sts() -> Result<()> {
         },
     );
     let pod = play
-        .stage
+        .cluster
         .pod(&play.node, ("team-b", "dave"), Some("untrusting"))?;
     let parts = ["AccessDenied", "untrusting", "trust policy"];
     eventually(|| refused(pod.place(), "untrusting", 403, &parts))?;

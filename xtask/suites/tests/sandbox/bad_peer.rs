@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::Agent;
 use testbed::pki::{Authority, Leaf, PemFiles};
 use testbed::sandbox::{Finished, NodeOptions};
-use testbed::stage::{Stage, StageNode};
 
 use crate::play::{Play, cast, logs, programs, refused};
 use crate::{Needs, Test};
@@ -55,21 +55,21 @@ fn failed(ended: Finished) -> Result<String> {
     Ok(said)
 }
 
-fn launch_agent(stage: &Stage, node: &StageNode, tls: &PemFiles) -> Result<Agent> {
-    stage.launch_agent(node, tls, &[])
+fn launch_agent(cluster: &FileCluster, node: &FileClusterNode, tls: &PemFiles) -> Result<Agent> {
+    cluster.launch_agent(node, tls, &[])
 }
 
 fn unusable_files() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    let folder = stage.sandbox().folder("bad")?;
+    let cluster = FileCluster::new(&programs()?)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    let folder = cluster.sandbox().folder("bad")?;
     let (missing, garbage) = (folder.join("missing.pem"), folder.join("garbage.pem"));
     std::fs::write(
         &garbage,
         "-----BEGIN CERTIFICATE-----\nno base64!\n-----END CERTIFICATE-----\n",
     )?;
     let good = node.tls();
-    let other_key = &stage.server_tls().key;
+    let other_key = &cluster.server_tls().key;
     for (tls, named) in [
         (
             PemFiles {
@@ -122,12 +122,12 @@ fn unusable_files() -> Result<()> {
         ),
     ] {
         let named = named.display().to_string();
-        let said = failed(launch_agent(&stage, &node, &tls)?.finish(LIMIT)?)?;
+        let said = failed(launch_agent(&cluster, &node, &tls)?.finish(LIMIT)?)?;
         ensure!(
             said.contains(&named),
             "the agent does not name {named}: {said}"
         );
-        let said = failed(stage.launch_server(&tls, &[])?.finish(LIMIT)?)?;
+        let said = failed(cluster.launch_server(&tls, &[])?.finish(LIMIT)?)?;
         ensure!(
             said.contains(&named),
             "the server does not name {named}: {said}"
@@ -138,9 +138,11 @@ fn unusable_files() -> Result<()> {
 }
 
 /// An agent on a node of its own, beside a play that must not notice.
-fn beside(play: &Play, name: &str) -> Result<(StageNode, testbed::sandbox::Pod)> {
-    let node = play.stage.node(name, NodeOptions::default())?;
-    let pod = play.stage.pod(&node, ("team-b", name), Some("b-writer"))?;
+fn beside(play: &Play, name: &str) -> Result<(FileClusterNode, testbed::sandbox::Pod)> {
+    let node = play.cluster.node(name, NodeOptions::default())?;
+    let pod = play
+        .cluster
+        .pod(&node, ("team-b", name), Some("b-writer"))?;
     Ok((node, pod))
 }
 
@@ -148,14 +150,14 @@ fn wrong_agent() -> Result<()> {
     let play = Play::begin()?;
     let (node, pod) = beside(&play, "node-2")?;
     let stranger = Authority::new("another")?;
-    let files = stranger.write_node(&play.stage.sandbox().folder("stranger")?, "node-2")?;
+    let files = stranger.write_node(&play.cluster.sandbox().folder("stranger")?, "node-2")?;
     // It trusts the server's authority, and the server does not trust its.
     let tls = PemFiles {
         ca: node.tls().ca.clone(),
         ..files
     };
     let mark = play.server.program().mark();
-    let agent = launch_agent(&play.stage, &node, &tls)?;
+    let agent = launch_agent(&play.cluster, &node, &tls)?;
     logs(agent.program(), 0, &["10.0.0.1:9610", "certificate"])?;
     logs(play.server.program(), mark, &["10.0.1.2", "certificate"])?;
     refused(pod.place(), "b-writer", 503, &["kiam-server"])?;
@@ -167,7 +169,7 @@ fn wrong_node() -> Result<()> {
     let (node, pod) = beside(&play, "node-2")?;
     // The certificate is good, and node-1's.
     let mark = play.server.program().mark();
-    let agent = launch_agent(&play.stage, &node, play.node.tls())?;
+    let agent = launch_agent(&play.cluster, &node, play.node.tls())?;
     logs(agent.program(), 0, &["node-2"])?;
     logs(
         play.server.program(),
@@ -179,9 +181,9 @@ fn wrong_node() -> Result<()> {
 }
 
 fn wrong_server() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    let (alice, _) = cast(&stage, &node)?;
+    let cluster = FileCluster::new(&programs()?)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    let (alice, _) = cast(&cluster, &node)?;
     let stranger = Authority::new("another")?;
     let address = ["10.0.0.1"];
     let of_stranger = Leaf {
@@ -194,8 +196,8 @@ fn wrong_server() -> Result<()> {
         alternative_names: &["elsewhere.example"],
         ..Leaf::default()
     };
-    let folder = stage.sandbox().folder("servers")?;
-    let ca = stage.server_tls().ca.clone();
+    let folder = cluster.sandbox().folder("servers")?;
+    let ca = cluster.server_tls().ca.clone();
     for (name, files) in [
         (
             "authority",
@@ -206,12 +208,12 @@ fn wrong_server() -> Result<()> {
         ),
         (
             "name",
-            stage.authority().write(&folder.join("2"), &elsewhere)?,
+            cluster.authority().write(&folder.join("2"), &elsewhere)?,
         ),
     ] {
-        let mut server = stage.launch_server(&files, &[])?;
+        let mut server = cluster.launch_server(&files, &[])?;
         server.ready()?;
-        let agent = launch_agent(&stage, &node, node.tls())?;
+        let agent = launch_agent(&cluster, &node, node.tls())?;
         logs(agent.program(), 0, &["10.0.0.1:9610", "certificate"]).context(name)?;
         refused(alice.place(), "a-reader", 503, &["kiam-server"])?;
     }
@@ -220,10 +222,10 @@ fn wrong_server() -> Result<()> {
 }
 
 fn no_server() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    let (alice, bob) = cast(&stage, &node)?;
-    let agent = stage.launch_agent(&node, node.tls(), &[])?;
+    let cluster = FileCluster::new(&programs()?)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    let (alice, bob) = cast(&cluster, &node)?;
+    let agent = cluster.launch_agent(&node, node.tls(), &[])?;
     logs(agent.program(), 0, &["10.0.0.1:9610", "trying again"])?;
     refused(
         alice.place(),
@@ -232,18 +234,18 @@ fn no_server() -> Result<()> {
         &["kiam-server", "try again"],
     )?;
     ensure!(
-        agent.operator("/readyz")?.status != 200,
+        agent.admin("/readyz")?.status != 200,
         "it knows no pods yet"
     );
 
-    let server = stage.start_server(&[])?;
+    let server = cluster.start_server(&[])?;
     let mut play = Play {
         alice,
         bob,
         agent,
         server,
         node,
-        stage,
+        cluster,
     };
     play.agent.ready()?;
     play.others_are_unaffected()

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use testbed::doubles::imds::NODE_ROLE;
+use testbed::file_cluster::FileClusterNode;
 use testbed::kiam::{METADATA_PORT, SERVER_PORT};
 use testbed::sandbox::{CONTROL_IP, Finished};
-use testbed::stage::StageNode;
 
 use crate::play::{Play, ask, programs};
 use crate::{Needs, Test};
@@ -39,7 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Runs a command of the agent's on the node, outside of all pods.
-fn command(node: &StageNode, words: &[String]) -> Result<Finished> {
+fn command(node: &FileClusterNode, words: &[String]) -> Result<Finished> {
     let place = node.node().service("kiam-command")?;
     let mut command = place.command(programs()?.agent());
     command.env_clear().args(words);
@@ -50,7 +50,7 @@ fn command(node: &StageNode, words: &[String]) -> Result<Finished> {
     )
 }
 
-fn doctor(node: &StageNode, flags: &[String]) -> Result<(bool, Value)> {
+fn doctor(node: &FileClusterNode, flags: &[String]) -> Result<(bool, Value)> {
     let mut words = vec!["doctor".to_owned(), "--json".to_owned()];
     words.extend_from_slice(flags);
     let ended = command(node, &words)?;
@@ -59,7 +59,7 @@ fn doctor(node: &StageNode, flags: &[String]) -> Result<(bool, Value)> {
     Ok((ended.status.success(), report))
 }
 
-fn flags(node: &StageNode) -> Vec<String> {
+fn flags(node: &FileClusterNode) -> Vec<String> {
     vec![
         format!("--host={}", node.node().ip()),
         format!("--port={METADATA_PORT}"),

@@ -3,10 +3,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use testbed::doubles::imds::NODE_ROLE;
+use testbed::file_cluster::{FileCluster, pod_file};
 use testbed::kiam::METADATA_PORT;
 use testbed::probe::METADATA_SERVICE;
 use testbed::sandbox::{CgroupDriver, NodeOptions, PodOptions, Qos};
-use testbed::stage::{Stage, pod_file};
 
 use crate::play::{Play, TEAM_A, ask, cast, eventually, prober, programs, refused};
 use crate::{Needs, Test};
@@ -63,7 +63,7 @@ fn own_role() -> Result<()> {
         let expected = format!("arn:aws:sts::123456789012:assumed-role/{role}/");
         ensure!(arn.starts_with(&expected), "{arn}");
     }
-    let calls = play.stage.sts().calls();
+    let calls = play.cluster.sts().calls();
     ensure!(calls.len() == 2, "one call a role: {calls:?}");
     play.others_are_unaffected()
 }
@@ -91,7 +91,7 @@ fn other_role() -> Result<()> {
 
 fn permitted() -> Result<()> {
     let play = Play::begin()?;
-    play.stage.objects().put_namespace("closed", None)?;
+    play.cluster.objects().put_namespace("closed", None)?;
     let pods = [
         ("closed", "closed", "a-reader"),
         ("team-a", "wrong-team", "b-writer"),
@@ -99,13 +99,15 @@ fn permitted() -> Result<()> {
         ("team-a", "longer", "x/a-reader"),
     ];
     for (namespace, name, role) in pods {
-        let pod = play.stage.pod(&play.node, (namespace, name), Some(role))?;
+        let pod = play
+            .cluster
+            .pod(&play.node, (namespace, name), Some(role))?;
         let parts = ["iam.amazonaws.com/permitted", namespace, role];
         eventually(|| refused(pod.place(), "", 403, &parts))?;
         refused(pod.place(), role, 403, &parts)?;
     }
     let roles: Vec<_> = play
-        .stage
+        .cluster
         .sts()
         .calls()
         .into_iter()
@@ -120,7 +122,7 @@ fn permitted() -> Result<()> {
 
 fn no_role() -> Result<()> {
     let play = Play::begin()?;
-    let pod = play.stage.pod(&play.node, ("team-b", "plain"), None)?;
+    let pod = play.cluster.pod(&play.node, ("team-b", "plain"), None)?;
     let parts = ["team-b/plain", "iam.amazonaws.com/role"];
     eventually(|| refused(pod.place(), "", 404, &parts))?;
     play.others_are_unaffected()
@@ -147,7 +149,7 @@ fn no_pod() -> Result<()> {
         "{answer:?}"
     );
     // From the network, where no program of the node's kernel saw who it was.
-    let control = play.stage.sandbox().control();
+    let control = play.cluster.sandbox().control();
     let answer = prober()?.get(control, &agent)?.answer()?;
     ensure!(
         answer.status == 503 && answer.body.contains("no pod"),
@@ -170,26 +172,26 @@ fn no_pod() -> Result<()> {
 }
 
 fn cgroups() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    stage.objects().put_namespace("team-a", Some(".*"))?;
-    let _server = stage.start_server(&[])?;
+    let cluster = FileCluster::new(&programs()?)?;
+    cluster.objects().put_namespace("team-a", Some(".*"))?;
+    let _server = cluster.start_server(&[])?;
     for driver in [CgroupDriver::Systemd, CgroupDriver::Cgroupfs] {
         let name = format!("{driver:?}").to_lowercase();
-        let node = stage.node(
+        let node = cluster.node(
             &name,
             NodeOptions {
                 driver,
                 ..NodeOptions::default()
             },
         )?;
-        let _agent = stage.start_agent(&node, &[])?;
+        let _agent = cluster.start_agent(&node, &[])?;
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             let pod = node.node().pod(PodOptions {
                 qos,
                 ..PodOptions::default()
             })?;
             let (pod_name, role) = (format!("{name}-{qos:?}"), format!("{qos:?}"));
-            stage
+            cluster
                 .objects()
                 .put_pod(&pod, ("team-a", &pod_name), Some(&role))?;
             let sidecar = pod.add_container("sidecar")?;
@@ -208,7 +210,7 @@ fn cgroups() -> Result<()> {
 
 fn changes() -> Result<()> {
     let play = Play::begin()?;
-    let objects = play.stage.objects();
+    let objects = play.cluster.objects();
     let alice = play.alice.place();
     objects.put_pod(&play.alice, ("team-a", "alice"), Some("a-admin"))?;
     eventually(|| {
@@ -226,7 +228,7 @@ fn changes() -> Result<()> {
     ensure!(!objects.path(&pod_file(("team-a", "alice"))).exists());
 
     // A pod that asks before the server knows it waits, and is answered.
-    let (again, _) = cast(&play.stage, &play.node)?;
+    let (again, _) = cast(&play.cluster, &play.node)?;
     let arn = play.identity(again.place())?;
     ensure!(arn.contains(":assumed-role/a-reader/"), "{arn}");
     Ok(())

@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::sandbox::{NodeOptions, run};
-use testbed::stage::{Stage, StageNode};
 use toolchain::exec;
 
 use crate::play::{Play, programs};
@@ -31,7 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const RULE: &str = "not from all iif lo lookup 169254";
 
-fn rules(node: &StageNode) -> Result<String> {
+fn rules(node: &FileClusterNode) -> Result<String> {
     let netns = node.node().place().netns();
     let mut all = String::new();
     for family in ["-4", "-6"] {
@@ -47,7 +47,7 @@ fn outlives() -> Result<()> {
         agent,
         server: _server,
         node,
-        stage,
+        cluster,
     } = Play::begin()?;
     let guarded = rules(&node)?;
     ensure!(guarded.matches(RULE).count() == 2, "{guarded}");
@@ -55,7 +55,7 @@ fn outlives() -> Result<()> {
     ensure!(rules(&node)? == guarded, "it stays");
 
     let place = node.node().service("cleanup")?;
-    let mut cleanup = place.command(stage.programs().folder().join("kiam-agent"));
+    let mut cleanup = place.command(cluster.programs().folder().join("kiam-agent"));
     cleanup
         .arg("cleanup")
         .arg("--bpffs")
@@ -77,10 +77,10 @@ fn unwanted() -> Result<()> {
         agent,
         server: _server,
         node,
-        stage,
+        cluster,
     } = Play::begin()?;
     agent.stop()?;
-    let agent = stage.start_agent(&node, &["--guard=egress"])?;
+    let agent = cluster.start_agent(&node, &["--guard=egress"])?;
     let left = rules(&node)?;
     ensure!(!left.contains("169254"), "{left}");
     let said = agent.program().output();
@@ -89,14 +89,14 @@ fn unwanted() -> Result<()> {
 }
 
 fn named() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
+    let cluster = FileCluster::new(&programs()?)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
     let flags = [
         "--redirect=iptables",
         "--host-interface=p+",
         "--guard=egress",
     ];
-    let agent = stage.launch_agent(&node, node.tls(), &flags)?;
+    let agent = cluster.launch_agent(&node, node.tls(), &flags)?;
     let ended = agent.finish(Duration::from_secs(20))?;
     ensure!(ended.status.code() == Some(64), "{:?}", ended.status);
     let said = ended.stdout + &ended.stderr;

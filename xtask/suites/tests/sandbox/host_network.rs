@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use testbed::doubles::imds::NODE_ROLE;
+use testbed::file_cluster::FileCluster;
 use testbed::sandbox::{NodeOptions, PodOptions, Qos};
-use testbed::stage::Stage;
 
 use crate::play::{ask, eventually, programs};
 use crate::{Needs, Test};
@@ -39,15 +39,15 @@ fn deny() -> Result<()> {
 
 /// A pod with a role, one with none, and one with a role that is exempt.
 fn hear(mode: &str, expected: [Heard; 3]) -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    stage.objects().put_namespace("kube-system", Some(".*"))?;
-    let server = stage.start_server(&[])?;
+    let cluster = FileCluster::new(&programs()?)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    cluster.objects().put_namespace("kube-system", Some(".*"))?;
+    let server = cluster.start_server(&[])?;
     let flags = [
         format!("--host-network-pods={mode}"),
         "--host-network-exempt=kube-system/aws-node-*".to_owned(),
     ];
-    let agent = stage.start_agent(&node, &flags.each_ref().map(String::as_str))?;
+    let agent = cluster.start_agent(&node, &flags.each_ref().map(String::as_str))?;
     let cast = [
         ("with-role", Some(OWN), Qos::Burstable),
         ("without", None, Qos::BestEffort),
@@ -60,7 +60,9 @@ fn hear(mode: &str, expected: [Heard; 3]) -> Result<()> {
             host_network: true,
             ..PodOptions::default()
         })?;
-        stage.objects().put_pod(&pod, ("kube-system", name), role)?;
+        cluster
+            .objects()
+            .put_pod(&pod, ("kube-system", name), role)?;
         eventually(|| {
             let outcome = ask(pod.place(), "")?.answer();
             match expected {

@@ -69,7 +69,7 @@ fn late_address() -> Result<()> {
     let answer = std::thread::scope(|scope| {
         let asking = scope.spawn(|| ask(carol.place(), ""));
         std::thread::sleep(Duration::from_millis(700));
-        play.stage
+        play.cluster
             .objects()
             .put_pod(&carol, ("team-b", "carol"), Some("c-writer"))?;
         asking
@@ -82,7 +82,7 @@ fn late_address() -> Result<()> {
         "{answer:?}"
     );
     // A pod that is gone has no address any more.
-    play.stage.objects().remove_pod(("team-b", "carol"))?;
+    play.cluster.objects().remove_pod(("team-b", "carol"))?;
     eventually(|| refused(carol.place(), "", 503, &["with the address"]))?;
     play.others_are_unaffected()
 }
@@ -117,7 +117,7 @@ fn flushed() -> Result<()> {
         eventually(|| play.identity(play.alice.place()))?;
         let rules = in_netns(node, &["iptables", "-t", table, "-S"])?;
         ensure!(rules.contains("KIAM-METADATA"), "{rules}");
-        let metrics = play.agent.operator("/metrics")?.body;
+        let metrics = play.agent.admin("/metrics")?.body;
         let line = "kiam_iptables_checks_total{family=\"ipv4\",outcome=\"restored\"} ";
         let restored = metrics.lines().find_map(|each| each.strip_prefix(line));
         ensure!(restored.is_some_and(|count| count != "0"), "{metrics}");
@@ -132,7 +132,7 @@ fn stopped() -> Result<()> {
         agent,
         server: _server,
         node,
-        stage,
+        cluster,
     } = Play::begin_with(&PODS)?;
     agent.stop()?;
     let outcome = ask(alice.place(), "")?;
@@ -140,7 +140,7 @@ fn stopped() -> Result<()> {
     ensure!(node.imds().traffic().bytes() == 0, "nothing leaks");
 
     let flags = [&PODS[..], &["--iptables-remove"]].concat();
-    let agent = stage.start_agent(&node, &flags)?;
+    let agent = cluster.start_agent(&node, &flags)?;
     let answer = ask(alice.place(), "")?.answer()?;
     ensure!(answer.body == "a-reader", "{answer:?}");
     ensure!(node.imds().traffic().bytes() == 0, "nothing leaks");

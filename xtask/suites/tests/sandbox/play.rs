@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use testbed::doubles::sigv4::Keys;
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{Agent, Programs, Server};
 use testbed::probe::{Answer, METADATA_SERVICE, Outcome, Prober};
 use testbed::sandbox::{NodeOptions, Place, Pod};
-use testbed::stage::{Stage, StageNode};
 
 /// What the namespace of alice permits.
 pub(crate) const TEAM_A: &str = "arn:aws:iam::123456789012:role/a-.*";
@@ -23,8 +23,8 @@ pub(crate) struct Play {
     pub(crate) bob: Pod,
     pub(crate) agent: Agent,
     pub(crate) server: Server,
-    pub(crate) node: StageNode,
-    pub(crate) stage: Stage,
+    pub(crate) node: FileClusterNode,
+    pub(crate) cluster: FileCluster,
 }
 
 /// The programs that `cargo xtask test` built.
@@ -39,11 +39,11 @@ pub(crate) fn prober() -> Result<Prober> {
 }
 
 /// Two teams, each with a pod on this node and a role that its namespace permits.
-pub(crate) fn cast(stage: &Stage, node: &StageNode) -> Result<(Pod, Pod)> {
-    stage.objects().put_namespace("team-a", Some(TEAM_A))?;
-    stage.objects().put_namespace("team-b", Some(".*"))?;
-    let alice = stage.pod(node, ("team-a", "alice"), Some("a-reader"))?;
-    let bob = stage.pod(node, ("team-b", "bob"), Some("b-writer"))?;
+pub(crate) fn cast(cluster: &FileCluster, node: &FileClusterNode) -> Result<(Pod, Pod)> {
+    cluster.objects().put_namespace("team-a", Some(TEAM_A))?;
+    cluster.objects().put_namespace("team-b", Some(".*"))?;
+    let alice = cluster.pod(node, ("team-a", "alice"), Some("a-reader"))?;
+    let bob = cluster.pod(node, ("team-b", "bob"), Some("b-writer"))?;
     Ok((alice, bob))
 }
 
@@ -54,25 +54,25 @@ impl Play {
 
     /// With flags of the agent's.
     pub(crate) fn begin_with(agent_flags: &[&str]) -> Result<Self> {
-        let stage = Stage::new(&programs()?)?;
-        let node = stage.node("node-1", NodeOptions::default())?;
-        let (alice, bob) = cast(&stage, &node)?;
-        let server = stage.start_server(&[])?;
-        let agent = stage.start_agent(&node, agent_flags)?;
+        let cluster = FileCluster::new(&programs()?)?;
+        let node = cluster.node("node-1", NodeOptions::default())?;
+        let (alice, bob) = cast(&cluster, &node)?;
+        let server = cluster.start_server(&[])?;
+        let agent = cluster.start_agent(&node, agent_flags)?;
         Ok(Self {
             alice,
             bob,
             agent,
             server,
             node,
-            stage,
+            cluster,
         })
     }
 
     /// Whose credentials a place gets, as STS knows them by their signature.
     pub(crate) fn identity(&self, place: &Place) -> Result<String> {
         let keys = credentials(place)?;
-        let arn = self.stage.sts().identify(&keys);
+        let arn = self.cluster.sts().identify(&keys);
         arn.map_err(|code| anyhow!("STS says {code} to these credentials"))
     }
 

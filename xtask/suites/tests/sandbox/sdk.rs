@@ -118,8 +118,8 @@ fn botocore() -> Result<()> {
 fn who(play: &Play, sdk: Sdk, place: &Place, variables: &[(&str, &str)]) -> Result<Finished> {
     let mut command = sdk.who(|program| place.command(program));
     command
-        .env("HOME", play.stage.sandbox().folder("home")?)
-        .env("AWS_ENDPOINT_URL_STS", play.stage.sts().url())
+        .env("HOME", play.cluster.sandbox().folder("home")?)
+        .env("AWS_ENDPOINT_URL_STS", play.cluster.sts().url())
         .envs(variables.iter().copied());
     run(sdk.name(), command, LIMIT)
 }
@@ -155,7 +155,7 @@ fn v2_required() -> Result<()> {
         ensure!(ended.stdout.contains(":assumed-role/a-reader/"), "{name}");
     }
     // None of them asked without.
-    let metrics = play.agent.operator("/metrics")?.body;
+    let metrics = play.agent.admin("/metrics")?.body;
     let v1 = "kiam_metadata_imds_v1_requests_total{";
     ensure!(!metrics.contains(v1), "{metrics}");
     Ok(())
@@ -175,7 +175,7 @@ fn containers() -> Result<()> {
 fn forbidden() -> Result<()> {
     let play = Play::begin()?;
     let forbidden = play
-        .stage
+        .cluster
         .pod(&play.node, ("team-a", "eve"), Some("b-writer"))?;
     eventually(|| refused(forbidden.place(), "", 403, &["permitted"]))?;
     for sdk in Sdk::ALL {

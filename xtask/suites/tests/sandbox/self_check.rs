@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{Agent, AgentOptions, SERVER_ADDRESS};
 use testbed::sandbox::{NodeOptions, Pod, PodOptions, Qos};
-use testbed::stage::{Stage, StageNode};
 
 use crate::play::{ask, programs};
 use crate::{Needs, Test};
@@ -32,7 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
 const CAME: &str = "a connection of the agent's own came here, as its pod's";
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn own_pod(node: &StageNode, qos: Qos) -> Result<Pod> {
+fn own_pod(node: &FileClusterNode, qos: Qos) -> Result<Pod> {
     node.node().pod(PodOptions {
         qos,
         host_network: true,
@@ -41,7 +41,7 @@ fn own_pod(node: &StageNode, qos: Qos) -> Result<Pod> {
 }
 
 /// An agent in a pod, which is told the UID of one.
-fn launch(node: &StageNode, pod: &Pod, uid: &str, flags: &[&str]) -> Result<Agent> {
+fn launch(node: &FileClusterNode, pod: &Pod, uid: &str, flags: &[&str]) -> Result<Agent> {
     let uid = format!("--pod-uid={uid}");
     let options = AgentOptions {
         tls: node.tls(),
@@ -59,11 +59,11 @@ fn comes() -> Result<()> {
         (Qos::Guaranteed, "annotated"),
         (Qos::BestEffort, "deny"),
     ] {
-        let stage = Stage::new(&programs()?)?;
-        let node = stage.node("node-1", NodeOptions::default())?;
-        stage.objects().put_namespace("team-a", Some(".*"))?;
-        let alice = stage.pod(&node, ("team-a", "alice"), Some("a-reader"))?;
-        let server = stage.start_server(&[])?;
+        let cluster = FileCluster::new(&programs()?)?;
+        let node = cluster.node("node-1", NodeOptions::default())?;
+        cluster.objects().put_namespace("team-a", Some(".*"))?;
+        let alice = cluster.pod(&node, ("team-a", "alice"), Some("a-reader"))?;
+        let server = cluster.start_server(&[])?;
         let own = own_pod(&node, qos)?;
         let flag = format!("--host-network-pods={mode}");
         let mut agent = launch(&node, &own, own.uid(), &[&flag])?;
@@ -84,9 +84,9 @@ fn comes() -> Result<()> {
 }
 
 fn takes_over() -> Result<()> {
-    let stage = Stage::new(&programs()?)?;
-    let node = stage.node("node-1", NodeOptions::default())?;
-    let server = stage.start_server(&[])?;
+    let cluster = FileCluster::new(&programs()?)?;
+    let node = cluster.node("node-1", NodeOptions::default())?;
+    let server = cluster.start_server(&[])?;
     let pods = [
         own_pod(&node, Qos::Burstable)?,
         own_pod(&node, Qos::Burstable)?,
@@ -109,9 +109,9 @@ fn takes_over() -> Result<()> {
 /// agent's pod is another.
 fn goes_elsewhere() -> Result<()> {
     for (mode, expected) in [("passthrough", "did not come here"), ("deny", "failed")] {
-        let stage = Stage::new(&programs()?)?;
-        let node = stage.node("node-1", NodeOptions::default())?;
-        let server = stage.start_server(&[])?;
+        let cluster = FileCluster::new(&programs()?)?;
+        let node = cluster.node("node-1", NodeOptions::default())?;
+        let server = cluster.start_server(&[])?;
         let (own, other) = (
             own_pod(&node, Qos::Burstable)?,
             own_pod(&node, Qos::Burstable)?,

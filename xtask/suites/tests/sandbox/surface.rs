@@ -110,9 +110,9 @@ fn kernel_log() -> Result<()> {
 
 fn status() -> Result<()> {
     let play = Play::begin()?;
-    play.stage
+    play.cluster
         .pod(&play.node, ("team-a", "eve"), Some("b-writer"))?;
-    play.stage.pod(&play.node, ("team-a", "plain"), None)?;
+    play.cluster.pod(&play.node, ("team-a", "plain"), None)?;
     drop(ask(play.alice.place(), "")?);
     let at = format!("--address=127.0.0.1:{}", testbed::kiam::AGENT_ADMIN_PORT);
     let status = |more: &[&str]| {
@@ -153,24 +153,24 @@ const HOSTILE: &str =
 
 fn page() -> Result<()> {
     let play = Play::begin()?;
-    play.stage
+    play.cluster
         .pod(&play.node, ("team-a", "eve"), Some(HOSTILE))?;
-    play.stage.pod(&play.node, ("team-a", "plain"), None)?;
+    play.cluster.pod(&play.node, ("team-a", "plain"), None)?;
     drop(ask(play.alice.place(), "")?);
     eventually(|| {
-        let report = play.agent.operator("/status")?.body;
+        let report = play.agent.admin("/status")?.body;
         ensure!(
             report.contains("eve") && report.contains("plain"),
             "{report}"
         );
         Ok(())
     })?;
-    let picture = play.stage.sandbox().scratch().join("status.png");
+    let picture = play.cluster.sandbox().scratch().join("status.png");
     let url = format!(
         "http://127.0.0.1:{}/status.html",
         testbed::kiam::AGENT_ADMIN_PORT
     );
-    let profile = play.stage.sandbox().folder("browser")?;
+    let profile = play.cluster.sandbox().folder("browser")?;
     let browse = |what: &str| {
         let program = find_program("chromium").context("there is no chromium")?;
         let mut command = play.node.node().place().command(program);
@@ -252,7 +252,7 @@ fn hogged() -> Result<()> {
     })?;
     ensure!(hog.output().contains("closed 300"), "{}", hog.output());
     all_are_answered(&play)?;
-    let metrics = play.agent.operator("/metrics")?.body;
+    let metrics = play.agent.admin("/metrics")?.body;
     let refused = "kiam_metadata_connections_refused_total{limit=\"silent\"} ";
     let refused = metrics.lines().find_map(|line| line.strip_prefix(refused));
     let refused: f64 = refused.context("none was refused")?.parse()?;

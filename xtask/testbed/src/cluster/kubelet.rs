@@ -24,7 +24,7 @@ pub struct Kubelet {
 pub struct Running {
     namespace: String,
     name: String,
-    room: Pod,
+    pod: Pod,
 }
 
 impl Running {
@@ -40,17 +40,17 @@ impl Running {
 
     /// Its UID.
     pub fn uid(&self) -> &str {
-        self.room.uid()
+        self.pod.uid()
     }
 
     /// Its namespaces and cgroups.
-    pub const fn room(&self) -> &Pod {
-        &self.room
+    pub const fn pod(&self) -> &Pod {
+        &self.pod
     }
 
     /// Where its programs run.
     pub const fn place(&self) -> &Place {
-        self.room.place()
+        self.pod.place()
     }
 }
 
@@ -122,14 +122,14 @@ impl Kubelet {
             ..PodOptions::default()
         };
         let node = self.node.clone();
-        let room = tokio::task::spawn_blocking(move || node.pod(options));
+        let pod = tokio::task::spawn_blocking(move || node.pod(options));
         Ok(Running {
             namespace: metadata
                 .namespace
                 .clone()
                 .context("a pod has a namespace")?,
             name: metadata.name.clone().context("a pod has a name")?,
-            room: room.await??,
+            pod: pod.await??,
         })
     }
 
@@ -141,9 +141,9 @@ impl Kubelet {
         let Running {
             namespace,
             name,
-            room,
+            pod,
         } = running;
-        let ips = match (room.ip(), room.ipv6()) {
+        let ips = match (pod.ip(), pod.ipv6()) {
             (Some(v4), Some(v6)) => vec![v4.into(), v6.into()],
             _ => vec![self.node.ip()],
         };
@@ -180,9 +180,9 @@ impl Kubelet {
         let Running {
             namespace,
             name,
-            room,
+            pod,
         } = running;
-        tokio::task::spawn_blocking(move || drop(room)).await?;
+        tokio::task::spawn_blocking(move || drop(pod)).await?;
         Ok((namespace, name))
     }
 

@@ -286,7 +286,7 @@ impl Workloads {
             let Some(started) = self.started.get_mut(uid) else {
                 continue;
             };
-            let ip = started.running.room().ip().map_or(node, Into::into);
+            let ip = started.running.pod().ip().map_or(node, Into::into);
             let Some(url) = probed(&pod, ip) else {
                 continue;
             };

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
+use kiam_common::metadata_address::{METADATA_V4, METADATA_V6};
 
 use super::pod::{CgroupDriver, Pod, PodOptions, Qos, Runtime};
 use super::{Bpffs, Cgroup, Netns, Place, Sandbox, address, tools};
 
 /// The metadata service's addresses.
-const METADATA: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
+const METADATA: [IpAddr; 2] = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
 
 /// How a node's kubelet is set up.
 #[derive(Debug, Clone, Copy, Default)]

@@ -12,7 +12,7 @@ pub(super) async fn documented(world: &mut World) -> Result<Facts> {
         (
             agent,
             of(agent, agent_side)?,
-            world.agent.operator("/metrics")?,
+            world.agent.admin("/metrics")?,
         ),
         (
             server,

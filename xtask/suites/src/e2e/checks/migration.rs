@@ -73,7 +73,7 @@ pub(super) async fn node_by_node(world: &mut World) -> Result<Facts> {
     is(world, &moved, "billing-moved")?;
     let kubelet = world.kubelets[1].clone();
     let old = pod_of_old_node(&kubelet).await?;
-    let ip: IpAddr = old.room().ip().context("a pod has an address")?.into();
+    let ip: IpAddr = old.pod().ip().context("a pod has an address")?.into();
 
     // 2: servers first. The pod of the moved node does not notice.
     let asking = Asking::begin(&moved, "billing-moved");

@@ -140,10 +140,7 @@ fn refused(
     // The agent's operator learns it as well.
     let told = |line: &str| line.contains(expected).then_some(());
     agent.program().wait_for(expected, LOG_LIMIT, told)?;
-    ensure!(
-        agent.operator("/readyz")?.status != 200,
-        "the agent is ready"
-    );
+    ensure!(agent.admin("/readyz")?.status != 200, "the agent is ready");
     nothing()?;
     let ended = agent.stop()?;
     let said = ended.stderr + &server.output();

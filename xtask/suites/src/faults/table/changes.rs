@@ -10,7 +10,7 @@ use kube::api::Api;
 use super::Fault;
 use crate::faults::world::{NAMESPACES, PERMITTED, ROLE, World};
 use testbed::doubles::sts::{Behaviour, Fault as StsFault};
-use testbed::stage::BASE_ARN;
+use testbed::file_cluster::BASE_ARN;
 
 const GROUP: &str = "changes";
 /// A pod of the first node, with a fast client.
@@ -70,7 +70,7 @@ async fn readdressed(world: &mut World, deleted: bool) -> Result<()> {
     world.pod(0, &name, &role).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let leaving = world.clients.pop().context("it was made just now")?;
-    let ip = leaving.pod.room().ip();
+    let ip = leaving.pod.pod().ip();
     let kubelet = world.nodes[0].kubelet.clone();
     let (namespace, name) = kubelet.empty(leaving.end()).await?;
     if deleted {

@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use super::Fault;
 use crate::faults::world::World;
 use testbed::doubles::sts::{Behaviour, Fault as StsFault};
-use testbed::stage::BASE_ARN;
+use testbed::file_cluster::BASE_ARN;
 
 const GROUP: &str = "sts";
 /// New roles are asked for at once; those that failed wait up to half a minute.

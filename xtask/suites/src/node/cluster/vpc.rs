@@ -16,7 +16,7 @@ use testbed::doubles::imds::Imds;
 use testbed::doubles::sts::Sts;
 use testbed::sandbox::{CONTROL_IP, Guest, Sandbox};
 
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA: Ipv4Addr = kiam_common::metadata_address::METADATA_V4;
 const STS_PORT: u16 = 4566;
 /// The last packets, which a failure is explained by.
 const MAX_PACKETS: usize = 200;

@@ -20,7 +20,7 @@ pub const BASE_ARN: &str = "arn:aws:iam::123456789012:role/";
 
 /// The sandbox with all but nodes.
 #[derive(Debug)]
-pub struct Stage {
+pub struct FileCluster {
     // In the order in which they are dropped.
     sts: Sts,
     objects: Objects,
@@ -32,14 +32,14 @@ pub struct Stage {
 
 /// A node with its own metadata service, which no pod must reach.
 #[derive(Debug)]
-pub struct StageNode {
+pub struct FileClusterNode {
     agents: AtomicU32,
     imds: Imds,
     tls: PemFiles,
     node: Node,
 }
 
-impl Stage {
+impl FileCluster {
     /// Makes a sandbox with STS in it.
     ///
     /// # Errors
@@ -120,9 +120,9 @@ impl Stage {
     ///
     /// # Errors
     /// When a tool fails.
-    pub fn node(&self, name: &str, options: NodeOptions) -> Result<StageNode> {
+    pub fn node(&self, name: &str, options: NodeOptions) -> Result<FileClusterNode> {
         let node = self.sandbox.node(name, options)?;
-        Ok(StageNode {
+        Ok(FileClusterNode {
             agents: AtomicU32::new(0),
             imds: Imds::start(node.listen_at_metadata_service()?)?,
             tls: self
@@ -136,7 +136,7 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not start, or knows no pods in time.
-    pub fn start_agent(&self, node: &StageNode, flags: &[&str]) -> Result<Agent> {
+    pub fn start_agent(&self, node: &FileClusterNode, flags: &[&str]) -> Result<Agent> {
         let mut agent = self.launch_agent(node, &node.tls, flags)?;
         agent.ready()?;
         Ok(agent)
@@ -146,7 +146,12 @@ impl Stage {
     ///
     /// # Errors
     /// When there is no such program.
-    pub fn launch_agent(&self, node: &StageNode, tls: &PemFiles, flags: &[&str]) -> Result<Agent> {
+    pub fn launch_agent(
+        &self,
+        node: &FileClusterNode,
+        tls: &PemFiles,
+        flags: &[&str],
+    ) -> Result<Agent> {
         self.launch_agent_of(&self.programs, node, tls, flags)
     }
 
@@ -157,7 +162,7 @@ impl Stage {
     pub fn launch_agent_of(
         &self,
         programs: &Programs,
-        node: &StageNode,
+        node: &FileClusterNode,
         tls: &PemFiles,
         flags: &[&str],
     ) -> Result<Agent> {
@@ -178,14 +183,19 @@ impl Stage {
     ///
     /// # Errors
     /// When a tool fails.
-    pub fn pod(&self, node: &StageNode, name: PodName<'_>, role: Option<&str>) -> Result<Pod> {
+    pub fn pod(
+        &self,
+        node: &FileClusterNode,
+        name: PodName<'_>,
+        role: Option<&str>,
+    ) -> Result<Pod> {
         let pod = node.node.pod(PodOptions::default())?;
         self.objects.put_pod(&pod, name, role)?;
         Ok(pod)
     }
 }
 
-impl StageNode {
+impl FileClusterNode {
     /// The node.
     pub const fn node(&self) -> &Node {
         &self.node
