@@ -26,25 +26,25 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- end -}}
 
-{{/* The image: a component's own, else the chart's. */}}
+{{/* Image of a component, else the chart's. */}}
 {{- define "kiam.image" -}}
 {{- $image := mergeOverwrite (deepCopy .root.Values.image) (.own | default dict) -}}
 {{- $tag := default .root.Chart.AppVersion $image.tag -}}
 {{- if contains "uswitch/kiam" $image.repository -}}
-{{- fail (printf "%s.image.repository is %s, which is kiam v4 and takes other flags; leave it out, or name an image of this kiam" .component $image.repository) -}}
+{{- fail (printf "%s.image.repository is %s, which is kiam v4 and has other flags; leave it out, or name an image of this kiam" .component $image.repository) -}}
 {{- end -}}
 image: {{ printf "%s:%s" $image.repository $tag | quote }}
 imagePullPolicy: {{ $image.pullPolicy }}
 {{- end -}}
 
-{{/* extraArgs: {name: value}, or {name: ""} for a flag without one. */}}
+{{/* extraArgs: {name: value}, or {name: ""} for a flag without a value. */}}
 {{- define "kiam.extraArgs" -}}
 {{- range $name, $value := . }}
 - {{ if or (kindIs "invalid" $value) (eq (toString $value) "") }}{{ printf "--%s" $name | quote }}{{ else }}{{ printf "--%s=%s" $name (toString $value) | quote }}{{ end }}
 {{- end }}
 {{- end -}}
 
-{{/* kiam's chart took a word; the API takes an object. */}}
+{{/* Update strategy: kiam v4's chart took a string, the API takes an object. */}}
 {{- define "kiam.updateStrategy" -}}
 {{- if kindIs "string" . -}}
 type: {{ . }}
@@ -57,7 +57,7 @@ type: {{ .type }}
 {{- end -}}
 {{- end -}}
 
-{{/* The Secret of a component. */}}
+{{/* TLS Secret of a component. */}}
 {{- define "kiam.tlsSecret" -}}
 {{- $own := (index .root.Values .component).tlsSecret -}}
 {{- if eq .root.Values.tls.mode "secret" -}}
@@ -82,50 +82,50 @@ type: {{ .type }}
 - --level={{ .level }}
 {{- end -}}
 
-{{/* Names that the server's certificate is for. */}}
+{{/* DNS names of the server's certificate. */}}
 {{- define "kiam.server.dnsNames" -}}
 {{- $name := include "kiam.server.name" . -}}
 {{- list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) "localhost" | toJson -}}
 {{- end -}}
 
-{{/* Values of kiam's chart that have nothing to do here, and why, one a line. */}}
+{{/* Values of kiam v4's chart that have no effect here, one per line with the reason. */}}
 {{- define "kiam.ignored" -}}
 {{- $agent := .Values.agent -}}
 {{- $server := .Values.server -}}
 {{- $host := $agent.host | default dict -}}
 {{- $was := list -}}
-{{- if hasKey $host "iptables" }}{{ $was = append $was "agent.host.iptables: agent.redirect says how pods are redirected, by default with eBPF" }}{{ end -}}
+{{- if hasKey $host "iptables" }}{{ $was = append $was "agent.host.iptables: agent.redirect selects how pods are redirected, by default eBPF" }}{{ end -}}
 {{- if hasKey $host "iptablesRemoveOnShutdown" }}{{ $was = append $was "agent.host.iptablesRemoveOnShutdown: nothing is removed on shutdown, so that pods are never exposed; see README.md" }}{{ end -}}
-{{- if and $host.interface (eq $agent.redirect "ebpf") }}{{ $was = append $was "agent.host.interface: with agent.redirect=ebpf pods are known by their cgroup, whatever their interface" }}{{ end -}}
-{{- if hasKey $agent "deepLivenessProbe" }}{{ $was = append $was "agent.deepLivenessProbe: an agent serves on while servers are away; restarting it helps nobody" }}{{ end -}}
+{{- if and $host.interface (eq $agent.redirect "ebpf") }}{{ $was = append $was "agent.host.interface: with agent.redirect=ebpf pods are identified by their cgroup, not by their interface" }}{{ end -}}
+{{- if hasKey $agent "deepLivenessProbe" }}{{ $was = append $was "agent.deepLivenessProbe: an agent keeps serving while servers are down; restarting it does not help" }}{{ end -}}
 {{- range $name, $component := dict "agent" $agent "server" $server -}}
-{{- if hasKey $component "gatewayTimeoutCreation" }}{{ $was = append $was (printf "%s.gatewayTimeoutCreation: agents start without a server, and go on trying" $name) }}{{ end -}}
-{{- if hasKey $component "keepaliveParams" }}{{ $was = append $was (printf "%s.keepaliveParams: both sides find a dead connection within 15 s; streams end for age after --grpc-max-connection-age-duration" $name) }}{{ end -}}
-{{- if hasKey $component.prometheus "syncInterval" }}{{ $was = append $was (printf "%s.prometheus.syncInterval: metrics are read when they are asked for" $name) }}{{ end -}}
-{{- if hasKey $component "enabled" }}{{ $was = append $was (printf "%s.enabled: the chart is of both; see README.md for two releases" $name) }}{{ end -}}
+{{- if hasKey $component "gatewayTimeoutCreation" }}{{ $was = append $was (printf "%s.gatewayTimeoutCreation: agents start without a server and keep trying" $name) }}{{ end -}}
+{{- if hasKey $component "keepaliveParams" }}{{ $was = append $was (printf "%s.keepaliveParams: both sides detect a dead connection within 15 s; streams end for age after --grpc-max-connection-age-duration" $name) }}{{ end -}}
+{{- if hasKey $component.prometheus "syncInterval" }}{{ $was = append $was (printf "%s.prometheus.syncInterval: metrics are read at each scrape" $name) }}{{ end -}}
+{{- if hasKey $component "enabled" }}{{ $was = append $was (printf "%s.enabled: the chart always installs agents and servers" $name) }}{{ end -}}
 {{- end -}}
 {{- if hasKey $server.deployment "enabled" }}{{ $was = append $was "server.deployment.enabled: the servers are always a Deployment" }}{{ end -}}
-{{- if hasKey $server "cache" }}{{ $was = append $was "server.cache.syncInterval: watches tell of every change" }}{{ end -}}
-{{- if hasKey $server "probes" }}{{ $was = append $was "server.probes.serverAddress: probes ask /healthz and /readyz" }}{{ end -}}
-{{- if hasKey $server "sslCertHostPath" }}{{ $was = append $was "server.sslCertHostPath: the image brings the certificate authorities that AWS's are of" }}{{ end -}}
-{{- if hasKey .Values "extraArgs" }}{{ $was = append $was "extraArgs: kiam's chart did not use it either; agent.extraArgs and server.extraArgs are used" }}{{ end -}}
+{{- if hasKey $server "cache" }}{{ $was = append $was "server.cache.syncInterval: watches report every change" }}{{ end -}}
+{{- if hasKey $server "probes" }}{{ $was = append $was "server.probes.serverAddress: probes use /healthz and /readyz" }}{{ end -}}
+{{- if hasKey $server "sslCertHostPath" }}{{ $was = append $was "server.sslCertHostPath: the image contains the certificate authorities that AWS uses" }}{{ end -}}
+{{- if hasKey .Values "extraArgs" }}{{ $was = append $was "extraArgs: kiam v4's chart did not use it either; use agent.extraArgs and server.extraArgs" }}{{ end -}}
 {{- join "\n" $was -}}
 {{- end -}}
 
-{{/* Values of kiam's chart that would be unsafe to ignore. */}}
+{{/* Fails on values of kiam v4's chart that would be unsafe to ignore. */}}
 {{- define "kiam.refused" -}}
 {{- $psp := .Values.psp | default dict -}}
 {{- if $psp.create }}{{ fail "psp.create: Kubernetes has no PodSecurityPolicy since 1.25; label the namespace pod-security.kubernetes.io/enforce=privileged" }}{{ end -}}
 {{- range $name, $component := dict "agent" .Values.agent "server" .Values.server -}}
-{{- if $component.tlsFiles }}{{ if or $component.tlsFiles.key $component.tlsFiles.cert $component.tlsFiles.ca }}{{ fail (printf "%s.tlsFiles: private keys do not belong into values; put the files into a Secret and set tls.mode=secret and %s.tlsSecret" $name $name) }}{{ end }}{{ end -}}
+{{- if $component.tlsFiles }}{{ if or $component.tlsFiles.key $component.tlsFiles.cert $component.tlsFiles.ca }}{{ fail (printf "%s.tlsFiles: private keys do not belong in values; put the files into a Secret and set tls.mode=secret and %s.tlsSecret" $name $name) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- if and .Values.server.service.targetPort (ne (int .Values.server.service.targetPort) (int .Values.server.service.port)) }}{{ fail "server.service.targetPort differs from server.service.port: the Service is headless, and agents connect to the pods' own port; set port only" }}{{ end -}}
 {{- if and (eq .Values.tls.mode "secret") (or (not .Values.agent.tlsSecret) (not .Values.server.tlsSecret)) }}{{ fail "tls.mode=secret needs agent.tlsSecret and server.tlsSecret" }}{{ end -}}
 {{- end -}}
 
-{{/* What containers of the agent's pod have in common. */}}
+{{/* Security context shared by the containers of the agent's pod. */}}
 {{- define "kiam.agent.root" -}}
-# Root only so that the kernel lets it have these capabilities.
+# Root is needed to hold these capabilities, and for nothing else.
 runAsUser: 0
 runAsGroup: 0
 privileged: false
@@ -133,7 +133,7 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 {{- end }}
 
-{{/* The list itself, and what tolerates server.nodeTaint: who takes it off must run before it is off. */}}
+{{/* Tolerations, plus one for server.nodeTaint: the servers that remove the taint must run before it is removed. */}}
 {{- define "kiam.tolerations" -}}
 {{- $tolerations := .own | default list -}}
 {{- $any := false -}}
@@ -154,7 +154,7 @@ tolerations:
 {{- end -}}
 {{- end -}}
 
-{{/* The capabilities of a container of the agent's pod: its own, and agent.extraCapabilities. */}}
+{{/* Capabilities of a container of the agent's pod, with agent.extraCapabilities. */}}
 {{- define "kiam.agent.capabilities" -}}
 add: [{{ concat .own (.root.Values.agent.extraCapabilities | default list) | uniq | join ", " }}]
 {{- end -}}
