@@ -52,7 +52,7 @@ impl Late {
             failures,
         } = self;
         format!(
-            "never late: {pods} pods, {per_second} a second, from binding to credentials: p50 {p50_ms} ms, \
+            "startup latency: {pods} pods, {per_second} a second, from binding to credentials: p50 {p50_ms} ms, \
              p99 {p99_ms} ms, at most {max_ms} ms; {waited} took longer than {CONTAINER_START_MS} ms; \
              {failures} requests failed"
         )
