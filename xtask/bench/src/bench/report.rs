@@ -207,7 +207,7 @@ impl Report {
             load,
         } = &self.machine;
         let mut text = format!(
-            "Measured on {processor}, {cores} cores, {memory_gib:.0} GiB, Linux {kernel}; the load average was {load} at the begin. Medians; in brackets the quartiles of the turns.\n"
+            "Measured on {processor}, {cores} cores, {memory_gib:.0} GiB, Linux {kernel}; the load average was {load} at the start. Medians; in brackets the quartiles of the turns.\n"
         );
         for Section {
             title,
