@@ -21,14 +21,17 @@ const VARIABLES: [(&str, &str); 3] = [
 ];
 /// Panels of which a part shows nothing in a good run, and why.
 const QUIET: &[(&str, &str)] = &[
-    ("Rules that were put back", "nobody removes rules"),
-    ("Firewall rules", "pods are redirected by kernel programs"),
-    ("Connections turned away", "no pod has too many"),
+    ("Rules restored", "nobody removes rules"),
+    (
+        "Firewall rule checks",
+        "pods are redirected by kernel programs",
+    ),
+    ("Connections rejected", "no pod has too many"),
     ("Audit records", "they are off"),
     ("STS: failed calls", "moto takes every call"),
     ("Failed calls by kind", "moto takes every call"),
-    ("Calls of STS", "none fails"),
-    ("Waits in vain", "none is"),
+    ("STS calls", "none fails"),
+    ("Waits timed out", "no wait times out"),
     (
         "Node streams",
         "no agent is refused, if this check runs alone",
