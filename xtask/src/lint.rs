@@ -1,5 +1,19 @@
-//! The command `lint`: format, clippy without a warning, documentation without a warning, reference
-//! pages that are as the programs are, and what the dependencies are.
+//! The command `lint`: formatting, clippy and rustdoc without a warning, the project's own rules,
+//! current reference pages, and the dependencies' licenses and sources.
+//!
+//! ```text
+//! cycles     packages and files have no import cycle
+//! help       flags, commands and values have a help text
+//! metrics    metrics are on the reference page
+//! words      docs, comments and messages do without the words that docs/style.md lists
+//! sources    what these read
+//! ```
+
+mod cycles;
+mod help;
+mod metrics;
+mod sources;
+mod words;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +36,7 @@ pub struct Args {}
 /// When something is found, or cannot be run.
 pub fn run(_args: &Args) -> anyhow::Result<()> {
     let root = workspace();
+    rules(&root)?;
     let cargo = |arguments: &[&str]| check(Command::new("cargo").args(arguments), &root);
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&[
@@ -57,6 +72,39 @@ pub fn run(_args: &Args) -> anyhow::Result<()> {
         ]),
         &root,
     )
+}
+
+/// A line that breaks a rule.
+#[derive(Debug)]
+struct Finding {
+    file: PathBuf,
+    line: usize,
+    problem: String,
+    rule: &'static str,
+}
+
+/// Checks the project's own rules, and lists all lines that break one.
+#[expect(clippy::print_stderr, reason = "the command's result")]
+fn rules(root: &Path) -> anyhow::Result<()> {
+    let manifests = sources::manifests(root)?;
+    let mut findings = Vec::new();
+    cycles::check(root, &manifests, &mut findings)?;
+    help::check(&manifests, &mut findings)?;
+    metrics::check(root, &manifests, &mut findings)?;
+    words::check(root, &mut findings)?;
+    for finding in &findings {
+        let file = finding.file.strip_prefix(root).unwrap_or(&finding.file);
+        let Finding {
+            line,
+            problem,
+            rule,
+            ..
+        } = finding;
+        eprintln!("{}:{line}: {problem} ({rule})", file.display());
+    }
+    let count = findings.len();
+    ensure!(count == 0, "{count} lines break a rule of the project");
+    Ok(())
 }
 
 /// cargo-deny, built once into the cache folder.
