@@ -251,7 +251,7 @@ fn sinks(control: &Place) -> Result<Sinks> {
     std::thread::spawn(move || {
         bulk.incoming()
             .flatten()
-            .for_each(pod_client::work::swallow)
+            .for_each(pod_client::work::swallow);
     });
     std::thread::spawn(move || connect.incoming().flatten().for_each(drop));
     let ends = Arc::clone(&done);

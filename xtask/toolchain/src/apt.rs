@@ -4,8 +4,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::exec;
-use crate::{Package, find_program};
+use crate::{exec, find_program};
+
+/// A Debian package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is needed for.
+    pub why: &'static str,
+}
 
 /// Installs packages; first finishes what an interrupted run of dpkg left.
 pub(super) fn install(packages: &[Package]) -> Result<()> {

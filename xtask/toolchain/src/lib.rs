@@ -36,11 +36,12 @@ mod python;
 
 use std::path::{Path, PathBuf};
 
+pub use apt::Package;
 pub use architecture::Architecture;
 pub use cache::{Cache, Log, fingerprint};
 pub use cargo_tool::CargoTool;
 pub use command::{cargo, exec, find_program, find_programs, words};
-pub use plan::{Consent, Package, Plan, Step, prepare};
+pub use plan::{Consent, Plan, Step, prepare};
 pub use python::{AWS, MOTO, Python, ZIZMOR};
 
 /// Root folder of the repository.

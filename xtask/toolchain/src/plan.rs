@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::time::Instant;
 
-use crate::{apt, find_program};
+use crate::apt::{self, Package};
+use crate::find_program;
 
 /// How to go about installing.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -36,15 +37,6 @@ pub fn prepare(consent: Consent, add: impl FnOnce(&mut Plan) -> Result<()>) -> R
     add(&mut plan)?;
     let ask = !consent.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     plan.carry_out(ask)
-}
-
-/// A Debian package.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Package {
-    /// Its name.
-    pub name: &'static str,
-    /// What it is needed for.
-    pub why: &'static str,
 }
 
 /// Something that is built or fetched.

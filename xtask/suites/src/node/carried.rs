@@ -10,9 +10,6 @@ use toolchain::{cargo, exec, find_program};
 use super::{Check, disk};
 use testbed::kiam::{self, NEXT_LAYOUT, Programs, last_executable};
 
-/// Where machines see it.
-pub(super) const THERE: &str = "/mnt/kiam";
-
 /// What to put on the disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Carried<'a> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::carried::THERE;
+use super::disk::MOUNT;
 use super::machine::Machine;
 use testbed::sandbox::PATIENCE;
 use testbed::test_output::Outcome;
@@ -93,7 +93,7 @@ const RESTARTS: &str = "restarts --seconds=120 --times=4 --rate=5";
 
 /// What `doctor` says as an agent has it in the chart.
 pub(super) fn doctor(machine: &Machine) -> Result<Found> {
-    let script = format!("mkdir -p {PODS}; {AS_AGENT} {THERE}/kiam-agent doctor 2>&1");
+    let script = format!("mkdir -p {PODS}; {AS_AGENT} {MOUNT}/kiam-agent doctor 2>&1");
     let limit = machine.limit(Duration::from_secs(15));
     let said = machine.run(&script, limit)?;
     let failed: Vec<_> = said
@@ -135,7 +135,7 @@ fn environment(machine: &Machine) -> String {
 
 fn tests(machine: &Machine, arguments: &str) -> Result<Found> {
     let environment = environment(machine);
-    let script = format!("{environment} {THERE}/kernel-tests {arguments} 2>&1");
+    let script = format!("{environment} {MOUNT}/kernel-tests {arguments} 2>&1");
     let said = machine.run(&script, machine.limit(Duration::from_secs(180)))?;
     let mut outcome = Outcome::default();
     let mut failed = Vec::new();
@@ -187,7 +187,7 @@ fn telling_tests(machine: &Machine) -> Result<Found> {
 /// Runs one of these commands, with the programs that were carried in.
 fn command(machine: &Machine, words: &str, limit: Duration) -> Result<Found> {
     let environment = environment(machine);
-    let script = format!("{environment} {THERE}/xtask {words} --programs={THERE} 2>&1");
+    let script = format!("{environment} {MOUNT}/xtask {words} --programs={MOUNT} 2>&1");
     let said = machine.run(&script, machine.limit(limit))?;
     let good = said.status.success();
     let last = said.stdout.lines().rfind(|line| !line.trim().is_empty());

@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::statvfs::statvfs;
 use toolchain::exec;
 
+/// Where machines mount the disk of what is carried into them.
+pub(super) const MOUNT: &str = "/mnt/kiam";
+
 const MIB: u64 = 1024 * 1024;
 
 /// Makes a file system of a folder, with so much room beside what is in it. The file is sparse.

@@ -10,13 +10,12 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use toolchain::{Architecture, exec};
 
+use crate::node::disk::MOUNT;
 use crate::node::make_disk;
 use testbed::cluster::{ControlPlane, components};
 use testbed::pki::{Leaf, PemFiles};
 use testbed::sandbox::Sandbox;
 
-/// Where a node finds it.
-pub(super) const FOLDER: &str = "/mnt/kiam";
 /// Image whose one program both keeps pods' namespaces and asks for credentials.
 pub(super) const POD_IMAGE: &str = "docker.io/library/pod:1";
 /// The image's program, by the names of what it does.
@@ -107,7 +106,7 @@ fn programs(folder: &Path) -> Result<()> {
 /// A certificate and a kubeconfig, with the paths that they have on a node.
 fn user(plane: &ControlPlane, root: &Path, tls: &Path, name: &str, leaf: &Leaf<'_>) -> Result<()> {
     plane.issue(&tls.join(name), leaf)?;
-    let there = Path::new(FOLDER).join("tls").join(name);
+    let there = Path::new(MOUNT).join("tls").join(name);
     let pem = PemFiles {
         cert: there.join("tls.crt"),
         key: there.join("tls.key"),

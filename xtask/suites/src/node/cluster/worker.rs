@@ -8,7 +8,8 @@ use anyhow::Result;
 use toolchain::exec;
 
 use super::identity::Identity;
-use super::payload::{FOLDER, KiamImage};
+use super::payload::KiamImage;
+use crate::node::disk::MOUNT;
 use crate::node::{Accelerator, Init, Kernel, Machine, Options, Root};
 use testbed::sandbox::Sandbox;
 
@@ -21,14 +22,18 @@ const PROCESSORS: u32 = 2;
 /// Who makes a container's cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Driver {
+    /// systemd, as the kubelet recommends
     Systemd,
+    /// runc itself
     Cgroupfs,
 }
 
 /// How kube-proxy reaches Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum ProxyMode {
+    /// By nftables
     Nftables,
+    /// By iptables
     Iptables,
 }
 
@@ -109,7 +114,7 @@ impl Worker {
         let taint = settings.node_taint.as_ref();
         let more = taint.map(|taint| format!("--register-with-taints={taint}"));
         let script = format!(
-            "KUBELET_MORE='{}' sh {FOLDER}/files/setup.sh {} {} {} {driver} {proxy_mode}",
+            "KUBELET_MORE='{}' sh {MOUNT}/files/setup.sh {} {} {} {driver} {proxy_mode}",
             more.unwrap_or_default(),
             identity.name,
             identity.number,
