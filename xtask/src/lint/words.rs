@@ -96,14 +96,15 @@ mod tests {
 
     #[test]
     fn whole_phrases_are_found_by_line_in_any_case() {
-        let page = "# Style\n\n```banned\nolden -> old\nat its end -> when it ends\n```\n";
+        let page = "# Style\n\n```banned\nolden -> old\nin days of yore -> earlier\n```\n";
         let banned = Banned::parse(page).unwrap();
-        let found = banned.find("It begins Olden.\nsolden\nSeen at its\nend; at its end.");
+        let found =
+            banned.find("It begins Olden.\nsolden\nSeen in days\nof yore; in days of yore.");
         assert_eq!(
             found,
             [
                 (1, "write old: It begins Olden.".to_owned()),
-                (4, "write when it ends: end; at its end.".to_owned()),
+                (4, "write earlier: of yore; in days of yore.".to_owned()),
             ]
         );
     }
