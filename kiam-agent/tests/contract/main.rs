@@ -1,41 +1,50 @@
 //! The expiry contract: for days, by clocks that are moved, AWS's own SDKs are given credentials
-//! as this system renews them. They never sign with dead ones, and never ask in a loop.
+//! as this system renews them. They never sign with expired ones, and never ask in a loop.
 //!
 //! The SDKs are the real ones, with their own caches and windows, and so is the metadata service.
-//! The server is played: sessions of an hour, renewed with half an hour left.
+//! The server is simulated: sessions of an hour, renewed with half an hour left. `--show-output`
+//! shows how often each SDK asked.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
-#![expect(
-    clippy::print_stdout,
-    reason = "how often each SDK asked is worth knowing"
-)]
 
 mod day;
 mod service;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use testbed::sdk::{self, Sdk};
+/// The tests of one SDK.
+macro_rules! contract {
+    ($name:ident, $sdk:expr) => {
+        mod $name {
+            use testbed::sdk::Sdk;
 
-use day::{Course, play};
+            use crate::day::{Course, simulate};
 
-fn main() -> std::process::ExitCode {
-    let args = Arguments::from_args();
-    let courses = [
-        ("a_day", Course::Well),
-        ("a_day_with_short_outages_of_sts", Course::ShortOutages),
-        ("two_hours_without_sts", Course::LongOutage),
-    ];
-    let trials = Sdk::WITH_CLOCK.into_iter().flat_map(|sdk| {
-        courses.map(|(name, course)| {
-            Trial::ignorable_test(format!("{sdk:?}::{name}").to_lowercase(), move || {
-                if !sdk::are_installed() {
-                    let needs = "needs the SDKs, which `cargo xtask test` installs";
-                    return Ok(Completion::ignored_with(needs));
-                }
-                play(sdk, course).map_err(|why| Failed::from(format!("{}: {why}", sdk.name())))?;
-                Ok(Completion::Completed)
-            })
-        })
-    });
-    libtest_mimic::run(&args, trials.collect()).exit_code()
+            #[test]
+            #[ignore = "needs AWS's SDKs: cargo xtask test"]
+            fn a_day() {
+                simulate($sdk, Course::Well);
+            }
+
+            #[test]
+            #[ignore = "needs AWS's SDKs: cargo xtask test"]
+            fn a_day_with_short_outages_of_sts() {
+                simulate($sdk, Course::ShortOutages);
+            }
+
+            #[test]
+            #[ignore = "needs AWS's SDKs: cargo xtask test"]
+            fn two_hours_without_sts() {
+                simulate($sdk, Course::LongOutage);
+            }
+        }
+    };
+}
+
+contract!(python, Sdk::Python);
+contract!(go, Sdk::Go);
+contract!(js, Sdk::Js);
+
+#[test]
+fn every_sdk_whose_clock_can_be_moved_has_tests() {
+    use testbed::sdk::Sdk;
+    assert_eq!(Sdk::WITH_CLOCK, [Sdk::Python, Sdk::Go, Sdk::Js]);
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
+use kiam_agent::caller::{Identify, PodRef, Unidentified};
 use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
-use kiam_agent::stream::Standing;
+use kiam_agent::stream::ConnectionState;
 use kiam_agent::token_key::TokenKey;
-use kiam_agent::view::{Decision, Failure, PodFacts, Projection, Uid, Update};
+use kiam_agent::view::{Failure, GrantedRole, Outcome, PodFacts, Projection, Update};
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
 use prometheus::{Registry, TextEncoder};
 use tokio::runtime::Runtime;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 struct OnePod;
 
 impl Identify for OnePod {
-    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
+    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Unidentified> {
         Ok(PodRef::Uid(PodUid::new("uid-1")))
     }
 }
@@ -31,7 +32,7 @@ pub(crate) struct Service {
     now: Arc<AtomicU64>,
     projection: Projection,
     registry: Registry,
-    _standing: watch::Sender<Standing>,
+    _connection: watch::Sender<ConnectionState>,
     _runtime: Runtime,
 }
 
@@ -52,7 +53,7 @@ impl Service {
         let (mut projection, view) = Projection::new();
         projection.begin();
         let facts = PodFacts {
-            uid: Uid::from("uid-1"),
+            uid: PodUid::from("uid-1"),
             namespace: "default".into(),
             name: "web".into(),
             service_account: "web".into(),
@@ -61,18 +62,18 @@ impl Service {
             static_hash: None,
         };
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
-        let decision = Decision::Granted { role, identity: 1 };
+        let decision = Outcome::Granted(GrantedRole { role, identity: 1 });
         projection.apply(Update::Applied(facts, decision)).unwrap();
         projection.apply(Update::Synced).unwrap();
         let listening = Listening::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = listening.address().unwrap();
-        let (standing, standings) = watch::channel(Standing::Begun);
+        let (connection, connections) = watch::channel(ConnectionState::Starting);
         let clock = Arc::clone(&now);
         let sources = Sources {
             clock: Arc::new(move || at(clock.load(Ordering::Relaxed))),
             identify: Arc::new(OnePod),
             token_key: TokenKey::random(),
-            standing: standings,
+            connection: connections,
             v1_users: V1Users::new(view.clone(), &registry).unwrap(),
             metrics: MetadataMetrics::new(&registry).unwrap(),
             view,
@@ -88,7 +89,7 @@ impl Service {
             now,
             projection,
             registry,
-            _standing: standing,
+            _connection: connection,
             _runtime: runtime,
         }
     }

@@ -3,12 +3,14 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 
-use kiam_agent::caller::{Identify as _, KernelIdentity, PodRef, PodUid, Refusal};
+use kiam_agent::caller::{Identify as _, KernelIdentity, PodRef, Unidentified};
 use kiam_agent::kernel::cgroup::{Mount, Pods};
 use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect};
+use kiam_common::pod_uid::PodUid;
 use kiam_ebpf::Verdict;
 
-use crate::sandbox::{AGENT, Listener, Node, patience};
+use crate::fixture::{AGENT, Node, hang_limit};
+use crate::listener::Listener;
 
 /// The programs, attached, and a listener that answers with who is calling.
 #[derive(Debug)]
@@ -19,15 +21,17 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    #[track_caller]
     pub(crate) fn start(node: &Node) -> Self {
         Self::start_with(node, &redirect(node))
     }
 
+    #[track_caller]
     pub(crate) fn start_with(node: &Node, redirect: &Redirect) -> Self {
         let listener = node.listen(AGENT);
-        let pods = node.pods_cgroup();
+        let pods = node.pods_cgroup().path();
         let programs = Programs::attach(redirect).unwrap();
-        let known = Pods::new(&Mount::find().unwrap(), &pods).unwrap();
+        let known = Pods::new(&Mount::find().unwrap(), pods).unwrap();
         let identity = KernelIdentity::new(programs.attestor(), known);
         Self {
             programs,
@@ -37,16 +41,18 @@ impl Agent {
     }
 
     /// Takes the next connection, tells the client whose it is, and returns that.
-    pub(crate) fn answer(&self) -> Result<PodRef, Refusal> {
+    #[track_caller]
+    pub(crate) fn answer(&self) -> Result<PodRef, Unidentified> {
         let (stream, peer) = self.listener.accept();
         self.answer_to(stream, peer)
     }
 
+    #[track_caller]
     pub(crate) fn answer_to(
         &self,
         mut stream: TcpStream,
         peer: SocketAddr,
-    ) -> Result<PodRef, Refusal> {
+    ) -> Result<PodRef, Unidentified> {
         let who = self.identity.identify(peer);
         let text = match &who {
             Ok(pod) => pod.to_string(),
@@ -56,12 +62,13 @@ impl Agent {
         let _ = stream.write_all(text.as_bytes());
         // What it has sent is read: closing would reset the connection before it has heard.
         std::thread::spawn(move || {
-            let _ = stream.set_read_timeout(Some(patience()));
+            let _ = stream.set_read_timeout(Some(hang_limit()));
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         });
         who
     }
 
+    #[track_caller]
     pub(crate) fn count(&self, verdict: Verdict) -> u64 {
         let counts = self.programs.verdicts().unwrap();
         counts
@@ -73,7 +80,7 @@ impl Agent {
 
 pub(crate) fn redirect(node: &Node) -> Redirect {
     Redirect {
-        pods: node.pods_cgroup(),
+        pods: node.pods_cgroup().path().to_owned(),
         agent: AGENT,
         host_netns_cookie: node.netns_cookie(),
         host_network: HostNetwork::Passthrough,
@@ -84,6 +91,6 @@ pub(crate) fn redirect(node: &Node) -> Redirect {
     }
 }
 
-pub(crate) fn pod(uid: &str) -> Result<PodRef, Refusal> {
+pub(crate) fn pod(uid: &str) -> Result<PodRef, Unidentified> {
     Ok(PodRef::Uid(PodUid::new(uid)))
 }

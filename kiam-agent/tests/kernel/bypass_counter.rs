@@ -4,14 +4,8 @@ use kiam_agent::bypass_counter::{self, BypassCounter, BypassMetric};
 use kiam_agent::route_guard;
 use prometheus::core::Collector as _;
 
-use crate::Test;
+use crate::fixture::{METADATA, METADATA_V6, Node};
 use crate::route_guard::{A, Service, attack, install as install_route_guard, send};
-use crate::sandbox::{METADATA, METADATA_V6, Node};
-
-pub(crate) const TESTS: &[Test] = &[
-    ("bypass_counter_counts_frames_and_nothing_else", counts),
-    ("bypass_counter_that_is_removed_comes_back", comes_back),
-];
 
 /// What an agent that starts now has counted.
 fn packets(node: &Node) -> u64 {
@@ -24,30 +18,33 @@ fn packets(node: &Node) -> u64 {
     })
 }
 
-fn counts() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn frames_that_bypass_the_programs_are_counted_and_nothing_else() {
+    let node = Node::new();
     let pod = node.pod(A);
-    let away = node.move_metadata_away();
-    let service = Service::start(&away);
+    let away = node.move_metadata_service();
+    let marker = away.address().to_string();
+    let service = Service::start(away.netns());
     assert!(!node.run(|| bypass_counter::cleanup().unwrap()));
     assert_eq!(packets(&node), 0);
 
     service.is_found(&node);
     // A frame and a datagram for either family, all of which get there.
     attack(&pod);
-    assert_eq!(service.heard(&pod.netns, "10.99.0.3").len(), 4);
+    assert_eq!(service.heard(pod.netns(), &marker).len(), 4);
     assert_eq!(packets(&node), 4);
     // What is sent elsewhere, and what the node sends, is nothing to it.
     for to in [METADATA, METADATA_V6] {
-        send(&node.netns(), to, b"node");
+        send(node.netns(), to, b"node");
     }
-    assert_eq!(service.heard(&pod.netns, "10.99.0.3").len(), 2);
+    assert_eq!(service.heard(pod.netns(), &marker).len(), 2);
     assert_eq!(packets(&node), 4);
 
     // Seen whether they are refused afterwards or not.
     install_route_guard(&node);
     attack(&pod);
-    assert_eq!(service.heard(&pod.netns, "10.99.0.3"), [""; 0]);
+    assert_eq!(service.heard(pod.netns(), &marker), [""; 0]);
     assert_eq!(packets(&node), 8);
     assert!(node.run(|| route_guard::cleanup().unwrap()) > 0);
 
@@ -56,10 +53,12 @@ fn counts() {
     assert_eq!(packets(&node), 0, "a new one");
 }
 
-fn comes_back() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_removed_counter_is_restored() {
+    let node = Node::new();
     let pod = node.pod(A);
-    let _away = node.move_metadata_away();
+    let _away = node.move_metadata_service();
     let counter = node.run(|| BypassCounter::install().unwrap());
     let metric = BypassMetric::new(counter).unwrap();
     let told = || {

@@ -2,35 +2,31 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use kiam_agent::kernel::cgroup::{Found, Mount, Pods};
 use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect, own_netns_cookie};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use crate::Test;
-use crate::sandbox::{AGENT, Node};
+use crate::fixture::{AGENT, Node};
 
-pub(crate) const TESTS: &[Test] = &[
-    ("needs_these_capabilities_only", sufficient),
-    ("says_which_capabilities_are_missing", missing),
-];
-
-/// Names the cgroup to attach to, for this program as its own child.
+/// The variable that names the cgroup to attach to, in the process of fewer capabilities: this
+/// program again, running the test [`CHILD_TEST`].
 const CHILD: &str = "KIAM_TEST_ATTACH";
+const CHILD_TEST: &str = "capabilities::the_documented_capabilities_suffice";
 
-/// Names the BPF file system to pin in.
+/// The variable that names the BPF file system to pin in.
 const BPFFS: &str = "KIAM_TEST_BPFFS";
 
-/// Where this program is its own child: loads, attaches and asks, and says what came of it.
-#[expect(clippy::print_stdout, reason = "the parent reads it")]
-pub(crate) fn child() -> bool {
-    let Some(pods) = std::env::var_os(CHILD) else {
-        return false;
-    };
-    let pods = std::path::PathBuf::from(pods);
+/// Begins the line of the child's output that has its result.
+const RESULT: &str = "result: ";
+
+/// Loads, attaches and asks, and returns what came of it.
+fn attach(pods: &Path) -> String {
     let attached = Programs::attach(&Redirect {
-        pods: pods.clone(),
+        pods: pods.to_owned(),
         agent: AGENT,
         host_netns_cookie: own_netns_cookie().unwrap(),
         host_network: HostNetwork::Passthrough,
@@ -39,24 +35,22 @@ pub(crate) fn child() -> bool {
         log: KernelLog::Off,
         bpffs: std::env::var_os(BPFFS).unwrap().into(),
     });
-    match attached {
-        Ok(_programs) => {
-            use std::os::unix::fs::MetadataExt as _;
-            let known = Pods::new(&Mount::of(&pods).unwrap(), &pods).unwrap();
-            let id = std::fs::metadata(&pods).unwrap().ino();
-            match known.find(id) {
-                Ok(Found::Other(path)) if path == pods => println!("works"),
-                Ok(found) => println!("found {found:?}"),
-                Err(error) => println!("{error}"),
-            }
-        }
-        Err(error) => println!("{error}"),
+    let _programs = match attached {
+        Ok(programs) => programs,
+        Err(error) => return error.to_string(),
+    };
+    let known = Pods::new(&Mount::of(pods).unwrap(), pods).unwrap();
+    let id = std::fs::metadata(pods).unwrap().ino();
+    match known.find(id) {
+        Ok(Found::Other(path)) if path == pods => "works".to_owned(),
+        Ok(found) => format!("found {found:?}"),
+        Err(error) => error.to_string(),
     }
-    true
 }
 
-/// Runs the child with no capabilities but these.
-fn with(capabilities: &[&str]) -> String {
+/// Runs [`attach`] in a process with no capabilities but these.
+#[track_caller]
+fn attach_with(capabilities: &[&str]) -> String {
     let node = Node::new();
     // A process of fewer capabilities may not look into this one's files, but has what it inherits.
     let bpffs = File::open(node.bpffs()).unwrap();
@@ -72,35 +66,44 @@ fn with(capabilities: &[&str]) -> String {
             "--no-new-privs".to_owned(),
         ])
         .arg(std::env::current_exe().unwrap())
-        .env(CHILD, node.pods_cgroup())
+        .args(["--include-ignored", "--nocapture", "--exact", CHILD_TEST])
+        .env(CHILD, node.pods_cgroup().path())
         .env(BPFFS, format!("/proc/self/fd/{}", bpffs.as_raw_fd()))
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        output.status.success(),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    said.trim().to_owned()
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let result = stdout.lines().find_map(|line| line.strip_prefix(RESULT));
+    match result {
+        Some(result) if output.status.success() => result.to_owned(),
+        _ => panic!("{stdout}{}", String::from_utf8_lossy(&output.stderr)),
+    }
 }
 
-fn sufficient() {
-    let said = with(&["bpf", "net_admin", "dac_read_search"]);
-    assert_eq!(said, "works");
+#[expect(clippy::print_stdout, reason = "the parent process reads it")]
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn the_documented_capabilities_suffice() {
+    if let Some(pods) = std::env::var_os(CHILD) {
+        println!("\n{RESULT}{}", attach(Path::new(&pods)));
+        return;
+    }
+    let result = attach_with(&["bpf", "net_admin", "dac_read_search"]);
+    assert_eq!(result, "works");
 }
 
-fn missing() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn missing_capabilities_are_named() {
     for (kept, named) in [
         (&["net_admin", "dac_read_search"][..], "BPF"),
         (&["bpf", "dac_read_search"], "NET_ADMIN"),
         (&["bpf", "net_admin"], "DAC_READ_SEARCH"),
         (&[], "BPF"),
     ] {
-        let said = with(kept);
+        let result = attach_with(kept);
         assert!(
-            said.contains("capabilit") && said.contains(named),
-            "with {kept:?} only: {said}"
+            result.contains("capabilit") && result.contains(named),
+            "with {kept:?} only: {result}"
         );
     }
 }

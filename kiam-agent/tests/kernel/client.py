@@ -5,12 +5,15 @@ The first argument names the attempt, the others are its own.
 import errno
 import json
 import os
+import select
 import socket
 import struct
 import sys
 import time
 
 METADATA = "169.254.169.254"
+# The first pod of a node.
+POD = "10.101.0.1"
 MPTCP = 262
 # How much longer than usual an answer is waited for, on a slow machine.
 PATIENCE = int(os.environ.get("KIAM_TEST_PATIENCE", "1"))
@@ -53,18 +56,29 @@ def tcp(address, port, *options):
     hear(sock)
 
 
-def tcp_until(address, port, seconds, pause):
-    """Connects again and again, and reports how often, and what came of it other than before."""
-    end, count, errors = time.monotonic() + float(seconds), 0, set()
-    while time.monotonic() < end:
-        sock = socket.socket(family(address), socket.SOCK_STREAM)
-        sock.settimeout(0.2)
-        code = sock.connect_ex((address, int(port)))
-        errors.add(errno.errorcode.get(code, "none"))
-        sock.close()
-        count += 1
-        time.sleep(float(pause))
-    report(count=count, error=" ".join(sorted(errors)))
+def attempt(address, port):
+    """Connects, and returns the name of the error."""
+    with socket.socket(family(address), socket.SOCK_STREAM) as sock:
+        sock.settimeout(0.2 * PATIENCE)
+        return errno.errorcode.get(sock.connect_ex((address, int(port))), "none")
+
+
+def tcp_until_closed(address, port):
+    """Connects again and again, with a line after each attempt, until the input is closed.
+
+    Reports all errors.
+    """
+    errors = set()
+    while not select.select([sys.stdin], [], [], 0.01)[0]:
+        errors.add(attempt(address, port))
+        print("attempted", flush=True)
+    report(error=" ".join(sorted(errors)))
+
+
+def tcp_times(address, port, times):
+    """Connects so many times, and reports all errors."""
+    errors = {attempt(address, port) for _ in range(int(times))}
+    report(error=" ".join(sorted(errors)))
 
 
 def leave(address, port):
@@ -142,7 +156,7 @@ def forge(source, source_port, target, target_port):
 
 
 def forge_to(target, target_port):
-    forge("10.99.0.2", 40000, target, target_port)
+    forge(POD, 40000, target, target_port)
 
 
 def frame(gateway, target, port):
@@ -187,7 +201,7 @@ def source_route(hop, port):
     """A packet to a hop, that asks it to send it on to the metadata service."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     options = struct.pack("!BBB4sB", 131, 7, 4, socket.inet_aton(METADATA), 0)
-    addresses = socket.inet_aton("10.99.0.2") + socket.inet_aton(hop)
+    addresses = socket.inet_aton(POD) + socket.inet_aton(hop)
     header = struct.pack("!BBHHHBBH", 0x47, 0, 36, 1, 0, 64, 17, 0) + addresses + options
     sock.sendto(header + struct.pack("!HHHH", 40000, int(port), 8, 0), (hop, 0))
     report()
@@ -199,7 +213,7 @@ def options(hop, port):
     Counts those with it that leave, and fails where one without does not.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    addresses = socket.inet_aton("10.99.0.2") + socket.inet_aton(hop)
+    addresses = socket.inet_aton(POD) + socket.inet_aton(hop)
     datagram = struct.pack("!HHHH", 40000, int(port), 8, 0)
     no_operation, metadata = b"\x01", socket.inet_aton(METADATA)
 

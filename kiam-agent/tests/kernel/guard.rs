@@ -3,19 +3,8 @@
 
 use kiam_agent::kernel::{Programs, Redirect};
 
-use crate::Test;
 use crate::agent::{Agent, redirect};
-use crate::sandbox::{METADATA, METADATA_V6, Node, Pod};
-
-pub(crate) const TESTS: &[Test] = &[
-    ("lets_no_packet_out", no_packet),
-    (
-        "lets_no_packet_out_without_a_configuration",
-        no_packet_unconfigured,
-    ),
-    ("lets_packets_out_when_told_to", open),
-    ("finds_the_metadata_service_anywhere_in_ip_options", options),
-];
+use crate::fixture::{METADATA, METADATA_V6, Node, Pod};
 
 const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const MAPPED: &str = "::ffff:169.254.169.254";
@@ -33,11 +22,13 @@ const ATTACKS: &[(&[&str], &str)] = &[
     (&["ping", METADATA, "0"], "EPERM"),
     (&["ping", METADATA_V6, "0"], "EPERM"),
     (&["forge_to", METADATA, "80"], "EPERM"),
-    (&["source_route", "10.99.0.1", "80"], "EPERM"),
+    (&["source_route", "10.0.1.1", "80"], "EPERM"),
 ];
 
-fn no_packet() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn no_packet_of_a_pod_reaches_the_metadata_service() {
+    let node = Node::new();
     let pod = node.pod(UID);
     for (attack, _) in ATTACKS {
         let count = node.count(&pod, || drop(pod.run(attack)));
@@ -48,16 +39,20 @@ fn no_packet() {
     drop(agent);
 }
 
-fn no_packet_unconfigured() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn no_packet_of_a_pod_passes_without_a_configuration() {
+    let node = Node::new();
     let pod = node.pod(UID);
-    let programs = Programs::attach_unconfigured(&node.pods_cgroup(), node.bpffs()).unwrap();
+    let programs = Programs::attach_unconfigured(node.pods_cgroup().path(), node.bpffs()).unwrap();
     refused(&node, &pod);
     drop(programs);
 }
 
-fn open() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn packets_pass_where_the_egress_guard_is_off() {
+    let node = Node::new();
     let pod = node.pod(UID);
     let guard_egress = false;
     let programs = Programs::attach(&Redirect {
@@ -81,10 +76,12 @@ fn open() {
     drop(agent);
 }
 
-fn options() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn the_metadata_service_is_found_anywhere_in_ip_options() {
+    let node = Node::new();
     let pod = node.pod(UID);
-    let attempt = ["options", "10.99.0.1", "80"];
+    let attempt = ["options", "10.0.1.1", "80"];
     // One to thirty-seven places in each of ten sizes.
     assert_eq!(
         pod.run(&attempt).count,

@@ -5,36 +5,17 @@ use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use kiam_agent::kernel::{KernelError, PinsError, Programs, Removed, cleanup, token_key};
+use kiam_ebpf::MAX_PER_QUOTA_CGROUP;
 
-use crate::Test;
 use crate::agent::{Agent, pod, redirect};
-use crate::sandbox::{AGENT, METADATA, METADATA_V6, Node};
-
-pub(crate) const TESTS: &[Test] = &[
-    ("refuses_with_no_agent", no_agent),
-    ("is_taken_over_by_the_next_agent", taken_over),
-    ("is_never_unguarded_while_taken_over", never_unguarded),
-    ("forgets_at_once_what_was_tried_with_no_agent", forgets),
-    ("puts_programs_back_that_are_missing", incomplete),
-    ("follows_the_pods_to_a_new_cgroup", new_cgroup),
-    ("keeps_the_key_of_tokens_for_all_agents", token_key_kept),
-    ("removes_maps_of_other_versions", other_versions),
-    (
-        "is_never_unguarded_while_maps_of_another_version_are_replaced",
-        other_versions_in_use,
-    ),
-    ("refuses_maps_of_another_shape", other_shape),
-    ("leaves_what_is_not_its_own", foreign),
-    ("asks_for_a_bpf_file_system", no_bpffs),
-    ("is_removed_by_cleanup", cleaned_up),
-];
+use crate::fixture::{AGENT, METADATA, METADATA_V6, Node};
 
 const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 
@@ -42,8 +23,10 @@ fn metadata() -> SocketAddr {
     format!("{METADATA}:80").parse().unwrap()
 }
 
-fn no_agent() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn without_an_agent_pods_are_refused() {
+    let node = Node::new();
     let a = node.pod(UID);
     let real = node.listen(metadata());
     drop(Agent::start(&node));
@@ -56,11 +39,13 @@ fn no_agent() {
         });
         assert_eq!(count, 0);
     }
-    assert!(real.is_lonely());
+    real.assert_no_connection();
 }
 
-fn taken_over() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn the_next_agent_takes_over() {
+    let node = Node::new();
     let a = node.pod(UID);
     let first = Agent::start(&node);
     assert_eq!(first.programs.attached().new, 5);
@@ -71,18 +56,20 @@ fn taken_over() {
     assert_eq!(second.attached().taken_over, 5);
     assert_eq!(second.attached().new, 0);
     assert_eq!(first.answer_to(stream, peer), pod(UID));
-    let report = client.end();
+    let report = client.report();
     assert_eq!(report.peer, Some((METADATA.to_owned(), 80)));
     // Both read the same notes, and none twice.
     let client = a.start(&["tcp", METADATA, "80"]);
     let (mut stream, peer) = first.listener.accept();
-    assert!(second.attestor().take(peer).is_some());
-    assert_eq!(first.programs.attestor().take(peer), None);
+    assert!(second.attestor().consume(peer).is_some());
+    assert_eq!(first.programs.attestor().consume(peer), None);
     stream.write_all(b"x").unwrap();
-    client.end();
+    client.report();
 }
 
-fn token_key_kept() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn all_agents_of_a_node_share_one_token_key() {
     let (node, other) = (Node::new(), Node::new());
     let key = |node: &Node| token_key(node.bpffs()).unwrap();
     drop((Agent::start(&node), Agent::start(&other)));
@@ -109,32 +96,38 @@ fn token_key_kept() {
     assert_ne!(key(&node), first);
 }
 
-fn never_unguarded() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn pods_are_guarded_throughout_takeovers() {
     const TIMES: usize = 20;
-    let mut node = Node::new();
+    let node = Node::new();
     let a = node.pod(UID);
     let real = node.listen(metadata());
     let first = Agent::start(&node);
     drop(first.listener);
-    let client = a.start(&["tcp_until", METADATA, "80", "2", "0.01"]);
+    let client = a.start(&["tcp_until_closed", METADATA, "80"]);
     for _ in 0..TIMES {
+        let mark = client.mark();
         let next = Programs::attach(&redirect(&node)).unwrap();
         assert_eq!(next.attached().taken_over, 5);
+        // The client attempts it all the time, and at least once in each turn.
+        client.wait_for_line(mark);
     }
-    let report = client.end();
-    assert!(report.count.unwrap() > 100, "{report:?}");
+    let report = client.report();
     assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
-    assert!(real.is_lonely());
+    real.assert_no_connection();
 }
 
-fn forgets() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn attempts_without_an_agent_are_forgotten_at_its_start() {
+    let node = Node::new();
     let a = node.pod(UID);
     drop(Agent::start(&node));
     // More than a pod may have under way: the rest is not even refused.
-    let report = a.run(&["tcp_until", METADATA, "80", "1", "0"]);
-    let errors = report.error.unwrap();
-    assert_eq!(errors, "EAGAIN ECONNREFUSED", "{:?}", report.count);
+    let times = (2 * MAX_PER_QUOTA_CGROUP).to_string();
+    let report = a.run(&["tcp_times", METADATA, "80", &times]);
+    assert_eq!(report.error.as_deref(), Some("EAGAIN ECONNREFUSED"));
     let agent = Agent::start(&node);
     let attestor = agent.programs.attestor();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -142,12 +135,12 @@ fn forgets() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let keeping = attestor.keep(CancellationToken::new());
+        let keeping = attestor.run(CancellationToken::new());
         let accepting = async {
             // As an agent says when it starts, and a second later.
-            attestor.none_waits(Instant::now());
+            attestor.accept_queue_empty(Instant::now());
             tokio::time::sleep(Duration::from_millis(1100)).await;
-            attestor.none_waits(Instant::now());
+            attestor.accept_queue_empty(Instant::now());
             tokio::task::yield_now().await;
         };
         tokio::select! {
@@ -157,11 +150,13 @@ fn forgets() {
     });
     let client = a.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(UID));
-    client.end();
+    client.report();
 }
 
-fn incomplete() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn missing_programs_are_attached_again() {
+    let node = Node::new();
     let a = node.pod(UID);
     drop(Agent::start(&node));
     fs::remove_file(node.bpffs().join("kiam/links/connect4")).unwrap();
@@ -170,25 +165,36 @@ fn incomplete() {
     assert_eq!(agent.programs.attached().taken_over, 4);
     let client = a.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(UID));
-    client.end();
+    client.report();
 }
 
-fn new_cgroup() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_recreated_pods_cgroup_is_attached_to() {
+    let node = Node::new();
     drop(Agent::start(&node));
     // As when everything of the kubelet's is removed and made again, with the node running.
     let pods = node.pods_cgroup();
-    let before = fs::metadata(&pods).unwrap().ino();
-    fs::remove_dir(&pods).unwrap();
+    let before = pods.id().unwrap();
+    let classes = ["kubepods-burstable.slice", "kubepods-besteffort.slice"];
+    let classes = classes.map(|name| pods.path().join(name));
+    for cgroup in classes.iter().map(PathBuf::as_path).chain([pods.path()]) {
+        fs::remove_dir(cgroup).unwrap();
+    }
+    for cgroup in classes {
+        fs::create_dir_all(cgroup).unwrap();
+    }
+    assert_ne!(pods.id().unwrap(), before);
     let a = node.pod(UID);
-    assert_ne!(fs::metadata(&pods).unwrap().ino(), before);
     let agent = Agent::start(&node);
     let client = a.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(UID));
-    client.end();
+    client.report();
 }
 
-fn other_versions() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn maps_of_other_versions_are_removed() {
     let node = Node::new();
     drop(Agent::start(&node));
     let maps = node.bpffs().join("kiam/maps");
@@ -204,8 +210,10 @@ fn other_versions() {
 
 /// As when a new version comes, with other maps: the programs of the old one run on the old maps
 /// until each is replaced, and both are at work in between.
-fn other_versions_in_use() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn pods_are_guarded_while_maps_of_another_version_are_replaced() {
+    let node = Node::new();
     let a = node.pod(UID);
     let real = node.listen(metadata());
     let first = Agent::start(&node);
@@ -215,8 +223,9 @@ fn other_versions_in_use() {
         let entries = fs::read_dir(&maps).unwrap().map(|entry| entry.unwrap());
         entries.map(|entry| entry.path()).collect()
     };
-    let client = a.start(&["tcp_until", METADATA, "80", "2", "0.01"]);
+    let client = a.start(&["tcp_until_closed", METADATA, "80"]);
     for number in 0..10 {
+        let mark = client.mark();
         let own = pinned();
         let before = fs::metadata(maps.join("CONFIG-1")).unwrap().ino();
         for map in &own {
@@ -234,21 +243,23 @@ fn other_versions_in_use() {
             assert_eq!(report.error.as_deref(), Some("EPERM"));
         });
         assert_eq!(packets, 0);
+        client.wait_for_line(mark);
     }
-    let report = client.end();
-    assert!(report.count.unwrap() > 20, "{report:?}");
+    let report = client.report();
     assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
-    assert!(real.is_lonely());
+    real.assert_no_connection();
     // Who asks now is known by the new maps.
     let agent = Agent::start(&node);
     let client = a.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(UID));
-    client.end();
+    client.report();
 }
 
 /// Another's map would be read and written beyond its bounds.
-fn other_shape() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_map_of_another_shape_is_rejected() {
+    let node = Node::new();
     let a = node.pod(UID);
     drop(Agent::start(&node));
     let maps = node.bpffs().join("kiam/maps");
@@ -269,7 +280,9 @@ fn other_shape() {
     assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
 }
 
-fn foreign() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn pins_of_other_programs_are_rejected_and_kept() {
     let node = Node::new();
     drop(Agent::start(&node));
     let links = node.bpffs().join("kiam/links");
@@ -292,7 +305,9 @@ fn foreign() {
     );
 }
 
-fn no_bpffs() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_path_outside_of_bpf_file_systems_is_rejected() {
     let node = Node::new();
     for (bpffs, named) in [("/tmp", "no BPF file system"), ("/nowhere", "cannot open")] {
         let mut redirect = redirect(&node);
@@ -302,8 +317,10 @@ fn no_bpffs() {
     }
 }
 
-fn cleaned_up() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn cleanup_removes_all_pins() {
+    let node = Node::new();
     let a = node.pod(UID);
     let real = node.listen(metadata());
     assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
@@ -315,7 +332,7 @@ fn cleaned_up() {
     assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
     let client = a.start(&["tcp", METADATA, "80"]);
     real.accept().0.write_all(b"the real one").unwrap();
-    assert_eq!(client.end().heard.as_deref(), Some("the real one"));
+    assert_eq!(client.report().heard.as_deref(), Some("the real one"));
     // The address is free again.
     drop(node.listen(AGENT));
 }

@@ -6,26 +6,16 @@ use std::net::SocketAddr;
 use kiam_agent::kernel::{KernelLog, Programs, Redirect};
 use kiam_ebpf::{Hook, Verdict};
 
-use crate::Test;
 use crate::agent::{Agent, pod, redirect};
-use crate::sandbox::{METADATA, METADATA_V6, NODE, Node};
+use crate::fixture::{METADATA, METADATA_V6, NODE, Node};
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const B: &str = "bbbbbbbb-0000-4000-8000-00000000000b";
 
-pub(crate) const TESTS: &[Test] = &[
-    ("redirects_and_attests_every_family", every_family),
-    ("redirects_where_containers_sdks_ask", containers),
-    ("tells_what_it_decides_to_whom_listens", tells),
-    ("redirects_mptcp_and_fast_open", mptcp_and_fast_open),
-    ("tells_pods_apart", tells_pods_apart),
-    ("refuses_without_a_configuration", unconfigured),
-    ("leaves_the_host_network_alone", host_network),
-    ("leaves_foreign_connections_alone", foreign),
-];
-
-fn every_family() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn every_address_family_is_redirected_and_attested() {
+    let node = Node::new();
     let a = node.pod(A);
     let agent = Agent::start(&node);
     for (asked, shown) in [
@@ -35,7 +25,7 @@ fn every_family() {
     ] {
         let client = a.start(&["tcp", asked, "80"]);
         assert_eq!(agent.answer(), pod(A), "{asked}");
-        let report = client.end();
+        let report = client.report();
         assert_eq!(report.heard.as_deref(), Some(A), "{asked}: {report:?}");
         assert_eq!(report.peer, Some((shown.to_owned(), 80)), "{asked}");
     }
@@ -43,9 +33,11 @@ fn every_family() {
     assert_eq!(agent.count(Verdict::Attested), 3);
 }
 
-fn containers() {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn the_container_credentials_address_is_redirected_where_configured() {
     let container = "169.254.170.2".parse().unwrap();
-    let mut node = Node::new();
+    let node = Node::new();
     let a = node.pod(A);
     let agent = Agent::start_with(
         &node,
@@ -62,7 +54,7 @@ fn containers() {
     ] {
         let client = a.start(&["tcp", asked, "80"]);
         assert_eq!(agent.answer(), pod(A), "{asked}");
-        let report = client.end();
+        let report = client.report();
         assert_eq!(report.heard.as_deref(), Some(A), "{asked}: {report:?}");
         assert_eq!(report.peer, Some((asked.to_owned(), 80)), "{asked}");
     }
@@ -77,8 +69,10 @@ fn containers() {
     assert_eq!(agent.count(Verdict::Redirected), 4);
 }
 
-fn tells() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn decisions_are_logged_at_the_configured_level() {
+    let node = Node::new();
     let a = node.pod(A);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _context = runtime.enter();
@@ -101,9 +95,9 @@ fn tells() {
         assert_eq!(report.error.as_deref(), Some("EPERM"), "{log:?}");
         let client = a.start(&["tcp", METADATA, "80"]);
         assert_eq!(agent.answer(), pod(A), "{log:?}");
-        assert_eq!(client.end().heard.as_deref(), Some(A), "{log:?}");
+        assert_eq!(client.report().heard.as_deref(), Some(A), "{log:?}");
         if let Some(mut events) = events {
-            let cgroup = a.cgroup_id();
+            let cgroup = a.cgroup().id().unwrap();
             let refused = (Hook::Connect4, Verdict::ConnectRefused, cgroup);
             let expected = match log {
                 KernelLog::All => vec![
@@ -118,53 +112,61 @@ fn tells() {
     }
 }
 
-fn mptcp_and_fast_open() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn mptcp_and_fast_open_are_redirected() {
+    let node = Node::new();
     let a = node.pod(A);
     let agent = Agent::start(&node);
     for option in ["mptcp", "fastopen"] {
         for asked in [METADATA, "::ffff:169.254.169.254"] {
             let client = a.start(&["tcp", asked, "80", option]);
             assert_eq!(agent.answer(), pod(A), "{option} {asked}");
-            let report = client.end();
+            let report = client.report();
             assert_eq!(report.heard.as_deref(), Some(A), "{option}: {report:?}");
         }
     }
 }
 
-fn tells_pods_apart() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn concurrent_pods_are_told_apart() {
+    let node = Node::new();
     let (a, b) = (node.pod(A), node.pod(B));
     let agent = Agent::start(&node);
     let clients: Vec<_> = (0..10)
         .map(|number| {
             let pod = if number % 2 == 0 { &a } else { &b };
-            (pod.uid, pod.start(&["tcp", METADATA, "80"]))
+            (pod.uid(), pod.start(&["tcp", METADATA, "80"]))
         })
         .collect();
     for _ in &clients {
         agent.answer().unwrap();
     }
     for (uid, client) in clients {
-        assert_eq!(client.end().heard.as_deref(), Some(uid));
+        assert_eq!(client.report().heard.as_deref(), Some(uid));
     }
 }
 
-fn unconfigured() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn without_a_configuration_connections_are_refused() {
+    let node = Node::new();
     let a = node.pod(A);
     let real = node.listen(format!("{METADATA}:80").parse::<SocketAddr>().unwrap());
-    let programs = Programs::attach_unconfigured(&node.pods_cgroup(), node.bpffs()).unwrap();
+    let programs = Programs::attach_unconfigured(node.pods_cgroup().path(), node.bpffs()).unwrap();
     for asked in [METADATA, "::ffff:169.254.169.254", METADATA_V6] {
         let report = a.run(&["tcp", asked, "80"]);
         assert_eq!(report.error.as_deref(), Some("EPERM"), "{asked}");
     }
-    assert!(real.is_lonely());
+    real.assert_no_connection();
     drop(programs);
 }
 
-fn host_network() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn host_network_connections_pass_through() {
+    let node = Node::new();
     let host = node.host_network_pod(A);
     let agent = Agent::start(&node);
     for (asked, address) in [
@@ -175,22 +177,24 @@ fn host_network() {
         let client = host.start(&["tcp", asked, "80"]);
         let (mut stream, _) = real.accept();
         stream.write_all(b"the real one").unwrap();
-        let report = client.end();
+        let report = client.report();
         assert_eq!(report.heard.as_deref(), Some("the real one"), "{report:?}");
         assert_eq!(report.peer, Some((asked.to_owned(), 80)));
     }
-    assert!(agent.listener.is_lonely());
+    agent.listener.assert_no_connection();
     assert_eq!(agent.count(Verdict::HostNetwork), 2);
 }
 
-fn foreign() {
-    let mut node = Node::new();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn connections_to_other_addresses_are_untouched() {
+    let node = Node::new();
     let a = node.pod(A);
     let agent = Agent::start(&node);
     let other = node.listen(SocketAddr::from((NODE, 80)));
     let client = a.start(&["tcp", &NODE.to_string(), "80"]);
     other.accept().0.write_all(b"other").unwrap();
-    let report = client.end();
+    let report = client.report();
     assert_eq!(report.heard.as_deref(), Some("other"), "{report:?}");
     assert_eq!(report.peer, Some((NODE.to_string(), 80)));
     assert_eq!(a.run(&["udp", &NODE.to_string(), "53"]).error, None);

@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod container;
 pub mod doubles;
 pub mod file_cluster;
+pub mod fixture;
 pub mod image;
 pub mod kiam;
 pub mod pki;

@@ -1,22 +1,22 @@
-//! What came of cargo's tests, read from what they print.
+//! Counts of passed, failed and skipped tests, read from the output of `cargo test`.
 
 use std::fmt;
 
-/// How many tests passed, failed and were skipped.
+/// Counts of tests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Passed.
+    /// Tests that passed.
     pub passed: u32,
-    /// Failed; a test program that ended without a result counts as one.
+    /// Tests that failed. A test program that ended without a result counts as one.
     pub failed: u32,
-    /// Ignored, in cargo's words.
+    /// Tests that were ignored.
     pub skipped: u32,
     begun: u32,
     ended: u32,
 }
 
 impl Outcome {
-    /// Takes note of a line of cargo's or of a test program's.
+    /// Reads a line that cargo or a test program printed.
     pub fn read(&mut self, line: &str) {
         let line = line.trim();
         if let Some(counts) = line.strip_prefix("test result: ") {
@@ -34,7 +34,7 @@ impl Outcome {
         }
     }
 
-    /// Takes note of cargo's end.
+    /// Ends the count; `success` is that of cargo.
     pub fn end(&mut self, success: bool) {
         // A test program that crashed prints no result; neither does one that did not compile.
         self.failed += self.begun.saturating_sub(self.ended);

@@ -5,36 +5,11 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Context as _;
 use testbed::file_cluster::{FileCluster, FileClusterNode};
+use testbed::fixture::{ask, programs, teams, try_ask};
 use testbed::kiam::METADATA_PORT;
 use testbed::sandbox::{Finished, NodeOptions, Place, Pod, Program, run};
-
-use crate::play::{ask, cast, programs};
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[
-    (
-        "attach::connections_from_before_are_closed",
-        Needs::Programs,
-        closed,
-    ),
-    (
-        "attach::a_running_agent_s_programs_are_left_alone",
-        Needs::Programs,
-        left_alone,
-    ),
-    (
-        "attach::the_chart_s_capabilities_are_enough_and_one_that_is_missing_is_named",
-        Needs::Programs,
-        rights,
-    ),
-    (
-        "attach::what_is_no_namespace_is_passed_over",
-        Needs::Programs,
-        passed_over,
-    ),
-];
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// As the chart has them.
@@ -70,8 +45,8 @@ while True:
     time.sleep(0.1)
 "#;
 
-/// A node with a pod and no agent.
-struct Scene {
+/// A node with pods and no agent.
+struct Unserved {
     // In the order in which they are dropped: the pod before its node.
     alice: Pod,
     _bob: Pod,
@@ -80,33 +55,35 @@ struct Scene {
     cluster: FileCluster,
 }
 
-impl Scene {
-    fn new() -> Result<Self> {
-        let cluster = FileCluster::new(&programs()?)?;
-        let node = cluster.node("node-1", NodeOptions::default())?;
-        let (alice, bob) = cast(&cluster, &node)?;
+impl Unserved {
+    #[track_caller]
+    fn new() -> Self {
+        let cluster = FileCluster::new(&programs()).unwrap();
+        let node = cluster.node("node-1", NodeOptions::default()).unwrap();
+        let (alice, bob) = teams(&cluster, &node);
         // As runtimes keep them; the node's own is among them.
-        let namespaces = cluster.sandbox().folder("namespaces")?;
+        let namespaces = cluster.sandbox().folder("namespaces").unwrap();
         for netns in [alice.place().netns(), node.node().place().netns()] {
-            symlink(netns.path(), namespaces.join(netns.name()))?;
+            symlink(netns.path(), namespaces.join(netns.name())).unwrap();
         }
-        Ok(Self {
+        Self {
             alice,
             _bob: bob,
             node,
             namespaces,
             cluster,
-        })
+        }
     }
 
     /// `kiam-agent attach`, on the node, in no pod.
-    fn attach(&self, capabilities: &[&str]) -> Result<Finished> {
+    #[track_caller]
+    fn attach(&self, capabilities: &[&str]) -> Finished {
         let node = self.node.node();
         let kept: String = capabilities
             .iter()
             .map(|name| format!(",+{name}"))
             .collect();
-        let place = node.service("kiam-attach")?;
+        let place = node.service("kiam-attach").unwrap();
         let mut command = place.command("sh");
         // A process of fewer capabilities may not look into this one's files, but has what it inherits.
         command
@@ -118,7 +95,7 @@ impl Scene {
                 format!("--inh-caps=-all{kept}"),
                 "--no-new-privs".to_owned(),
             ])
-            .arg(programs()?.agent())
+            .arg(programs().agent())
             .arg("attach")
             .args([
                 format!("--host={}", node.ip()),
@@ -127,94 +104,105 @@ impl Scene {
                 "--bpffs=/proc/self/fd/9".to_owned(),
                 format!("--network-namespaces={}", self.namespaces.display()),
             ]);
-        run("kiam-agent attach", command, LIMIT)
+        run("kiam-agent attach", command, LIMIT).unwrap()
     }
 }
 
-fn start(name: &str, place: &Place, script: &str) -> Result<Program> {
+#[track_caller]
+fn start(name: &str, place: &Place, script: &str) -> Program {
     let mut command = place.command("/usr/bin/python3");
     command.args(["-I", "-S", "-u", "-c", script]);
-    let program = Program::start(name, command)?;
-    program.wait_for("that it is there", LIMIT, |line| {
-        (line == "connected").then_some(())
-    })?;
-    Ok(program)
+    let program = Program::start(name, command).unwrap();
+    program
+        .wait_for("that it is there", LIMIT, |line| {
+            (line == "connected").then_some(())
+        })
+        .unwrap();
+    program
 }
 
-fn said(finished: &Finished, lines: [&str; 2]) -> Result<()> {
-    let said: Vec<_> = finished.stdout.lines().collect();
-    ensure!(
-        finished.status.success() && said.len() == 2,
+/// Asserts that it succeeded and printed two lines that contain these texts.
+#[track_caller]
+fn assert_printed(finished: &Finished, expected: [&str; 2]) {
+    let printed: Vec<_> = finished.stdout.lines().collect();
+    assert!(
+        finished.status.success() && printed.len() == 2,
         "{}{}",
         finished.stdout,
         finished.stderr
     );
-    for (said, expected) in said.iter().zip(lines) {
-        ensure!(said.contains(expected), "{said}, not {expected}");
+    for (line, expected) in printed.iter().zip(expected) {
+        assert!(line.contains(expected), "{line}, not {expected}");
     }
-    Ok(())
 }
 
-fn closed() -> Result<()> {
-    let scene = Scene::new()?;
-    let (alice, node) = (scene.alice.place(), scene.node.node());
-    let holder = start("an old connection", alice, HOLDER)?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn connections_from_before_are_closed() {
+    let unserved = Unserved::new();
+    let (alice, node) = (unserved.alice.place(), unserved.node.node());
+    let holder = start("an old connection", alice, HOLDER);
     // In the pod's network namespace, and not in its cgroup: nothing of kiam's concern.
-    let elsewhere = node.service("elsewhere")?;
+    let elsewhere = node.service("elsewhere").unwrap();
     let elsewhere = alice.with_cgroup(elsewhere.cgroup().clone());
-    let bystander = start("a bystander", &elsewhere, BYSTANDER)?;
-    said(
-        &scene.attach(&CAPABILITIES)?,
+    let bystander = start("a bystander", &elsewhere, BYSTANDER);
+    assert_printed(
+        &unserved.attach(&CAPABILITIES),
         [
             "attached kiam's programs",
             "closed 1 connections to the metadata service in 1 network namespaces",
         ],
-    )?;
+    );
     // ECONNABORTED.
     let ended = |line: &str| (line == "ended: 103, and the other b'x'").then_some(());
-    holder.wait_for("that it has ended", LIMIT, ended)?;
+    holder.wait_for("that it has ended", LIMIT, ended).unwrap();
     let answered = |line: &str| (line == "answered").then_some(());
-    bystander.wait_for_after(bystander.mark(), "an answer", LIMIT, answered)?;
+    bystander
+        .wait_for_after(bystander.mark(), "an answer", LIMIT, answered)
+        .unwrap();
     // Without an agent pods are refused.
-    let refused = ask(alice, "")?.answer();
-    ensure!(refused.is_err(), "with no agent there was {refused:?}");
-    said(
-        &scene.attach(&CAPABILITIES)?,
+    let refused = try_ask(alice, "").answer();
+    assert!(refused.is_err(), "with no agent there was {refused:?}");
+    assert_printed(
+        &unserved.attach(&CAPABILITIES),
         ["at work on", "closed 0 connections"],
-    )?;
-    let _server = scene.cluster.start_server(&[])?;
-    let agent = scene.cluster.start_agent(&scene.node, &[])?;
-    let answer = ask(alice, "")?.answer()?;
-    ensure!(answer.body == "a-reader", "{answer:?}");
-    let metrics = agent.admin("/metrics")?.body;
+    );
+    let _server = unserved.cluster.start_server(&[]).unwrap();
+    let agent = unserved.cluster.start_agent(&unserved.node, &[]).unwrap();
+    let answer = ask(alice, "");
+    assert!(answer.body == "a-reader", "{answer:?}");
+    let metrics = agent.admin("/metrics").unwrap().body;
     let count = metrics
         .lines()
         .find_map(|line| line.strip_prefix("kiam_old_connections_closed_total "));
-    ensure!(count == Some("1"), "{count:?}");
-    Ok(())
+    assert!(count == Some("1"), "{count:?}");
 }
 
-fn left_alone() -> Result<()> {
-    let scene = Scene::new()?;
-    let _server = scene.cluster.start_server(&[])?;
-    let _agent = scene.cluster.start_agent(&scene.node, &[])?;
-    let alice = scene.alice.place();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn programs_of_a_running_agent_stay_in_place() {
+    let unserved = Unserved::new();
+    let _server = unserved.cluster.start_server(&[]).unwrap();
+    let _agent = unserved.cluster.start_agent(&unserved.node, &[]).unwrap();
+    let alice = unserved.alice.place();
     // To the kernel this one's far end is the agent.
-    let kept = start("a pod's connection", alice, BYSTANDER)?;
-    said(
-        &scene.attach(&CAPABILITIES)?,
+    let kept = start("a pod's connection", alice, BYSTANDER);
+    assert_printed(
+        &unserved.attach(&CAPABILITIES),
         ["at work on", "closed 0 connections"],
-    )?;
+    );
     let answered = |line: &str| (line == "answered").then_some(());
-    kept.wait_for_after(kept.mark(), "an answer", LIMIT, answered)?;
-    let answer = ask(alice, "")?.answer()?;
-    ensure!(answer.body == "a-reader", "{answer:?}");
-    Ok(())
+    kept.wait_for_after(kept.mark(), "an answer", LIMIT, answered)
+        .unwrap();
+    let answer = ask(alice, "");
+    assert!(answer.body == "a-reader", "{answer:?}");
 }
 
-fn rights() -> Result<()> {
-    let scene = Scene::new()?;
-    let holder = start("an old connection", scene.alice.place(), HOLDER)?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn the_capabilities_of_the_chart_suffice_and_a_missing_one_is_named() {
+    let unserved = Unserved::new();
+    let holder = start("an old connection", unserved.alice.place(), HOLDER);
     // Not BPF, which is in SYS_ADMIN.
     for (missing, named) in [
         ("net_admin", "NET_ADMIN"),
@@ -227,36 +215,37 @@ fn rights() -> Result<()> {
             status,
             stdout,
             stderr,
-        } = scene.attach(&kept)?;
-        ensure!(
+        } = unserved.attach(&kept);
+        assert!(
             !status.success() && stderr.contains(named),
             "without {missing}: {stdout}{stderr}"
         );
     }
-    said(
-        &scene.attach(&CAPABILITIES)?,
+    assert_printed(
+        &unserved.attach(&CAPABILITIES),
         ["programs", "closed 1 connections"],
-    )?;
+    );
     let ended = |line: &str| line.starts_with("ended").then_some(());
-    holder.wait_for("that it has ended", LIMIT, ended)
+    holder.wait_for("that it has ended", LIMIT, ended).unwrap();
 }
 
-fn passed_over() -> Result<()> {
-    let scene = Scene::new()?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn files_that_are_not_namespaces_are_skipped() {
+    let unserved = Unserved::new();
     // As runtimes leave behind; whatever order the folder is read in.
     for name in ["a-left-behind", "z-left-behind"] {
-        std::fs::write(scene.namespaces.join(name), "")?;
+        std::fs::write(unserved.namespaces.join(name), "").unwrap();
     }
-    let _holder = start("an old connection", scene.alice.place(), HOLDER)?;
-    let finished = scene.attach(&CAPABILITIES)?;
-    said(
+    let _holder = start("an old connection", unserved.alice.place(), HOLDER);
+    let finished = unserved.attach(&CAPABILITIES);
+    assert_printed(
         &finished,
         ["attached kiam's programs", "closed 1 connections"],
-    )?;
+    );
     for name in ["a-left-behind", "z-left-behind"] {
         let mut told = finished.stderr.lines().filter(|line| line.contains(name));
-        let told = told.next().context("nothing is said of it")?;
-        ensure!(told.contains("no network namespace"), "{told}");
+        let told = told.next().context("nothing is said of it").unwrap();
+        assert!(told.contains("no network namespace"), "{told}");
     }
-    Ok(())
 }

@@ -1,18 +1,12 @@
 //! Attacks on a node whose agent runs, and on one whose agent was killed. `cargo xtask attack` makes
 //! them in every state of the agent.
 
-use anyhow::Result;
 use suites::attack::{Phase, play};
+use testbed::fixture::programs;
 
-use crate::play::programs;
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[(
-    "attack::nothing_reaches_the_service_or_another_s_credentials",
-    Needs::Programs,
-    attack,
-)];
-
-fn attack() -> Result<()> {
-    play(&programs()?, &[Phase::Up, Phase::Killed])?.check()
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn no_attack_reaches_the_metadata_service_or_credentials_of_others() {
+    let report = play(&programs(), &[Phase::Up, Phase::Killed]).unwrap();
+    report.check().unwrap();
 }

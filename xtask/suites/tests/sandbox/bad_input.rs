@@ -1,42 +1,14 @@
 //! Bad input, one at a time: a clear message that names the thing at fault, nothing crashes, and
 //! nothing else is affected. Here: what the cluster's objects say, and what STS answers.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::ensure;
 use serde_json::json;
+use testbed::fixture::{Fixture, ask, assert_denied_eventually, assert_logs, eventually};
 
-use crate::play::{Play, eventually, logs, refused};
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[
-    (
-        "bad_input::malformed_roles_are_named",
-        Needs::Programs,
-        malformed_roles,
-    ),
-    (
-        "bad_input::a_malformed_expression_of_a_namespace_is_named",
-        Needs::Programs,
-        malformed_expression,
-    ),
-    (
-        "bad_input::broken_yaml_is_named_and_changes_nothing",
-        Needs::Programs,
-        broken_yaml,
-    ),
-    (
-        "bad_input::an_unusable_object_is_named_and_others_are_used",
-        Needs::Programs,
-        unusable_object,
-    ),
-    (
-        "bad_input::what_sts_refuses_is_told_to_the_pod",
-        Needs::Programs,
-        denied_by_sts,
-    ),
-];
-
-fn malformed_roles() -> Result<()> {
-    let play = Play::begin()?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn malformed_roles_are_named() {
+    let fixture = Fixture::start();
     let long = "r".repeat(3000);
     for (name, role, parts) in [
         ("no-arn", "arn:foo", ["\"arn:foo\"", "no role ARN"]),
@@ -54,90 +26,88 @@ fn malformed_roles() -> Result<()> {
         ),
         ("not-ascii", "rôle", ["'ô'", "position 2"]),
     ] {
-        let pod = play.cluster.pod(&play.node, ("team-b", name), Some(role))?;
+        let pod = fixture.pod(("team-b", name), Some(role));
         let named = format!("team-b/{name}");
         let all = [&["iam.amazonaws.com/role", &named], &parts[..]].concat();
-        eventually(|| refused(pod.place(), "b-writer", 403, &all)).context(name)?;
-        let answer = crate::play::ask(pod.place(), "")?.answer()?;
-        ensure!(answer.status == 403, "{name}: {answer:?}");
-        ensure!(!answer.headers.contains_key("x-injected"), "{answer:?}");
-        ensure!(
+        assert_denied_eventually(pod.place(), "b-writer", 403, &all);
+        let answer = ask(pod.place(), "");
+        assert!(answer.status == 403, "{name}: {answer:?}");
+        assert!(!answer.headers.contains_key("x-injected"), "{answer:?}");
+        assert!(
             !answer.body.trim_end().chars().any(char::is_control),
             "{:?}",
             answer.body
         );
     }
     // An empty one names no role.
-    let empty = play
-        .cluster
-        .pod(&play.node, ("team-b", "empty"), Some(""))?;
+    let empty = fixture.pod(("team-b", "empty"), Some(""));
     eventually(|| {
-        let answer = crate::play::ask(empty.place(), "")?.answer()?;
+        let answer = ask(empty.place(), "");
         ensure!(matches!(answer.status, 403 | 404), "{answer:?}");
         ensure!(answer.body.contains("iam.amazonaws.com/role"), "{answer:?}");
         Ok(())
-    })?;
-    play.others_are_unaffected()
+    });
+    fixture.assert_teams_are_served();
 }
 
-fn malformed_expression() -> Result<()> {
-    let play = Play::begin()?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_malformed_expression_of_a_namespace_is_named() {
+    let fixture = Fixture::start();
     for (namespace, expression, problem) in [
         ("broken", "a-(.*", "unclosed group"),
         ("huge", "(a{1000}){1000}{1000}", "size limit"),
     ] {
-        play.cluster
-            .objects()
-            .put_namespace(namespace, Some(expression))?;
-        let pod = play
+        fixture
             .cluster
-            .pod(&play.node, (namespace, "pod"), Some("a-reader"))?;
+            .objects()
+            .put_namespace(namespace, Some(expression))
+            .unwrap();
+        let pod = fixture.pod((namespace, "pod"), Some("a-reader"));
         let parts = ["iam.amazonaws.com/permitted", namespace, problem];
-        eventually(|| refused(pod.place(), "", 403, &parts)).context(expression)?;
+        assert_denied_eventually(pod.place(), "", 403, &parts);
     }
-    play.others_are_unaffected()
+    fixture.assert_teams_are_served();
 }
 
-fn broken_yaml() -> Result<()> {
-    let play = Play::begin()?;
-    let objects = play.cluster.objects();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn broken_yaml_is_named_and_changes_nothing() {
+    let fixture = Fixture::start();
+    let objects = fixture.cluster.objects();
     let path = objects.path("namespace-team-a");
-    let good = std::fs::read_to_string(&path)?;
-    for (what, text) in [
-        (
-            "unclosed",
-            "apiVersion: v1\nkind: [Namespace\nmetadata:\n  name: team-a\n",
-        ),
-        ("tabs", "apiVersion: v1\n\tkind: Namespace\n"),
-        ("binary", "\u{0}\u{1}\u{2}"),
-    ] {
-        let mark = play.server.program().mark();
-        objects.put_text("namespace-team-a", text)?;
+    let good = std::fs::read_to_string(&path).unwrap();
+    let unclosed = "apiVersion: v1\nkind: [Namespace\nmetadata:\n  name: team-a\n";
+    let tabs = "apiVersion: v1\n\tkind: Namespace\n";
+    let binary = "\u{0}\u{1}\u{2}";
+    for text in [unclosed, tabs, binary] {
+        let mark = fixture.server.program().mark();
+        objects.put_text("namespace-team-a", text).unwrap();
         let named = path.display().to_string();
-        logs(play.server.program(), mark, &["ERROR", &named]).context(what)?;
-        play.others_are_unaffected().context(what)?;
+        assert_logs(fixture.server.program(), mark, &["ERROR", &named]);
+        fixture.assert_teams_are_served();
     }
     // Other files are still read, and so is this one when it is mended.
-    let carol = play
-        .cluster
-        .pod(&play.node, ("team-b", "carol"), Some("c-reader"))?;
-    eventually(|| play.identity(carol.place()))?;
-    objects.put_text("namespace-team-a", &good.replace("a-.*", "nothing"))?;
-    eventually(|| {
-        refused(
-            play.alice.place(),
-            "",
-            403,
-            &["iam.amazonaws.com/permitted"],
-        )
-    })?;
-    objects.put_text("namespace-team-a", &good)?;
-    eventually(|| play.others_are_unaffected())
+    let carol = fixture.pod(("team-b", "carol"), Some("c-reader"));
+    eventually(|| fixture.role_session(carol.place()));
+    objects
+        .put_text("namespace-team-a", &good.replace("a-.*", "nothing"))
+        .unwrap();
+    assert_denied_eventually(
+        fixture.alice.place(),
+        "",
+        403,
+        &["iam.amazonaws.com/permitted"],
+    );
+    objects.put_text("namespace-team-a", &good).unwrap();
+    eventually(|| fixture.check_teams());
 }
 
-fn unusable_object() -> Result<()> {
-    let play = Play::begin()?;
-    let objects = play.cluster.objects();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn an_unusable_object_is_named_and_others_are_used() {
+    let fixture = Fixture::start();
+    let objects = fixture.cluster.objects();
     for (file, object, parts) in [
         (
             "kind",
@@ -156,33 +126,37 @@ fn unusable_object() -> Result<()> {
         ),
         ("list", json!(["a", "b"]), ["object 1", "list"]),
     ] {
-        let mark = play.server.program().mark();
-        objects.put(file, &object)?;
+        let mark = fixture.server.program().mark();
+        objects.put(file, &object).unwrap();
         let named = objects.path(file).display().to_string();
-        logs(play.server.program(), mark, &["ERROR", &named]).context(file)?;
+        assert_logs(fixture.server.program(), mark, &["ERROR", &named]);
         if file != "list" {
-            logs(play.server.program(), mark, &["ERROR", parts[0], parts[1]]).context(file)?;
+            assert_logs(
+                fixture.server.program(),
+                mark,
+                &["ERROR", parts[0], parts[1]],
+            );
         }
     }
-    play.others_are_unaffected()
+    fixture.assert_teams_are_served();
 }
 
-fn denied_by_sts() -> Result<()> {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_denial_of_sts_reaches_the_pod() {
     use testbed::doubles::sts::{Behaviour, Fault};
-    let play = Play::begin()?;
+    let fixture = Fixture::start();
     let role = "arn:aws:iam::123456789012:role/untrusting";
     let fault = Some(Fault::AccessDenied);
-    play.cluster.sts().behave(
+    fixture.cluster.sts().behave(
         Some(role),
         Behaviour {
             fault,
             ..Behaviour::default()
         },
     );
-    let pod = play
-        .cluster
-        .pod(&play.node, ("team-b", "dave"), Some("untrusting"))?;
+    let pod = fixture.pod(("team-b", "dave"), Some("untrusting"));
     let parts = ["AccessDenied", "untrusting", "trust policy"];
-    eventually(|| refused(pod.place(), "untrusting", 403, &parts))?;
-    play.others_are_unaffected()
+    assert_denied_eventually(pod.place(), "untrusting", 403, &parts);
+    fixture.assert_teams_are_served();
 }

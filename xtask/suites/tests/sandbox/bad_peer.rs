@@ -3,71 +3,45 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use testbed::file_cluster::{FileCluster, FileClusterNode};
+use testbed::fixture::{Fixture, assert_denied, assert_logs, programs, teams};
 use testbed::kiam::Agent;
 use testbed::pki::{Authority, Leaf, PemFiles};
 use testbed::sandbox::{Finished, NodeOptions};
 
-use crate::play::{Play, cast, logs, programs, refused};
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[
-    (
-        "bad_peer::a_certificate_that_is_missing_or_none_is_named",
-        Needs::Programs,
-        unusable_files,
-    ),
-    (
-        "bad_peer::an_agent_of_another_authority_is_refused",
-        Needs::Programs,
-        wrong_agent,
-    ),
-    (
-        "bad_peer::an_agent_of_another_node_is_refused",
-        Needs::Programs,
-        wrong_node,
-    ),
-    (
-        "bad_peer::a_server_of_another_authority_or_name_is_refused",
-        Needs::Programs,
-        wrong_server,
-    ),
-    (
-        "bad_peer::a_server_that_is_away_is_waited_for",
-        Needs::Programs,
-        no_server,
-    ),
-];
-
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The end of a program that must not have started.
-fn failed(ended: Finished) -> Result<String> {
+/// Output of a program, which must have rejected its configuration.
+#[track_caller]
+fn configuration_error(ended: Finished) -> String {
     let Finished {
         status,
         stdout,
         stderr,
     } = ended;
     let said = stdout + &stderr;
-    ensure!(status.code() == Some(64), "{status}: {said}");
-    ensure!(!said.contains("panicked"), "{said}");
-    Ok(said)
+    assert!(status.code() == Some(64), "{status}: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
 }
 
-fn launch_agent(cluster: &FileCluster, node: &FileClusterNode, tls: &PemFiles) -> Result<Agent> {
-    cluster.launch_agent(node, tls, &[])
+#[track_caller]
+fn launch_agent(cluster: &FileCluster, node: &FileClusterNode, tls: &PemFiles) -> Agent {
+    cluster.launch_agent(node, tls, &[]).unwrap()
 }
 
-fn unusable_files() -> Result<()> {
-    let cluster = FileCluster::new(&programs()?)?;
-    let node = cluster.node("node-1", NodeOptions::default())?;
-    let folder = cluster.sandbox().folder("bad")?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_certificate_file_that_is_missing_or_invalid_is_named() {
+    let cluster = FileCluster::new(&programs()).unwrap();
+    let node = cluster.node("node-1", NodeOptions::default()).unwrap();
+    let folder = cluster.sandbox().folder("bad").unwrap();
     let (missing, garbage) = (folder.join("missing.pem"), folder.join("garbage.pem"));
     std::fs::write(
         &garbage,
         "-----BEGIN CERTIFICATE-----\nno base64!\n-----END CERTIFICATE-----\n",
-    )?;
+    )
+    .unwrap();
     let good = node.tls();
     let other_key = &cluster.server_tls().key;
     for (tls, named) in [
@@ -122,69 +96,87 @@ fn unusable_files() -> Result<()> {
         ),
     ] {
         let named = named.display().to_string();
-        let said = failed(launch_agent(&cluster, &node, &tls)?.finish(LIMIT)?)?;
-        ensure!(
+        let said = configuration_error(launch_agent(&cluster, &node, &tls).finish(LIMIT).unwrap());
+        assert!(
             said.contains(&named),
             "the agent does not name {named}: {said}"
         );
-        let said = failed(cluster.launch_server(&tls, &[])?.finish(LIMIT)?)?;
-        ensure!(
+        let said = configuration_error(
+            cluster
+                .launch_server(&tls, &[])
+                .unwrap()
+                .finish(LIMIT)
+                .unwrap(),
+        );
+        assert!(
             said.contains(&named),
             "the server does not name {named}: {said}"
         );
     }
-    ensure!(node.imds().traffic().connections() == 0);
-    Ok(())
+    assert!(node.imds().traffic().connections() == 0);
 }
 
-/// An agent on a node of its own, beside a play that must not notice.
-fn beside(play: &Play, name: &str) -> Result<(FileClusterNode, testbed::sandbox::Pod)> {
-    let node = play.cluster.node(name, NodeOptions::default())?;
-    let pod = play
+/// Adds a node without an agent, with a pod.
+#[track_caller]
+fn beside(fixture: &Fixture, name: &str) -> (FileClusterNode, testbed::sandbox::Pod) {
+    let node = fixture.cluster.node(name, NodeOptions::default()).unwrap();
+    let pod = fixture
         .cluster
-        .pod(&node, ("team-b", name), Some("b-writer"))?;
-    Ok((node, pod))
+        .pod(&node, ("team-b", name), Some("b-writer"))
+        .unwrap();
+    (node, pod)
 }
 
-fn wrong_agent() -> Result<()> {
-    let play = Play::begin()?;
-    let (node, pod) = beside(&play, "node-2")?;
-    let stranger = Authority::new("another")?;
-    let files = stranger.write_node(&play.cluster.sandbox().folder("stranger")?, "node-2")?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn an_agent_of_another_authority_is_refused() {
+    let fixture = Fixture::start();
+    let (node, pod) = beside(&fixture, "node-2");
+    let stranger = Authority::new("another").unwrap();
+    let files = stranger
+        .write_node(
+            &fixture.cluster.sandbox().folder("stranger").unwrap(),
+            "node-2",
+        )
+        .unwrap();
     // It trusts the server's authority, and the server does not trust its.
     let tls = PemFiles {
         ca: node.tls().ca.clone(),
         ..files
     };
-    let mark = play.server.program().mark();
-    let agent = launch_agent(&play.cluster, &node, &tls)?;
-    logs(agent.program(), 0, &["10.0.0.1:9610", "certificate"])?;
-    logs(play.server.program(), mark, &["10.0.1.2", "certificate"])?;
-    refused(pod.place(), "b-writer", 503, &["kiam-server"])?;
-    play.others_are_unaffected()
+    let mark = fixture.server.program().mark();
+    let agent = launch_agent(&fixture.cluster, &node, &tls);
+    assert_logs(agent.program(), 0, &["10.0.0.1:9610", "certificate"]);
+    assert_logs(fixture.server.program(), mark, &["10.0.1.2", "certificate"]);
+    assert_denied(pod.place(), "b-writer", 503, &["kiam-server"]);
+    fixture.assert_teams_are_served();
 }
 
-fn wrong_node() -> Result<()> {
-    let play = Play::begin()?;
-    let (node, pod) = beside(&play, "node-2")?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn an_agent_with_the_certificate_of_another_node_is_refused() {
+    let fixture = Fixture::start();
+    let (node, pod) = beside(&fixture, "node-2");
     // The certificate is good, and node-1's.
-    let mark = play.server.program().mark();
-    let agent = launch_agent(&play.cluster, &node, play.node.tls())?;
-    logs(agent.program(), 0, &["node-2"])?;
-    logs(
-        play.server.program(),
+    let mark = fixture.server.program().mark();
+    let agent = launch_agent(&fixture.cluster, &node, fixture.node.tls());
+    assert_logs(agent.program(), 0, &["node-2"]);
+    assert_logs(
+        fixture.server.program(),
         mark,
         &["refused", "node-2", "node-1"],
-    )?;
-    refused(pod.place(), "b-writer", 503, &["kiam-server"])?;
-    play.others_are_unaffected()
+    );
+    assert_denied(pod.place(), "b-writer", 503, &["kiam-server"]);
+    fixture.assert_teams_are_served();
 }
 
-fn wrong_server() -> Result<()> {
-    let cluster = FileCluster::new(&programs()?)?;
-    let node = cluster.node("node-1", NodeOptions::default())?;
-    let (alice, _) = cast(&cluster, &node)?;
-    let stranger = Authority::new("another")?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_server_of_another_authority_or_name_is_refused() {
+    let cluster = FileCluster::new(&programs()).unwrap();
+    let node = cluster.node("node-1", NodeOptions::default()).unwrap();
+    let (alice, _) = teams(&cluster, &node);
+    let stranger = Authority::new("another").unwrap();
     let address = ["10.0.0.1"];
     let of_stranger = Leaf {
         name: "s",
@@ -196,50 +188,46 @@ fn wrong_server() -> Result<()> {
         alternative_names: &["elsewhere.example"],
         ..Leaf::default()
     };
-    let folder = cluster.sandbox().folder("servers")?;
-    let ca = cluster.server_tls().ca.clone();
-    for (name, files) in [
-        (
-            "authority",
-            PemFiles {
-                ca: ca.clone(),
-                ..stranger.write(&folder.join("1"), &of_stranger)?
-            },
-        ),
-        (
-            "name",
-            cluster.authority().write(&folder.join("2"), &elsewhere)?,
-        ),
-    ] {
-        let mut server = cluster.launch_server(&files, &[])?;
-        server.ready()?;
-        let agent = launch_agent(&cluster, &node, node.tls())?;
-        logs(agent.program(), 0, &["10.0.0.1:9610", "certificate"]).context(name)?;
-        refused(alice.place(), "a-reader", 503, &["kiam-server"])?;
+    let folder = cluster.sandbox().folder("servers").unwrap();
+    let of_other_authority = PemFiles {
+        ca: cluster.server_tls().ca.clone(),
+        ..stranger.write(&folder.join("1"), &of_stranger).unwrap()
+    };
+    let of_other_name = cluster
+        .authority()
+        .write(&folder.join("2"), &elsewhere)
+        .unwrap();
+    for files in [of_other_authority, of_other_name] {
+        let mut server = cluster.launch_server(&files, &[]).unwrap();
+        server.ready().unwrap();
+        let agent = launch_agent(&cluster, &node, node.tls());
+        assert_logs(agent.program(), 0, &["10.0.0.1:9610", "certificate"]);
+        assert_denied(alice.place(), "a-reader", 503, &["kiam-server"]);
     }
-    ensure!(node.imds().traffic().connections() == 0);
-    Ok(())
+    assert!(node.imds().traffic().connections() == 0);
 }
 
-fn no_server() -> Result<()> {
-    let cluster = FileCluster::new(&programs()?)?;
-    let node = cluster.node("node-1", NodeOptions::default())?;
-    let (alice, bob) = cast(&cluster, &node)?;
-    let agent = cluster.launch_agent(&node, node.tls(), &[])?;
-    logs(agent.program(), 0, &["10.0.0.1:9610", "trying again"])?;
-    refused(
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn an_agent_waits_for_a_server_that_is_away() {
+    let cluster = FileCluster::new(&programs()).unwrap();
+    let node = cluster.node("node-1", NodeOptions::default()).unwrap();
+    let (alice, bob) = teams(&cluster, &node);
+    let agent = launch_agent(&cluster, &node, node.tls());
+    assert_logs(agent.program(), 0, &["10.0.0.1:9610", "trying again"]);
+    assert_denied(
         alice.place(),
         "a-reader",
         503,
         &["kiam-server", "try again"],
-    )?;
-    ensure!(
-        agent.admin("/readyz")?.status != 200,
+    );
+    assert!(
+        agent.admin("/readyz").unwrap().status != 200,
         "it knows no pods yet"
     );
 
-    let server = cluster.start_server(&[])?;
-    let mut play = Play {
+    let server = cluster.start_server(&[]).unwrap();
+    let mut fixture = Fixture {
         alice,
         bob,
         agent,
@@ -247,6 +235,6 @@ fn no_server() -> Result<()> {
         node,
         cluster,
     };
-    play.agent.ready()?;
-    play.others_are_unaffected()
+    fixture.agent.ready().unwrap();
+    fixture.assert_teams_are_served();
 }

@@ -1,75 +1,42 @@
 //! The main road: a pod gets its own role's credentials, and nothing else; who is no pod gets
 //! nothing.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, ensure};
 use testbed::doubles::imds::NODE_ROLE;
 use testbed::file_cluster::{FileCluster, pod_file};
+use testbed::fixture::{
+    Fixture, TEAM_A, ask, assert_denied, assert_denied_eventually, eventually, get, programs,
+    teams, try_get,
+};
 use testbed::kiam::METADATA_PORT;
 use testbed::probe::METADATA_SERVICE;
 use testbed::sandbox::{CgroupDriver, NodeOptions, PodOptions, Qos};
 
-use crate::play::{Play, TEAM_A, ask, cast, eventually, prober, programs, refused};
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[
-    (
-        "credentials::a_pod_gets_its_own_role_s_only",
-        Needs::Programs,
-        own_role,
-    ),
-    (
-        "credentials::another_s_role_is_refused",
-        Needs::Programs,
-        other_role,
-    ),
-    (
-        "credentials::a_role_that_the_namespace_does_not_permit_is_refused",
-        Needs::Programs,
-        permitted,
-    ),
-    (
-        "credentials::a_pod_without_a_role_is_told_so",
-        Needs::Programs,
-        no_role,
-    ),
-    (
-        "credentials::a_process_in_no_pod_gets_nothing",
-        Needs::Programs,
-        no_pod,
-    ),
-    (
-        "credentials::cgroups_of_both_drivers_and_all_classes_are_known",
-        Needs::Programs,
-        cgroups,
-    ),
-    (
-        "credentials::pods_that_come_go_and_change_are_followed",
-        Needs::Programs,
-        changes,
-    ),
-];
-
-fn own_role() -> Result<()> {
-    let play = Play::begin()?;
-    for (pod, role) in [(&play.alice, "a-reader"), (&play.bob, "b-writer")] {
-        let answer = ask(pod.place(), "")?.answer()?;
-        ensure!(
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_pod_gets_credentials_of_its_own_role() {
+    let fixture = Fixture::start();
+    for (pod, role) in [(&fixture.alice, "a-reader"), (&fixture.bob, "b-writer")] {
+        let answer = ask(pod.place(), "");
+        assert!(
             (answer.status, answer.body.as_str()) == (200, role),
             "{answer:?}"
         );
-        let peer = answer.peer.context("it was connected")?.to_string();
-        ensure!(peer == "169.254.169.254:80", "the pod sees {peer}");
-        let arn = play.identity(pod.place())?;
+        let peer = answer.peer.context("it was connected").unwrap().to_string();
+        assert!(peer == "169.254.169.254:80", "the pod sees {peer}");
+        let arn = fixture.role_session(pod.place()).unwrap();
         let expected = format!("arn:aws:sts::123456789012:assumed-role/{role}/");
-        ensure!(arn.starts_with(&expected), "{arn}");
+        assert!(arn.starts_with(&expected), "{arn}");
     }
-    let calls = play.cluster.sts().calls();
-    ensure!(calls.len() == 2, "one call a role: {calls:?}");
-    play.others_are_unaffected()
+    let calls = fixture.cluster.sts().calls();
+    assert!(calls.len() == 2, "one call a role: {calls:?}");
+    fixture.assert_teams_are_served();
 }
 
-fn other_role() -> Result<()> {
-    let play = Play::begin()?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn roles_of_others_are_denied() {
+    let fixture = Fixture::start();
     for role in [
         "b-writer",
         "arn:aws:iam::123456789012:role/b-writer",
@@ -77,21 +44,26 @@ fn other_role() -> Result<()> {
         "a-reader2",
     ] {
         let parts = ["iam.amazonaws.com/role", "team-a/alice"];
-        refused(play.alice.place(), role, 403, &parts).with_context(|| role.to_owned())?;
+        assert_denied(fixture.alice.place(), role, 403, &parts);
     }
     // The same role by its full name is its own.
     let answer = ask(
-        play.alice.place(),
+        fixture.alice.place(),
         "arn:aws:iam::123456789012:role/a-reader",
-    )?
-    .answer()?;
-    ensure!(answer.status == 200, "{answer:?}");
-    play.others_are_unaffected()
+    );
+    assert!(answer.status == 200, "{answer:?}");
+    fixture.assert_teams_are_served();
 }
 
-fn permitted() -> Result<()> {
-    let play = Play::begin()?;
-    play.cluster.objects().put_namespace("closed", None)?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_role_that_the_namespace_does_not_permit_is_denied() {
+    let fixture = Fixture::start();
+    fixture
+        .cluster
+        .objects()
+        .put_namespace("closed", None)
+        .unwrap();
     let pods = [
         ("closed", "closed", "a-reader"),
         ("team-a", "wrong-team", "b-writer"),
@@ -99,137 +71,151 @@ fn permitted() -> Result<()> {
         ("team-a", "longer", "x/a-reader"),
     ];
     for (namespace, name, role) in pods {
-        let pod = play
-            .cluster
-            .pod(&play.node, (namespace, name), Some(role))?;
+        let pod = fixture.pod((namespace, name), Some(role));
         let parts = ["iam.amazonaws.com/permitted", namespace, role];
-        eventually(|| refused(pod.place(), "", 403, &parts))?;
-        refused(pod.place(), role, 403, &parts)?;
+        assert_denied_eventually(pod.place(), "", 403, &parts);
+        assert_denied(pod.place(), role, 403, &parts);
     }
-    let roles: Vec<_> = play
+    let roles: Vec<_> = fixture
         .cluster
         .sts()
         .calls()
         .into_iter()
         .map(|call| call.role)
         .collect();
-    ensure!(
+    assert!(
         roles.len() == 2,
         "STS is not asked for what is forbidden: {roles:?}"
     );
-    play.others_are_unaffected()
+    fixture.assert_teams_are_served();
 }
 
-fn no_role() -> Result<()> {
-    let play = Play::begin()?;
-    let pod = play.cluster.pod(&play.node, ("team-b", "plain"), None)?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_pod_without_a_role_gets_not_found() {
+    let fixture = Fixture::start();
+    let pod = fixture.pod(("team-b", "plain"), None);
     let parts = ["team-b/plain", "iam.amazonaws.com/role"];
-    eventually(|| refused(pod.place(), "", 404, &parts))?;
-    play.others_are_unaffected()
+    assert_denied_eventually(pod.place(), "", 404, &parts);
+    fixture.assert_teams_are_served();
 }
 
-fn no_pod() -> Result<()> {
-    let play = Play::begin()?;
-    let node = play.node.node();
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_process_outside_of_pods_gets_no_credentials() {
+    let fixture = Fixture::start();
+    let node = fixture.node.node();
     // Below the pods' cgroup, and in no pod's: redirected, and refused.
-    let stray = play.alice.place();
-    let stray = stray.with_cgroup(node.kubepods().child("stray.scope")?);
-    refused(&stray, "", 403, &["in no pod"])?;
+    let stray = fixture.alice.place();
+    let stray = stray.with_cgroup(node.kubepods().child("stray.scope").unwrap());
+    assert_denied(&stray, "", 403, &["in no pod"]);
     // A pod that the cluster does not know is not told anything either.
-    let unknown = node.pod(PodOptions::default())?;
-    refused(unknown.place(), "a-reader", 503, &["is not known"])?;
+    let unknown = node.pod(PodOptions::default()).unwrap();
+    assert_denied(unknown.place(), "a-reader", 503, &["is not known"]);
     // Straight to the agent's port, from a process of the node's.
     let agent = format!(
         "http://{}:{METADATA_PORT}/latest/meta-data/iam/security-credentials/",
         node.ip()
     );
-    let answer = prober()?.get(node.place(), &agent)?.answer()?;
-    ensure!(
+    let answer = get(node.place(), &agent);
+    assert!(
         answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
     // From the network, where no program of the node's kernel saw who it was.
-    let control = play.cluster.sandbox().control();
-    let answer = prober()?.get(control, &agent)?.answer()?;
-    ensure!(
+    let control = fixture.cluster.sandbox().control();
+    let answer = get(control, &agent);
+    assert!(
         answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
     // Going round by the agent's port does not make a pod another: it is attested all the same.
-    let answer = prober()?.get(play.alice.place(), &agent)?.answer()?;
-    ensure!(
+    let answer = get(fixture.alice.place(), &agent);
+    assert!(
         (answer.status, answer.body.as_str()) == (200, "a-reader"),
         "{answer:?}"
     );
-    play.others_are_unaffected()?;
+    fixture.assert_teams_are_served();
     // The node's own processes keep the node's own service.
-    let answer = prober()?.get(
+    let answer = try_get(
         node.place(),
         &format!("{METADATA_SERVICE}/latest/meta-data/instance-id"),
-    )?;
-    ensure!(answer.answer()?.body.starts_with("i-"));
-    Ok(())
+    );
+    assert!(answer.answer().unwrap().body.starts_with("i-"));
 }
 
-fn cgroups() -> Result<()> {
-    let cluster = FileCluster::new(&programs()?)?;
-    cluster.objects().put_namespace("team-a", Some(".*"))?;
-    let _server = cluster.start_server(&[])?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn pods_of_both_cgroup_drivers_and_all_qos_classes_are_identified() {
+    let cluster = FileCluster::new(&programs()).unwrap();
+    cluster
+        .objects()
+        .put_namespace("team-a", Some(".*"))
+        .unwrap();
+    let _server = cluster.start_server(&[]).unwrap();
     for driver in [CgroupDriver::Systemd, CgroupDriver::Cgroupfs] {
         let name = format!("{driver:?}").to_lowercase();
-        let node = cluster.node(
-            &name,
-            NodeOptions {
-                driver,
-                ..NodeOptions::default()
-            },
-        )?;
-        let _agent = cluster.start_agent(&node, &[])?;
+        let node = cluster
+            .node(
+                &name,
+                NodeOptions {
+                    driver,
+                    ..NodeOptions::default()
+                },
+            )
+            .unwrap();
+        let _agent = cluster.start_agent(&node, &[]).unwrap();
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let pod = node.node().pod(PodOptions {
-                qos,
-                ..PodOptions::default()
-            })?;
+            let pod = node
+                .node()
+                .pod(PodOptions {
+                    qos,
+                    ..PodOptions::default()
+                })
+                .unwrap();
             let (pod_name, role) = (format!("{name}-{qos:?}"), format!("{qos:?}"));
             cluster
                 .objects()
-                .put_pod(&pod, ("team-a", &pod_name), Some(&role))?;
-            let sidecar = pod.add_container("sidecar")?;
+                .put_pod(&pod, ("team-a", &pod_name), Some(&role))
+                .unwrap();
+            let sidecar = pod.add_container("sidecar").unwrap();
             for place in [pod.place(), sidecar.place()] {
-                let answer = ask(place, "")?.answer()?;
-                ensure!(
+                let answer = ask(place, "");
+                assert!(
                     (answer.status, answer.body.as_str()) == (200, role.as_str()),
                     "{answer:?}"
                 );
             }
         }
-        ensure!(node.imds().traffic().connections() == 0);
+        assert!(node.imds().traffic().connections() == 0);
     }
-    Ok(())
 }
 
-fn changes() -> Result<()> {
-    let play = Play::begin()?;
-    let objects = play.cluster.objects();
-    let alice = play.alice.place();
-    objects.put_pod(&play.alice, ("team-a", "alice"), Some("a-admin"))?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn credentials_follow_changes_of_pods_and_namespaces() {
+    let fixture = Fixture::start();
+    let objects = fixture.cluster.objects();
+    let alice = fixture.alice.place();
+    objects
+        .put_pod(&fixture.alice, ("team-a", "alice"), Some("a-admin"))
+        .unwrap();
     eventually(|| {
-        let arn = play.identity(alice)?;
+        let arn = fixture.role_session(alice)?;
         ensure!(arn.contains(":assumed-role/a-admin/"), "{arn}");
         Ok(())
-    })?;
-    refused(alice, "a-reader", 403, &["a-admin"])?;
-    objects.put_namespace("team-a", Some("nothing"))?;
-    eventually(|| refused(alice, "", 403, &["iam.amazonaws.com/permitted"]))?;
-    objects.put_namespace("team-a", Some(TEAM_A))?;
-    eventually(|| play.identity(alice))?;
-    objects.remove_pod(("team-a", "alice"))?;
-    eventually(|| refused(alice, "a-admin", 403, &["team-a/alice has gone"]))?;
-    ensure!(!objects.path(&pod_file(("team-a", "alice"))).exists());
+    });
+    assert_denied(alice, "a-reader", 403, &["a-admin"]);
+    objects.put_namespace("team-a", Some("nothing")).unwrap();
+    assert_denied_eventually(alice, "", 403, &["iam.amazonaws.com/permitted"]);
+    objects.put_namespace("team-a", Some(TEAM_A)).unwrap();
+    eventually(|| fixture.role_session(alice));
+    objects.remove_pod(("team-a", "alice")).unwrap();
+    assert_denied_eventually(alice, "a-admin", 403, &["team-a/alice has gone"]);
+    assert!(!objects.path(&pod_file(("team-a", "alice"))).exists());
 
     // A pod that asks before the server knows it waits, and is answered.
-    let (again, _) = cast(&play.cluster, &play.node)?;
-    let arn = play.identity(again.place())?;
-    ensure!(arn.contains(":assumed-role/a-reader/"), "{arn}");
-    Ok(())
+    let (again, _) = teams(&fixture.cluster, &fixture.node);
+    let arn = fixture.role_session(again.place()).unwrap();
+    assert!(arn.contains(":assumed-role/a-reader/"), "{arn}");
 }

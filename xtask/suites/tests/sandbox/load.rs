@@ -1,19 +1,12 @@
 //! `cargo xtask load`, with a cluster that is small: all pods are served, each by its own node's
 //! stream alone, with one STS call for each identity.
 
-use anyhow::{Result, ensure};
 use bench::load::{Args, measure};
+use testbed::fixture::programs;
 
-use crate::play::programs;
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[(
-    "load::a_small_cluster_is_served",
-    Needs::Programs,
-    small_cluster,
-)];
-
-fn small_cluster() -> Result<()> {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn a_small_cluster_is_served() {
     let args = Args {
         pods: 1000,
         nodes: 20,
@@ -27,7 +20,6 @@ fn small_cluster() -> Result<()> {
         json: false,
         check: false,
     };
-    let report = measure(&args, &programs()?)?;
-    ensure!(report.bound == 100, "{report:?}");
-    Ok(())
+    let report = measure(&args, &programs()).unwrap();
+    assert!(report.bound == 100, "{report:?}");
 }

@@ -4,49 +4,15 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
 use testbed::doubles::sts::{Behaviour, Fault, Sts};
+use testbed::fixture::{Fixture, assert_denied_eventually, require_sdks};
 use testbed::sandbox::{Finished, Place, run};
 use testbed::sdk::Sdk;
 use toolchain::AWS;
 
-use crate::play::{Play, eventually, refused};
-use crate::{Needs, Test};
-
-pub(crate) const TESTS: &[Test] = &[
-    (
-        "sdk::botocore_speaks_with_the_sts_double",
-        Needs::Sdk,
-        botocore,
-    ),
-    (
-        "sdk::every_sdk_in_a_pod_is_the_pod_s_role",
-        Needs::Sdk,
-        by_default,
-    ),
-    (
-        "sdk::every_sdk_without_imdsv1_is_too",
-        Needs::Sdk,
-        without_v1,
-    ),
-    (
-        "sdk::every_sdk_is_too_where_imdsv2_is_required",
-        Needs::Sdk,
-        v2_required,
-    ),
-    (
-        "sdk::every_sdk_is_too_as_in_a_container",
-        Needs::Sdk,
-        containers,
-    ),
-    (
-        "sdk::every_sdk_says_that_it_has_no_credentials",
-        Needs::Sdk,
-        forbidden,
-    ),
-];
-
 const LIMIT: Duration = Duration::from_secs(60);
+/// Requests that an SDK may send before it reports a denial.
+const MOST_DENIALS: u64 = 10;
 
 /// Assumes a role, signs with what it got and with what it did not; and is told why not.
 const SCRIPT: &str = r#"
@@ -85,8 +51,11 @@ codes = [
 print(" ".join(codes))
 "#;
 
-fn botocore() -> Result<()> {
-    let sts = Sts::start(TcpListener::bind("127.0.0.1:0")?)?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn botocore_accepts_the_sts_double() {
+    require_sdks();
+    let sts = Sts::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
     let fault = Some(Fault::Throttling);
     let role = "arn:aws:iam::123456789012:role/throttled";
     sts.behave(
@@ -105,91 +74,115 @@ fn botocore() -> Result<()> {
         .env("AWS_ENDPOINT_URL_STS", sts.url())
         .env("AWS_ACCESS_KEY_ID", keys.access_key)
         .env("AWS_SECRET_ACCESS_KEY", keys.secret_key);
-    let ended = run("python", command, LIMIT)?;
-    ensure!(ended.status.success(), "{}", ended.stderr);
+    let ended = run("python", command, LIMIT).unwrap();
+    assert!(ended.status.success(), "{}", ended.stderr);
     let expected = "SignatureDoesNotMatch InvalidClientTokenId InvalidClientTokenId AccessDenied \
                     ValidationError Throttling";
-    ensure!(ended.stdout.trim() == expected, "{}", ended.stdout);
-    ensure!(sts.calls()[0].tags == [("team".to_owned(), "a & b".to_owned())]);
-    Ok(())
+    assert!(ended.stdout.trim() == expected, "{}", ended.stdout);
+    assert!(sts.calls()[0].tags == [("team".to_owned(), "a & b".to_owned())]);
 }
 
 /// Whom an SDK says it is in a place, or why it is nobody.
-fn who(play: &Play, sdk: Sdk, place: &Place, variables: &[(&str, &str)]) -> Result<Finished> {
+#[track_caller]
+fn who(fixture: &Fixture, sdk: Sdk, place: &Place, variables: &[(&str, &str)]) -> Finished {
     let mut command = sdk.who(|program| place.command(program));
     command
-        .env("HOME", play.cluster.sandbox().folder("home")?)
-        .env("AWS_ENDPOINT_URL_STS", play.cluster.sts().url())
+        .env("HOME", fixture.cluster.sandbox().folder("home").unwrap())
+        .env("AWS_ENDPOINT_URL_STS", fixture.cluster.sts().url())
         .envs(variables.iter().copied());
-    run(sdk.name(), command, LIMIT)
+    run(sdk.name(), command, LIMIT).unwrap()
 }
 
-fn every_sdk_is(play: &Play, variables: &[(&str, &str)]) -> Result<()> {
+#[track_caller]
+fn assert_every_sdk_gets_its_role(fixture: &Fixture, variables: &[(&str, &str)]) {
     for sdk in Sdk::ALL {
-        for (pod, role) in [(&play.alice, "a-reader"), (&play.bob, "b-writer")] {
-            let ended = who(play, sdk, pod.place(), variables)?;
+        for (pod, role) in [(&fixture.alice, "a-reader"), (&fixture.bob, "b-writer")] {
+            let ended = who(fixture, sdk, pod.place(), variables);
             let (name, said) = (sdk.name(), ended.stdout.trim());
-            ensure!(ended.status.success(), "{name}: {}", ended.stderr);
+            assert!(ended.status.success(), "{name}: {}", ended.stderr);
             let own = format!(":assumed-role/{role}/");
-            ensure!(said.contains(&own), "{name} is {said}");
+            assert!(said.contains(&own), "{name} is {said}");
         }
     }
-    play.others_are_unaffected()
+    fixture.assert_teams_are_served();
 }
 
-fn by_default() -> Result<()> {
-    every_sdk_is(&Play::begin()?, &[])
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn every_sdk_in_a_pod_gets_the_role_of_the_pod() {
+    require_sdks();
+    assert_every_sdk_gets_its_role(&Fixture::start(), &[]);
 }
 
-fn without_v1() -> Result<()> {
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn every_sdk_with_imdsv1_disabled_gets_the_role_of_the_pod() {
+    require_sdks();
     let disabled = [("AWS_EC2_METADATA_V1_DISABLED", "true")];
-    every_sdk_is(&Play::begin()?, &disabled)
+    assert_every_sdk_gets_its_role(&Fixture::start(), &disabled);
 }
 
-fn v2_required() -> Result<()> {
-    let play = Play::begin_with(&["--imds-v2=required"])?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn every_sdk_gets_the_role_of_the_pod_where_imdsv2_is_required() {
+    require_sdks();
+    let fixture = Fixture::start_with(&["--imds-v2=required"]);
     for sdk in Sdk::ALL {
-        let ended = who(&play, sdk, play.alice.place(), &[])?;
+        let ended = who(&fixture, sdk, fixture.alice.place(), &[]);
         let name = sdk.name();
-        ensure!(ended.status.success(), "{name}: {}", ended.stderr);
-        ensure!(ended.stdout.contains(":assumed-role/a-reader/"), "{name}");
+        assert!(ended.status.success(), "{name}: {}", ended.stderr);
+        assert!(ended.stdout.contains(":assumed-role/a-reader/"), "{name}");
     }
     // None of them asked without.
-    let metrics = play.agent.admin("/metrics")?.body;
+    let metrics = fixture.agent_metrics();
     let v1 = "kiam_metadata_imds_v1_requests_total{";
-    ensure!(!metrics.contains(v1), "{metrics}");
-    Ok(())
+    assert!(!metrics.contains(v1), "{metrics}");
 }
 
 /// By what containers' SDKs are told, over the address that is redirected for them.
-fn containers() -> Result<()> {
-    let play = Play::begin_with(&["--container-credentials-address=169.254.170.2"])?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn every_sdk_gets_the_role_of_the_pod_from_the_container_endpoint() {
+    require_sdks();
+    let fixture = Fixture::start_with(&["--container-credentials-address=169.254.170.2"]);
     let url = "http://169.254.170.2/v1/credentials";
     let told = [
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", url),
         ("AWS_EC2_METADATA_DISABLED", "true"),
     ];
-    every_sdk_is(&play, &told)
+    assert_every_sdk_gets_its_role(&fixture, &told);
 }
 
-fn forbidden() -> Result<()> {
-    let play = Play::begin()?;
-    let forbidden = play
-        .cluster
-        .pod(&play.node, ("team-a", "eve"), Some("b-writer"))?;
-    eventually(|| refused(forbidden.place(), "", 403, &["permitted"]))?;
+#[test]
+#[ignore = "needs root and cgroup2: cargo xtask test"]
+fn every_sdk_of_a_forbidden_pod_reports_missing_credentials_and_asks_in_no_loop() {
+    require_sdks();
+    let fixture = Fixture::start();
+    let forbidden = fixture.pod(("team-a", "eve"), Some("b-writer"));
+    assert_denied_eventually(forbidden.place(), "", 403, &["permitted"]);
     for sdk in Sdk::ALL {
-        let begin = tokio::time::Instant::now();
-        let ended = who(&play, sdk, forbidden.place(), &[])?;
-        let (name, said) = (sdk.name(), ended.stderr.to_lowercase());
-        ensure!(!ended.status.success(), "{name}: {}", ended.stdout);
-        ensure!(said.contains("credentials"), "{name}: {said}");
-        // A refusal for good is not tried again and again.
-        let took = begin.elapsed();
-        ensure!(
-            took < Duration::from_secs(10),
-            "{name} took {took:?}: {said}"
+        let before = denials(&fixture);
+        let ended = who(&fixture, sdk, forbidden.place(), &[]);
+        let (name, errors) = (sdk.name(), ended.stderr.to_lowercase());
+        assert!(!ended.status.success(), "{name}: {}", ended.stdout);
+        assert!(errors.contains("credentials"), "{name}: {errors}");
+        // A permanent denial is not tried again and again.
+        let asked = denials(&fixture) - before;
+        assert!(
+            (1..=MOST_DENIALS).contains(&asked),
+            "{name} was denied {asked} times"
         );
     }
-    play.others_are_unaffected()
+    fixture.assert_teams_are_served();
+}
+
+/// How many requests of pods the agent has denied so far.
+#[track_caller]
+fn denials(fixture: &Fixture) -> u64 {
+    let metrics = fixture.agent_metrics();
+    let denied = metrics.lines().filter(|line| {
+        line.starts_with("kiam_metadata_responses_total{") && line.contains("code=\"403\"")
+    });
+    let counts = denied.filter_map(|line| line.rsplit_once(' '));
+    counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
 }

@@ -42,6 +42,14 @@ impl Netns {
         &self.0.path
     }
 
+    /// Runs commands of iproute2's `ip` inside of it, one a line.
+    ///
+    /// # Errors
+    /// With what `ip` printed, when one of them fails.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        tools::ip(Some(self), lines)
+    }
+
     /// Does something inside of it, on a thread of its own.
     ///
     /// # Errors
