@@ -29,7 +29,7 @@ const TARGETS: &[Target] = &[
         name: "requests as bytes, through sockets",
         package: "kiam-agent",
         of: "--test=metadata",
-        test: "fuzz::no_bytes_get_another_s_credentials_or_stop_the_service",
+        test: "fuzz::no_bytes_get_credentials_of_others_or_stop_the_service",
         cases: 5_000,
     },
     Target {

@@ -6,7 +6,7 @@ use kiam_agent::metadata::Settings;
 use crate::service::*;
 
 #[tokio::test]
-async fn info_is_of_the_pod_s_own_role() {
+async fn info_names_the_role_of_the_pod() {
     let service = informed().await;
     let path = "/latest/meta-data/iam/info";
     let answer = service.get(pods::GRANTED, path).await;
@@ -20,7 +20,7 @@ async fn info_is_of_the_pod_s_own_role() {
 }
 
 #[tokio::test]
-async fn kiam_s_redirect_is_there_for_whom_wants_it() {
+async fn the_redirect_of_kiam_is_served_where_configured() {
     let mut service = serve(Settings {
         legacy_redirects: true,
         ..settings()
@@ -40,7 +40,7 @@ async fn kiam_s_redirect_is_there_for_whom_wants_it() {
 }
 
 #[tokio::test]
-async fn containers_sdks_get_the_same_as_the_others_where_it_is_on() {
+async fn the_container_endpoint_serves_the_same_credentials_where_configured() {
     let path = "/v1/credentials";
     assert_eq!(informed().await.get(pods::GRANTED, path).await.status, 404);
     let mut service = serve(Settings {
@@ -78,7 +78,7 @@ async fn containers_sdks_get_the_same_as_the_others_where_it_is_on() {
 }
 
 #[tokio::test]
-async fn who_asks_without_a_token_is_counted_by_pod_and_client() {
+async fn requests_without_a_token_are_counted_by_pod_and_client() {
     let mut service = informed().await;
     let ask = |agent: &str| format!("GET {LISTING} HTTP/1.1\r\nHost: x\r\n{agent}\r\n");
     service

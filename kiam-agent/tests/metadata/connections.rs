@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kiam_agent::caller::{Identify, PodRef, Refusal};
+use kiam_agent::caller::{Identify, PodRef, Unidentified};
 use kiam_agent::metadata::Settings;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
@@ -34,12 +34,24 @@ async fn settled() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
+/// Waits until a pod is answered again, of which connections were closed.
+async fn answered_again(service: &Service) {
+    let answered = async {
+        while service.raw(pods::GRANTED, &get(LISTING)).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(60);
+    let answered = tokio::time::timeout(limit, answered).await;
+    answered.expect("the pod is answered again");
+}
+
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
 #[tokio::test]
-async fn each_answer_ends_its_connection_as_the_real_service_s_does() {
+async fn each_answer_ends_its_connection_like_those_of_the_real_service() {
     let service = informed().await;
     let token = service.token(pods::GRANTED).await;
     let with_token = format!("X-aws-ec2-metadata-token: {token}\r\n");
@@ -90,7 +102,7 @@ async fn each_answer_ends_its_connection_as_the_real_service_s_does() {
 }
 
 #[tokio::test]
-async fn http_as_clients_speak_it() {
+async fn unusual_and_oversized_requests_are_answered_or_rejected() {
     let service = informed().await;
     let pod = pods::GRANTED;
     // HTTP/1.0 without a Host.
@@ -114,7 +126,7 @@ async fn http_as_clients_speak_it() {
 }
 
 #[tokio::test]
-async fn a_body_is_taken_in_or_refused_and_never_a_request() {
+async fn a_body_is_read_or_rejected_and_never_taken_for_a_request() {
     let hasty = Settings {
         request_timeout: Duration::from_millis(400),
         ..settings()
@@ -173,7 +185,7 @@ async fn a_body_is_taken_in_or_refused_and_never_a_request() {
 }
 
 #[tokio::test]
-async fn more_of_a_pod_than_are_answered_at_once_wait_for_their_turn() {
+async fn connections_of_a_pod_beyond_its_limit_wait_for_their_turn() {
     const CLIENTS: usize = 200;
     let few = Settings {
         max_answered_per_pod: 2,
@@ -202,7 +214,7 @@ async fn more_of_a_pod_than_are_answered_at_once_wait_for_their_turn() {
 }
 
 #[tokio::test]
-async fn a_turn_that_does_not_come_is_not_waited_for() {
+async fn a_connection_whose_turn_does_not_come_is_closed() {
     let few = Settings {
         max_answered_per_pod: 1,
         turn_timeout: Duration::from_millis(50),
@@ -217,7 +229,7 @@ async fn a_turn_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn one_pod_s_many_connections_do_not_keep_others_out() {
+async fn many_connections_of_one_pod_do_not_keep_others_out() {
     let few = Settings {
         max_connections_per_pod: 3,
         ..settings()
@@ -233,19 +245,11 @@ async fn one_pod_s_many_connections_do_not_keep_others_out() {
     let refused = "kiam_metadata_connections_refused_total{limit=\"pod\"}";
     assert_eq!(service.metric(refused), Some(100.0));
     drop(held);
-    let again = async {
-        while service.raw(pods::GRANTED, &get(LISTING)).await.is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let limit = Duration::from_secs(30);
-    tokio::time::timeout(limit, again)
-        .await
-        .expect("there is room again");
+    answered_again(&service).await;
 }
 
 #[tokio::test]
-async fn who_asks_nothing_makes_room_for_who_does() {
+async fn silent_connections_are_closed_for_those_that_ask() {
     let few = Settings {
         max_connections: 4,
         max_connections_per_pod: 3,
@@ -271,7 +275,7 @@ async fn who_asks_nothing_makes_room_for_who_does() {
 }
 
 #[tokio::test]
-async fn all_pods_together_have_a_limit_too() {
+async fn all_pods_together_have_a_limit() {
     let few = Settings {
         max_connections: 2,
         ..settings()
@@ -286,7 +290,7 @@ async fn all_pods_together_have_a_limit_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_slow_or_silent_is_not_waited_for() {
+async fn a_slow_or_silent_connection_is_closed() {
     let hasty = Settings {
         request_timeout: Duration::from_millis(100),
         ..settings()
@@ -297,7 +301,7 @@ async fn a_client_that_is_slow_or_silent_is_not_waited_for() {
         let mut stream = begin(&service, pods::GRANTED, part).await;
         assert_eq!(read_to_end(&mut stream).await, "");
     }
-    assert_eq!(service.get(pods::GRANTED, LISTING).await.status, 200);
+    answered_again(&service).await;
 }
 
 /// Whoever it is asked about, and when it is told that none waits.
@@ -305,19 +309,19 @@ async fn a_client_that_is_slow_or_silent_is_not_waited_for() {
 struct Recorded(Mutex<Vec<Option<u16>>>);
 
 impl Identify for Recorded {
-    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
+    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Unidentified> {
         self.0.lock().unwrap().push(Some(peer.port()));
         Ok(pod_ref(pods::GRANTED))
     }
 
-    fn none_waits(&self, since: Instant) {
+    fn accept_queue_empty(&self, since: Instant) {
         assert!(since <= Instant::now());
         self.0.lock().unwrap().push(None);
     }
 }
 
 #[tokio::test]
-async fn all_that_waited_to_be_accepted_are_identified_before_it_is_said_that_none_waits() {
+async fn all_waiting_connections_are_identified_before_the_accept_queue_is_reported_empty() {
     const WAITING: usize = 100;
     let (recorded, listening) = (Arc::new(Recorded::default()), listen());
     let address = listening.address().unwrap();

@@ -95,7 +95,7 @@ fn changed(request: &str, changes: Vec<Change>) -> Vec<u8> {
 }
 
 #[test]
-fn no_bytes_get_another_s_credentials_or_stop_the_service() {
+fn no_bytes_get_credentials_of_others_or_stop_the_service() {
     let runtime = Runtime::new().unwrap();
     let service = runtime.block_on(informed());
     let listing = format!("{LISTING}reader");

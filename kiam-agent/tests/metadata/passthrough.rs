@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use kiam_agent::metadata::Settings;
-use kiam_agent::stream::Standing;
+use kiam_agent::stream::ConnectionState;
 use regex::Regex;
 use tokio::net::TcpListener;
 
@@ -231,7 +231,7 @@ async fn a_real_service_that_is_away_or_misbehaves_is_said_to_be() {
     assert!(
         answer
             .body
-            .contains("the node's own metadata service does not answer")
+            .contains("the node's metadata service does not answer")
     );
     assert_eq!(
         service.metric("kiam_metadata_upstream_errors_total"),
@@ -273,13 +273,13 @@ async fn probes_of_the_node_are_answered_and_no_others() {
     let server = SocketAddr::from(([10, 0, 0, 1], 443));
     let since = std::time::SystemTime::UNIX_EPOCH;
     service
-        .standing
-        .send_replace(Standing::Synced { server, since });
+        .connection
+        .send_replace(ConnectionState::Synced { server, since });
     assert_eq!(service.get(node, "/health?deep=1").await.status, 200);
     let why = "its certificate expired".to_owned();
     service
-        .standing
-        .send_replace(Standing::Broken { why, since });
+        .connection
+        .send_replace(ConnectionState::Disconnected { why, since });
     let deep = service.get(node, "/health?deep=true&x").await;
     assert!(deep.status == 500 && deep.body.contains("certificate expired"));
     assert_eq!(service.get(node, "/health?deep=").await.status, 200);

@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
+use kiam_agent::caller::{Identify, PodRef, Unidentified};
 use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
-use kiam_agent::stream::Standing;
+use kiam_agent::stream::ConnectionState;
 use kiam_agent::token_key::TokenKey;
-use kiam_agent::view::{Decision, Failure, PodFacts, Projection, Uid, Update};
+use kiam_agent::view::{Failure, GrantedRole, Outcome, PodFacts, Projection, Update};
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
 use prometheus::{Registry, TextEncoder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -46,9 +47,9 @@ pub(crate) mod pods {
 pub(crate) struct ByAddress;
 
 impl Identify for ByAddress {
-    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
+    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Unidentified> {
         match last_part(peer.ip()) {
-            pods::NODE => Err(Refusal::Unattested),
+            pods::NODE => Err(Unidentified::Unattested),
             pods::NO_POD => Err(refusal()),
             pod => Ok(pod_ref(pod)),
         }
@@ -63,8 +64,8 @@ pub(crate) fn pod_ref(pod: u8) -> PodRef {
     PodRef::Uid(PodUid::new(&uid(pod)))
 }
 
-pub(crate) fn refusal() -> Refusal {
-    Refusal::NotAPod
+pub(crate) fn refusal() -> Unidentified {
+    Unidentified::NotAPod
 }
 
 pub(crate) fn last_part(address: IpAddr) -> u8 {
@@ -80,7 +81,7 @@ pub(crate) fn facts(pod: u8) -> PodFacts {
         pod => Ipv4Addr::new(127, 0, 0, pod),
     };
     PodFacts {
-        uid: Uid::from(uid(pod).as_str()),
+        uid: PodUid::from(uid(pod).as_str()),
         namespace: "default".into(),
         name: format!("pod-{pod}").into(),
         service_account: "builder".into(),
@@ -91,10 +92,10 @@ pub(crate) fn facts(pod: u8) -> PodFacts {
 }
 
 pub(crate) fn granted(pod: u8) -> Update {
-    let decision = Decision::Granted {
+    let decision = Outcome::Granted(GrantedRole {
         role: RoleArn::parse(ARN).unwrap(),
         identity: u64::from(pod),
-    };
+    });
     Update::Applied(facts(pod), decision)
 }
 
@@ -126,19 +127,19 @@ pub(crate) fn failed(pod: u8, error: &str, permanent: bool) -> Update {
 pub(crate) const IN_2096: u64 = 4_000_000_000;
 
 pub(crate) fn told() -> Vec<Update> {
-    let forbidden = Decision::Forbidden {
+    let forbidden = Outcome::Forbidden {
         role: "admin".into(),
         reason:
             "the namespace default permits none; see its annotation iam.amazonaws.com/permitted"
                 .into(),
     };
-    let undecided = Decision::Undecided {
+    let undecided = Outcome::Undecided {
         awaiting: "the namespace default".into(),
     };
     vec![
         granted(pods::GRANTED),
         issued(pods::GRANTED, IN_2096),
-        Update::Applied(facts(pods::NO_ROLE), Decision::NoRole),
+        Update::Applied(facts(pods::NO_ROLE), Outcome::NoRole),
         Update::Applied(facts(pods::FORBIDDEN), forbidden),
         Update::Applied(facts(pods::UNDECIDED), undecided),
         granted(pods::AWAITED),
@@ -166,7 +167,7 @@ pub(crate) fn told() -> Vec<Update> {
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     pub(crate) projection: Projection,
-    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) connection: watch::Sender<ConnectionState>,
     pub(crate) registry: Registry,
     pub(crate) stop: CancellationToken,
     pub(crate) running: JoinHandle<()>,
@@ -189,12 +190,12 @@ pub(crate) fn serve_by(
     let (mut projection, view) = Projection::new();
     projection.begin();
     let address = listening.address().unwrap();
-    let (standing, standings) = watch::channel(Standing::Begun);
+    let (connection, connections) = watch::channel(ConnectionState::Starting);
     let sources = Sources {
         clock: Arc::new(SystemTime::now),
         identify,
         token_key: TokenKey::random(),
-        standing: standings,
+        connection: connections,
         v1_users: V1Users::new(view.clone(), &registry).unwrap(),
         metrics: MetadataMetrics::new(&registry).unwrap(),
         view,
@@ -205,7 +206,7 @@ pub(crate) fn serve_by(
     Service {
         address,
         projection,
-        standing,
+        connection,
         registry,
         stop,
         running,

@@ -3,7 +3,7 @@
 use crate::service::*;
 
 #[tokio::test]
-async fn the_role_s_name_has_no_newline_in_any_spelling_of_the_path() {
+async fn the_role_name_has_no_newline_in_any_spelling_of_the_path() {
     let service = informed().await;
     for path in [
         LISTING,
@@ -28,7 +28,7 @@ async fn the_role_s_name_has_no_newline_in_any_spelling_of_the_path() {
 }
 
 #[tokio::test]
-async fn credentials_are_the_real_service_s_document_in_any_spelling_of_the_role() {
+async fn credentials_are_the_document_of_the_real_service_in_any_spelling_of_the_role() {
     let service = informed().await;
     let document = r#"{
   "Code" : "Success",
@@ -61,7 +61,7 @@ async fn credentials_are_the_real_service_s_document_in_any_spelling_of_the_role
 }
 
 #[tokio::test]
-async fn each_pod_is_answered_as_its_state_is() {
+async fn each_pod_is_answered_by_its_state() {
     let service = informed().await;
     let credentials = format!("{LISTING}reader");
     let of_other = format!("{LISTING}admin");
@@ -80,20 +80,20 @@ async fn each_pod_is_answered_as_its_state_is() {
             pods::FORBIDDEN,
             of_other,
             403,
-            "default/pod-4 may not have the role \"admin\"",
+            "default/pod-4 may not use the role \"admin\"",
         ),
         (
             pods::UNDECIDED,
             listing,
             503,
-            "awaiting the namespace default",
+            "waiting for the namespace default",
         ),
-        (pods::UNDECIDED, credentials, 503, "not decided yet"),
+        (pods::UNDECIDED, credentials, 503, "not yet decided"),
         (pods::AWAITED, listing, 200, "reader"),
-        (pods::AWAITED, credentials, 503, "still on their way"),
+        (pods::AWAITED, credentials, 503, "have not arrived yet"),
         (pods::FAILING, listing, 200, "reader"),
         (pods::FAILING, credentials, 503, "STS does not answer"),
-        (pods::DENIED, credentials, 403, "the role's trust policy"),
+        (pods::DENIED, credentials, 403, "the trust policy of the role"),
         (
             pods::EXPIRED,
             credentials,
@@ -104,7 +104,7 @@ async fn each_pod_is_answered_as_its_state_is() {
             pods::ELSEWHERE,
             listing,
             503,
-            "comes from 127.0.0.10, which is none",
+            "comes from 127.0.0.10, which is not among",
         ),
         (
             pods::ELSEWHERE,
@@ -112,9 +112,9 @@ async fn each_pod_is_answered_as_its_state_is() {
             503,
             "addresses of pod default/pod-10",
         ),
-        (pods::UNKNOWN, listing, 503, "is not known yet"),
-        (pods::UNKNOWN, credentials, 503, "is not known yet"),
-        (pods::NO_POD, listing, 403, "in no pod"),
+        (pods::UNKNOWN, listing, 503, "is not yet known"),
+        (pods::UNKNOWN, credentials, 503, "is not yet known"),
+        (pods::NO_POD, listing, 403, "outside of any pod"),
         (pods::NO_POD, credentials, 403, ""),
         (pods::HOST_NETWORK, credentials, 200, "ASIAPOD13"),
         (pods::FAILING_WITH_VALID, credentials, 200, "ASIAPOD14"),
@@ -122,19 +122,19 @@ async fn each_pod_is_answered_as_its_state_is() {
             pods::GRANTED,
             of_other,
             403,
-            "asked for the role \"admin\", and its own is reader",
+            "requested the role \"admin\", but its role is reader",
         ),
         (
             pods::GRANTED,
             "/latest/user-data",
             404,
-            "no \"/latest/user-data\" here",
+            "\"/latest/user-data\" is not served",
         ),
         (
             pods::GRANTED,
             "/latest/dynamic/../%2e%2e/x%00",
             400,
-            "the path is no path",
+            "invalid path",
         ),
     ];
     for (pod, path, status, text) in table {
@@ -169,7 +169,7 @@ async fn each_pod_is_answered_as_its_state_is() {
 }
 
 #[tokio::test]
-async fn no_pod_gets_another_s_credentials_or_the_node_s() {
+async fn no_pod_gets_credentials_of_another_or_of_the_node() {
     let service = informed().await;
     for pod in pods::ALL {
         for path in [
@@ -194,7 +194,7 @@ async fn no_pod_gets_another_s_credentials_or_the_node_s() {
 }
 
 #[tokio::test]
-async fn methods() {
+async fn methods_other_than_get_and_head_are_not_allowed() {
     let service = informed().await;
     for path in [LISTING, "/latest/meta-data/iam/security-credentials/reader"] {
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"] {

@@ -66,7 +66,7 @@ async fn tokens_are_given_as_the_real_service_gives_them() {
 }
 
 #[tokio::test]
-async fn a_token_that_comes_along_must_be_the_pod_s() {
+async fn a_token_of_another_pod_is_rejected() {
     let mut service = informed().await;
     let header = |token: &str| format!("X-aws-ec2-metadata-token: {token}\r\n");
     let (own, other) = (

@@ -145,11 +145,26 @@ impl Counts {
 }
 
 impl Report {
-    /// That nothing happened that must not.
+    /// Checks the requests and the time from an agent's start to its first answer.
     ///
     /// # Errors
-    /// When something did.
+    /// When a request ended in a way that it must not, or an agent took too long.
     pub fn check(&self) -> Result<()> {
+        self.check_requests()?;
+        let recovery = self.recovery_max_ms;
+        let target = patient(RECOVERY_TARGET);
+        ensure!(
+            u128::from(recovery) <= target.as_millis(),
+            "{recovery} ms from an agent's start to its first answer"
+        );
+        Ok(())
+    }
+
+    /// Checks the requests alone.
+    ///
+    /// # Errors
+    /// When one ended in a way that it must not.
+    pub fn check_requests(&self) -> Result<()> {
         let (upgrades, kills) = (&self.upgrades, &self.kills);
         ensure!(
             self.leaked_bytes == 0,
@@ -168,14 +183,7 @@ impl Report {
             kills.refused > 0,
             "no connection was refused while there was no agent: {kills:?}"
         );
-        self.clients.iter().try_for_each(ClientCounts::check)?;
-        let recovery = self.recovery_max_ms;
-        let target = patient(RECOVERY_TARGET);
-        ensure!(
-            u128::from(recovery) <= target.as_millis(),
-            "{recovery} ms from an agent's start to its first answer"
-        );
-        Ok(())
+        self.clients.iter().try_for_each(ClientCounts::check)
     }
 }
 

@@ -149,7 +149,7 @@ fn connections_from_before_are_closed() {
     assert_printed(
         &unserved.attach(&CAPABILITIES),
         [
-            "attached kiam's programs",
+            "attached the programs of kiam",
             "closed 1 connections to the metadata service in 1 network namespaces",
         ],
     );
@@ -165,7 +165,7 @@ fn connections_from_before_are_closed() {
     assert!(refused.is_err(), "with no agent there was {refused:?}");
     assert_printed(
         &unserved.attach(&CAPABILITIES),
-        ["at work on", "closed 0 connections"],
+        ["already attached to", "closed 0 connections"],
     );
     let _server = unserved.cluster.start_server(&[]).unwrap();
     let agent = unserved.cluster.start_agent(&unserved.node, &[]).unwrap();
@@ -189,7 +189,7 @@ fn programs_of_a_running_agent_stay_in_place() {
     let kept = start("a pod's connection", alice, BYSTANDER);
     assert_printed(
         &unserved.attach(&CAPABILITIES),
-        ["at work on", "closed 0 connections"],
+        ["already attached to", "closed 0 connections"],
     );
     let answered = |line: &str| (line == "answered").then_some(());
     kept.wait_for_after(kept.mark(), "an answer", LIMIT, answered)
@@ -241,11 +241,11 @@ fn files_that_are_not_namespaces_are_skipped() {
     let finished = unserved.attach(&CAPABILITIES);
     assert_printed(
         &finished,
-        ["attached kiam's programs", "closed 1 connections"],
+        ["attached the programs of kiam", "closed 1 connections"],
     );
     for name in ["a-left-behind", "z-left-behind"] {
         let mut told = finished.stderr.lines().filter(|line| line.contains(name));
         let told = told.next().context("nothing is said of it").unwrap();
-        assert!(told.contains("no network namespace"), "{told}");
+        assert!(told.contains("not a network namespace"), "{told}");
     }
 }

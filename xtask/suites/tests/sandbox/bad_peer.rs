@@ -214,7 +214,7 @@ fn an_agent_waits_for_a_server_that_is_away() {
     let node = cluster.node("node-1", NodeOptions::default()).unwrap();
     let (alice, bob) = teams(&cluster, &node);
     let agent = launch_agent(&cluster, &node, node.tls());
-    assert_logs(agent.program(), 0, &["10.0.0.1:9610", "trying again"]);
+    assert_logs(agent.program(), 0, &["10.0.0.1:9610", "retrying"]);
     assert_denied(
         alice.place(),
         "a-reader",

@@ -82,7 +82,7 @@ fn doctor_passes_on_a_served_node() {
         "pods' cgroup",
         "BPF file system",
         "kernel programs",
-        "others on the hooks",
+        "foreign programs",
         "address",
         "agent from a pod",
         "certificates",
@@ -107,9 +107,9 @@ fn doctor_names_what_is_wrong() {
     let fixture = Fixture::start();
     let good = flags(&fixture.node);
     for (flag, check, named) in [
-        ("--host=10.9.9.9", "address", "not this node's"),
-        ("--host=127.0.0.1", "address", "no address that pods reach"),
-        ("--bpffs=/tmp", "BPF file system", "no BPF file system"),
+        ("--host=10.9.9.9", "address", "not an address of this node"),
+        ("--host=127.0.0.1", "address", "pods cannot reach"),
+        ("--bpffs=/tmp", "BPF file system", "not in a BPF file system"),
         ("--pods-cgroup=/tmp", "cgroup2", "not in a cgroup2"),
         (
             "--server-address=10.0.0.1:9",
@@ -170,7 +170,7 @@ fn doctor_does_not_report_a_staged_link_as_foreign() {
     let links = fixture.node.node().bpffs().path().join("kiam/links");
     std::fs::rename(links.join("connect4"), links.join("connect4-new")).unwrap();
     let (_, report) = doctor(&fixture.node, &flags(&fixture.node));
-    let (state, found) = finding(&report, "others on the hooks");
+    let (state, found) = finding(&report, "foreign programs");
     assert!(state == "ok", "{state}: {found}");
     // Without the pins nobody can tell.
     let good = flags(&fixture.node);
@@ -182,9 +182,9 @@ fn doctor_does_not_report_a_staged_link_as_foreign() {
         })
         .collect();
     let (_, report) = doctor(&fixture.node, &flags);
-    let (state, found) = finding(&report, "others on the hooks");
+    let (state, found) = finding(&report, "foreign programs");
     assert!(
-        state == "warn" && found.contains("cannot tell others' from kiam's own"),
+        state == "warn" && found.contains("cannot tell programs of kiam from others"),
         "{state}: {found}"
     );
 }
@@ -199,10 +199,10 @@ fn cleanup_restores_the_metadata_service_of_the_node() {
     let refused = try_ask(fixture.alice.place(), "").answer();
     assert!(refused.is_err(), "with no agent there was {refused:?}");
     for expected in [
-        ["removed 5 programs", "removed kiam's table from nf_tables"],
+        ["removed 5 programs", "removed the table of kiam from nf_tables"],
         [
             "nothing of kiam's is in /",
-            "nothing of kiam's is in nf_tables",
+            "nothing of kiam in nf_tables",
         ],
     ] {
         let ended = command(&fixture.node, &words);

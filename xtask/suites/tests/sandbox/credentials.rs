@@ -108,10 +108,10 @@ fn a_process_outside_of_pods_gets_no_credentials() {
     // Below the pods' cgroup, and in no pod's: redirected, and refused.
     let stray = fixture.alice.place();
     let stray = stray.with_cgroup(node.kubepods().child("stray.scope").unwrap());
-    assert_denied(&stray, "", 403, &["in no pod"]);
+    assert_denied(&stray, "", 403, &["outside of any pod"]);
     // A pod that the cluster does not know is not told anything either.
     let unknown = node.pod(PodOptions::default()).unwrap();
-    assert_denied(unknown.place(), "a-reader", 503, &["is not known"]);
+    assert_denied(unknown.place(), "a-reader", 503, &["is not yet known"]);
     // Straight to the agent's port, from a process of the node's.
     let agent = format!(
         "http://{}:{METADATA_PORT}/latest/meta-data/iam/security-credentials/",

@@ -45,7 +45,7 @@ fn the_route_guard_outlives_the_agent_until_cleanup() {
     let ended = run("cleanup", cleanup, Duration::from_secs(20)).unwrap();
     assert!(ended.status.success(), "{}", ended.stderr);
     let said = ended.stdout;
-    assert!(said.contains("kiam's routing rules and routes"), "{said}");
+    assert!(said.contains("routing rules and routes of kiam"), "{said}");
     let left = rules(&node);
     assert!(!left.contains("169254"), "{left}");
     assert!(left.contains("0:\tfrom all lookup local"), "{left}");

@@ -18,5 +18,5 @@ fn upgrades_fail_no_request_and_kills_expose_no_credentials() {
         consent: Consent::default(),
     };
     let report = play(&args, &programs()).unwrap();
-    report.check().unwrap();
+    report.check_requests().unwrap();
 }

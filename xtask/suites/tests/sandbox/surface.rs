@@ -74,13 +74,13 @@ fn the_kernel_log_names_refused_connections_only() {
         let said = fixture.agent.program().output();
         let told = said
             .lines()
-            .find(|line| line.contains("a kernel program refused"));
+            .find(|line| line.contains("kernel program: refused"));
         let told = told.context("nothing was told")?;
         ensure!(
             told.contains("connect4") && told.contains("connect_refused"),
             "{told}"
         );
-        ensure!(!said.contains("a kernel program let through"), "{said}");
+        ensure!(!said.contains("kernel program: let through"), "{said}");
         Ok(())
     })
 }
@@ -102,7 +102,7 @@ fn the_status_command_lists_served_pods_and_why_others_are_not() {
         let said = status(&[])?;
         for part in [
             "kiam-agent",
-            "Informed by the server at",
+            "Connected to the server at",
             "team-a/alice  served",
             "arn:aws:iam::123456789012:role/a-reader",
             "team-a/eve    forbidden",
@@ -252,7 +252,7 @@ fn a_thousand_silent_connections_of_one_pod_are_replaced_and_affect_no_other_pod
     assert_logs(
         fixture.agent.program(),
         0,
-        &["closed without an answer", "team-a", "alice"],
+        &["closed a connection without a response", "team-a", "alice"],
     );
     drop(hog);
     fixture.assert_teams_are_served();

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_gives_the_node_s_role_away_and_counts() {
+    fn it_serves_the_role_of_the_node_and_counts() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let imds = Imds::start(vec![listener]).unwrap();

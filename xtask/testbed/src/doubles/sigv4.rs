@@ -274,7 +274,7 @@ mod tests {
 
     /// `get-vanilla-query-order-key-case` and `get-vanilla` of AWS's own test suite.
     #[test]
-    fn signatures_are_those_of_aws_s_test_suite() {
+    fn signatures_equal_those_of_the_aws_test_suite() {
         let keys = Keys {
             access_key: "AKIDEXAMPLE".into(),
             secret_key: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".into(),
