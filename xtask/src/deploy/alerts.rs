@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_s_metrics_are_those_outside_of_its_strings() {
+    fn metrics_of_a_query_are_those_outside_of_its_strings() {
         let known = BTreeSet::from(["kiam_a_total".to_owned()]);
         exist(r#"rate(kiam_a_total{x="kiam_b_total"}[5m])"#, &known).unwrap();
         let error = exist("sum(kiam_b_total) / kiam_a_total", &known).unwrap_err();
