@@ -22,7 +22,7 @@ fn sources(folder: &Path, text: &mut String) {
     }
 }
 
-/// What stands between backticks.
+/// Texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }

@@ -16,14 +16,14 @@ const SESSION: u64 = HOUR;
 const REFRESH: u64 = 30 * MINUTE;
 /// Fetches in any hour while all is well: each SDK renews somewhat before the end of what it has.
 const MOST_IN_AN_HOUR: u64 = 3;
-/// What short outages add: from 15 minutes before the end (botocore's advisory refresh) until new
+/// More fetches in an outage: from 15 minutes before the end (botocore's advisory refresh) until new
 /// ones are there at 10, botocore may ask in every minute. How often it does it draws by lot
 /// (`InstanceMetadataFetcher._evaluate_expiration`).
 const MORE_IN_AN_OUTAGE: u64 = 5;
 /// After an outage that outlasted the credentials, in minutes, an SDK has new ones.
 const RECOVERY: u64 = 20;
 
-/// How STS fares.
+/// Availability of STS in the course of a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Course {
     /// It answers.
@@ -60,7 +60,7 @@ impl Course {
         }
     }
 
-    /// Whether credentials that live are there in that minute, and have been for long enough.
+    /// Returns whether valid credentials are available in that minute, and have been for long enough.
     const fn is_served(self, minute: u64) -> bool {
         match self {
             Self::Well | Self::ShortOutages => true,

@@ -1,4 +1,4 @@
-//! The metadata service of one pod, by a clock of the test's.
+//! The metadata service of one pod, by a clock that the test sets.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ impl Identify for OnePod {
     }
 }
 
-/// The service, at work.
+/// A running metadata service.
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     now: Arc<AtomicU64>,
@@ -62,8 +62,8 @@ impl Service {
             static_hash: None,
         };
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
-        let decision = Outcome::Granted(GrantedRole { role, identity: 1 });
-        projection.apply(Update::Applied(facts, decision)).unwrap();
+        let outcome = Outcome::Granted(GrantedRole { role, identity: 1 });
+        projection.apply(Update::Applied(facts, outcome)).unwrap();
         projection.apply(Update::Synced).unwrap();
         let listening = Listening::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = listening.address().unwrap();
@@ -128,7 +128,7 @@ impl Service {
         self.projection.publish();
     }
 
-    /// How often credentials were fetched.
+    /// Number of successful requests for credentials.
     pub(crate) fn fetched(&self) -> u64 {
         let text = TextEncoder::new()
             .encode_to_string(&self.registry.gather())

@@ -1,4 +1,4 @@
-//! Who is calling, by the kernel's word, and nobody can put other words in its mouth.
+//! Attestation: the kernel identifies the caller, and no pod can forge or replace that.
 
 use std::time::Duration;
 
@@ -237,7 +237,7 @@ fn a_connection_that_waits_longer_than_its_attestation_lives_is_attested() {
     client.report();
 }
 
-/// What a flood has left is swept out when it has expired, and its cgroup has its share again.
+/// Expired attestations of a flood are swept, and its cgroup has its quota again.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn expired_attestations_of_a_flood_are_swept() {

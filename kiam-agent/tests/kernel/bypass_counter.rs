@@ -1,4 +1,4 @@
-//! Packets past the kernel programs: that they are counted, and no others.
+//! The bypass counter counts packets past the kernel programs, and no others.
 
 use kiam_agent::bypass_counter::{self, BypassCounter, BypassMetric};
 use kiam_agent::route_guard;
@@ -7,7 +7,7 @@ use prometheus::core::Collector as _;
 use crate::fixture::{METADATA, METADATA_V6, Node};
 use crate::route_guard::{A, Service, attack, install as install_route_guard, send};
 
-/// What an agent that starts now has counted.
+/// Count of an agent that starts now.
 fn packets(node: &Node) -> u64 {
     node.run(|| {
         BypassCounter::install()

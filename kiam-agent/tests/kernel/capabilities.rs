@@ -1,4 +1,4 @@
-//! What the programs need to be loaded, attached and asked: these capabilities, and no others.
+//! Capabilities that loading, attaching and reading the programs need.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;

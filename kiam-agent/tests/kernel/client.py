@@ -161,7 +161,7 @@ def forge_to(target, target_port):
 
 def frame(gateway, target, port):
     """A UDP datagram to the target, in an Ethernet frame made by hand: below all sockets."""
-    # The neighbour's address is learnt by talking to it.
+    # A datagram makes the kernel resolve the neighbor's address.
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (gateway, 9))
     for _ in range(100):
         lines = [line.split() for line in open("/proc/net/arp")]

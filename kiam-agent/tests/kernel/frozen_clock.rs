@@ -32,7 +32,7 @@ pub(crate) struct FrozenClock {
 #[derive(Debug)]
 pub(crate) struct FrozenRuntime(UnboundedReceiver<Request>);
 
-/// What causes the next check.
+/// Cause of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// A report of the kernel.

@@ -9,7 +9,7 @@ use crate::fixture::{METADATA, METADATA_V6, Node, Pod};
 const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const MAPPED: &str = "::ffff:169.254.169.254";
 
-/// What the client does, and what it hears when that is refused.
+/// Attempts of the client, and the error of each when it is refused.
 const ATTACKS: &[(&[&str], &str)] = &[
     (&["tcp", METADATA, "443", "timeout=0.2"], "EPERM"),
     (&["tcp", MAPPED, "443", "timeout=0.2"], "EPERM"),
@@ -62,7 +62,7 @@ fn packets_pass_where_the_egress_guard_is_off() {
     for to in [METADATA, METADATA_V6] {
         let count = node.count(&pod, || drop(pod.run(&["ping", to, "0"])));
         assert_ne!(count, 0, "{to}");
-        // What connects is redirected or refused all the same.
+        // Connections are still redirected or refused.
         let count = node.count(&pod, || {
             let report = pod.run(&["tcp", to, "443", "timeout=0.2"]);
             assert_eq!(report.error.as_deref(), Some("EPERM"), "{to}");

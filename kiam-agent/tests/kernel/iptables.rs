@@ -23,7 +23,7 @@ const PODS: &str = "p+";
 /// Tables that one check reads: nat and filter, of both families.
 const TABLES: u64 = 4;
 
-/// Where containers' SDKs ask.
+/// The container credentials address of AWS's SDKs.
 const CONTAINER: &str = "169.254.170.2";
 
 /// In a node's namespace: makes the kubelet's mark in one variant, which is the node's then.
@@ -255,7 +255,7 @@ fn rules_are_restored(variant: Variant, changes: &[&str], cause: Cause) {
             });
         }
     });
-    // The loop removes them at its end.
+    // The loop removes them when it is stopped.
     assert_eq!(saved(&node, variant), "");
 }
 

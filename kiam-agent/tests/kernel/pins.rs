@@ -1,5 +1,5 @@
-//! What outlives the agent: with none, pods are refused; the next one takes over; cleanup removes
-//! it.
+//! Pins outlive the agent: without one, pods are refused; the next one takes over; cleanup removes
+//! them.
 
 use std::fs;
 use std::io::Write as _;
@@ -208,7 +208,7 @@ fn maps_of_other_versions_are_removed() {
     assert_eq!(fs::metadata(maps.join("TAKEN-1")).unwrap().ino(), kept);
 }
 
-/// As when a new version comes, with other maps: the programs of the old one run on the old maps
+/// An upgrade to a version with other maps: the programs of the old one run on the old maps
 /// until each is replaced, and both are at work in between.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
@@ -309,7 +309,10 @@ fn pins_of_other_programs_are_rejected_and_kept() {
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_path_outside_of_bpf_file_systems_is_rejected() {
     let node = Node::new();
-    for (bpffs, named) in [("/tmp", "no BPF file system"), ("/nowhere", "cannot open")] {
+    for (bpffs, named) in [
+        ("/tmp", "not in a BPF file system"),
+        ("/nowhere", "cannot open"),
+    ] {
         let mut redirect = redirect(&node);
         redirect.bpffs = Path::new(bpffs).to_owned();
         let error = Programs::attach(&redirect).unwrap_err().to_string();

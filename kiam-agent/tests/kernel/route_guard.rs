@@ -1,4 +1,4 @@
-//! Packets from below all sockets, and where they do not come to.
+//! The route guard refuses frames that a pod makes below all sockets.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::frozen_clock::{Cause, frozen_clock};
 pub(crate) const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const PORT: u16 = 4000;
 
-/// Where the metadata service listens, for either family.
+/// A socket of the metadata service, for either family.
 pub(crate) struct Service(UdpSocket);
 
 impl Service {
@@ -24,7 +24,7 @@ impl Service {
         Self(socket)
     }
 
-    /// Has its neighbours find it, so that nothing waits while a marker overtakes it.
+    /// Makes its neighbors resolve its address, so that no packet waits while a marker overtakes it.
     pub(crate) fn is_found(&self, node: &Node) {
         for to in [METADATA, METADATA_V6] {
             send(node.netns(), to, b"first");
@@ -32,7 +32,7 @@ impl Service {
         }
     }
 
-    /// What has come before a datagram from `netns` to another address of the service does.
+    /// Datagrams that arrive before one from `netns` to another address of the service.
     pub(crate) fn heard(&self, netns: &Netns, marker: &str) -> Vec<String> {
         send(netns, marker, b"marker");
         let mut heard = Vec::new();
@@ -185,6 +185,6 @@ fn a_removed_route_guard_is_restored() {
             });
         }
     });
-    // The loop removes it at its end.
+    // The loop removes it when it is stopped.
     assert_eq!(routing(&node), before);
 }

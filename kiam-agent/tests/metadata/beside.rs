@@ -1,4 +1,4 @@
-//! What is served beside the credentials' own paths.
+//! Paths beside those of credentials.
 
 use kiam_agent::args::ImdsV2;
 use kiam_agent::metadata::Settings;

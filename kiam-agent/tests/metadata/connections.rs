@@ -1,4 +1,4 @@
-//! Connections: as clients open and close them, and more of them than is good.
+//! Connections: opened and closed by clients, and more of them than the limits allow.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ async fn begin(service: &Service, pod: u8, part: &str) -> TcpStream {
     stream
 }
 
-/// Connections that have begun to ask, and are known to have.
+/// Connections that have sent a part of a request, which the service has read.
 async fn asking(service: &Service, pod: u8, number: usize) -> Vec<TcpStream> {
     let mut held = Vec::new();
     for _ in 0..number {
@@ -29,7 +29,7 @@ async fn asking(service: &Service, pod: u8, number: usize) -> Vec<TcpStream> {
     held
 }
 
-/// What is on its way over the loopback has come.
+/// Waits until bytes that were sent over the loopback have arrived.
 async fn settled() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
@@ -304,7 +304,7 @@ async fn a_slow_or_silent_connection_is_closed() {
     answered_again(&service).await;
 }
 
-/// Whoever it is asked about, and when it is told that none waits.
+/// Calls of the service, in order: a peer to identify, or `None` for an empty accept queue.
 #[derive(Default)]
 struct Recorded(Mutex<Vec<Option<u16>>>);
 

@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 
 use crate::service::*;
 
-/// What is mutated: requests of every kind that mean something here.
+/// Seeds of the mutation: requests of every kind that the service knows.
 const CORPUS: &[&str] = &[
     "GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n",
     "GET /latest/meta-data/iam/security-credentials/reader HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -18,7 +18,7 @@ const CORPUS: &[&str] = &[
     "HEAD /latest/%6deta-data/../meta-data/iam/security-credentials HTTP/1.1\r\nHost: x\r\n\r\n",
     "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\nGET /ping HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
-/// What is put in.
+/// Inserted fragments.
 const PIECES: &[&str] = &[
     "\r\n",
     "\n",

@@ -1,4 +1,4 @@
-//! What of the node's own service goes through, and what of a pod's request goes there.
+//! Passthrough: which routes of the node's metadata service pods reach, and what it receives.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use crate::service::*;
 
 const ZONE: &str = "/latest/meta-data/placement/availability-zone";
 
-/// What arrived: method, path with query, headers, bytes of the body.
+/// A request that arrived: method, path with query, headers, bytes of the body.
 type Seen = (String, String, BTreeMap<String, String>, usize);
 
 /// The node's own service: it takes IMDSv2 only, and its newest session.
@@ -144,7 +144,7 @@ async fn the_agent_asks_in_its_own_name_and_the_answer_is_relayed() {
     let get = |session| ("GET".to_owned(), ZONE.to_owned(), token(session), 0);
     assert_eq!(real.seen(), [put.clone(), get("session-1")]);
 
-    // The session is kept, and made anew when it was ended over there.
+    // The session is kept, and replaced when the service has ended it.
     service.get(pods::GRANTED, ZONE).await;
     assert_eq!(real.seen(), [get("session-1")]);
     *real.sessions.lock().unwrap() += 1;
@@ -252,7 +252,9 @@ async fn a_real_service_that_is_away_or_misbehaves_is_said_to_be() {
     let answer = service.get(pods::GRANTED, ZONE).await;
     assert_eq!(answer.status, 502);
     assert!(
-        answer.body.contains("no session: it answers 403"),
+        answer
+            .body
+            .contains("refuses a session to the agent: it answers 403"),
         "{}",
         answer.body
     );

@@ -43,7 +43,7 @@ pub(crate) mod pods {
     pub(crate) const ALL: std::ops::RangeInclusive<u8> = 2..=14;
 }
 
-/// The kernel's word, by the caller's address.
+/// Identifies callers by their address.
 pub(crate) struct ByAddress;
 
 impl Identify for ByAddress {
@@ -270,7 +270,7 @@ impl Service {
         self.bytes(pod, request.as_bytes()).await
     }
 
-    /// As [`Self::raw`], whatever the bytes are.
+    /// Sends bytes like [`Self::raw`], of any kind.
     pub(crate) async fn bytes(&self, pod: u8, request: &[u8]) -> String {
         let mut stream = self.connect(pod).await;
         // A request that is refused early may not be taken in whole.

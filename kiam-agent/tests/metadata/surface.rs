@@ -1,4 +1,4 @@
-//! What each pod is answered: method, path and pod in; status, headers, body out.
+//! Answers to each pod: method, path and pod in; status, headers, body out.
 
 use crate::service::*;
 
@@ -72,7 +72,7 @@ async fn each_pod_is_answered_by_its_state() {
             pods::NO_ROLE,
             listing,
             404,
-            "iam.amazonaws.com/role of the pod or of its service account \"builder\"",
+            "iam.amazonaws.com/role on the pod or on its service account \"builder\"",
         ),
         (pods::NO_ROLE, credentials, 404, "default/pod-3 has no role"),
         (pods::FORBIDDEN, listing, 403, "iam.amazonaws.com/permitted"),
@@ -93,7 +93,12 @@ async fn each_pod_is_answered_by_its_state() {
         (pods::AWAITED, credentials, 503, "have not arrived yet"),
         (pods::FAILING, listing, 200, "reader"),
         (pods::FAILING, credentials, 503, "STS does not answer"),
-        (pods::DENIED, credentials, 403, "the trust policy of the role"),
+        (
+            pods::DENIED,
+            credentials,
+            403,
+            "the trust policy of the role",
+        ),
         (
             pods::EXPIRED,
             credentials,

@@ -1,4 +1,4 @@
-//! What is on its way, and what ends: requests that wait, grants and services that stop.
+//! Requests that wait, grants that end, and services that stop.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ async fn each_request_is_answered_by_the_current_view() {
     assert_eq!(ask(&service).await.status, 200);
 }
 
-/// Who is not known to have made a connection makes another, and may be known then.
+/// A client whose connection is not identified makes another one, which may be identified.
 #[tokio::test]
 async fn an_unidentified_connection_gets_no_final_answer() {
     struct Never(Unidentified);

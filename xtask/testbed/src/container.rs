@@ -30,7 +30,7 @@ pub fn plan(plan: &mut Plan) {
     }
 }
 
-/// Where containers see cgroup2.
+/// Mount point of cgroup2 in containers.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// A path in cgroup2 as containers see it.
@@ -52,7 +52,7 @@ pub struct Containers {
     made: Arc<AtomicU32>,
 }
 
-/// What runs in a container, and what it may do and see.
+/// The command of a container, its privileges and its mounts.
 #[derive(Debug, Clone, Default)]
 pub struct Spec {
     /// The program and its arguments.
@@ -63,7 +63,7 @@ pub struct Spec {
     pub user: u32,
     /// Its capabilities, with `CAP_`.
     pub capabilities: Vec<String>,
-    /// What it sees beside the image.
+    /// Mounts beside the image.
     pub mounts: Vec<Mount>,
 }
 

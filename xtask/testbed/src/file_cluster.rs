@@ -1,5 +1,5 @@
 //! A cluster without an API: the sandbox, the STS double, and a file that says which pods there
-//! are. What `demo` and the sandbox tests play on.
+//! are. `demo` and the sandbox tests use it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const STS_PORT: u16 = 4566;
 /// Completes short role names.
 pub const BASE_ARN: &str = "arn:aws:iam::123456789012:role/";
 
-/// The sandbox with all but nodes.
+/// A sandbox with STS and the cluster's objects, and without nodes.
 #[derive(Debug)]
 pub struct FileCluster {
     // In the order in which they are dropped.
@@ -73,7 +73,7 @@ impl FileCluster {
         &self.sts
     }
 
-    /// Which objects the cluster has.
+    /// The objects of the cluster.
     pub const fn objects(&self) -> &Objects {
         &self.objects
     }
@@ -98,7 +98,7 @@ impl FileCluster {
         Ok(server)
     }
 
-    /// As [`Self::start_server`], with other certificates and without waiting.
+    /// Starts a server like [`Self::start_server`], with other certificates and without waiting.
     ///
     /// # Errors
     /// When there is no such program.
@@ -142,7 +142,7 @@ impl FileCluster {
         Ok(agent)
     }
 
-    /// As [`Self::start_agent`], with other certificates and without waiting.
+    /// Starts an agent like [`Self::start_agent`], with other certificates and without waiting.
     ///
     /// # Errors
     /// When there is no such program.
@@ -155,7 +155,7 @@ impl FileCluster {
         self.launch_agent_of(&self.programs, node, tls, flags)
     }
 
-    /// As [`Self::launch_agent`], of other programs.
+    /// Starts an agent like [`Self::launch_agent`], of other programs.
     ///
     /// # Errors
     /// When there is no such program.
@@ -179,7 +179,7 @@ impl FileCluster {
         Agent::start(programs, &node.node, &place, &options)
     }
 
-    /// Makes a pod and tells the cluster of it.
+    /// Makes a pod and adds it to the cluster's objects.
     ///
     /// # Errors
     /// When a tool fails.
@@ -215,7 +215,7 @@ impl FileClusterNode {
 /// Namespace and name of a pod.
 pub type PodName<'a> = (&'a str, &'a str);
 
-/// The cluster's objects: one YAML file each, in a folder that the server follows.
+/// The cluster's objects: one YAML file each, in a folder that the server watches.
 #[derive(Debug)]
 pub struct Objects(PathBuf);
 
@@ -224,7 +224,7 @@ impl Objects {
         Ok(Self(folder.to_owned()))
     }
 
-    /// Where they are.
+    /// The folder of the files.
     pub fn folder(&self) -> &Path {
         &self.0
     }

@@ -24,20 +24,20 @@ pub use programs::{
 
 /// The server's address for agents, in the sandbox.
 pub const SERVER_ADDRESS: &str = "10.0.0.1:9610";
-/// Where the server listens for agents.
+/// Port of the server for agents.
 pub const SERVER_PORT: u16 = 9610;
-/// Where the agent listens for pods.
+/// Port of the agent for pods.
 pub const METADATA_PORT: u16 = 8181;
-/// Where the server tells how it is, in the control namespace.
+/// Admin port of the server, in the control namespace.
 pub const SERVER_ADMIN_PORT: u16 = 9611;
-/// Where the agent tells how it is, in its node.
+/// Admin port of the agent, in its node.
 pub const AGENT_ADMIN_PORT: u16 = 9612;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const READY_PAUSE: Duration = Duration::from_millis(20);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// Where the server gets the cluster's objects.
+/// Source of the cluster's objects.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A file or folder.
@@ -46,7 +46,7 @@ pub enum Source {
     Kubernetes(PathBuf),
 }
 
-/// How to run a server.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions<'a> {
     /// Its certificate.
@@ -61,7 +61,7 @@ pub struct ServerOptions<'a> {
     pub sts_keys: &'a Keys,
     /// More flags.
     pub flags: &'a [&'a str],
-    /// What starts it: a program and arguments that the server's own command is put behind.
+    /// Program and arguments that start it, followed by the command of the server.
     pub starter: &'a [String],
 }
 
@@ -152,7 +152,7 @@ impl Server {
         &self.program
     }
 
-    /// What its operator's port answers to a path.
+    /// Answer of its admin port to a path.
     ///
     /// # Errors
     /// When there is no answer.
@@ -177,7 +177,7 @@ impl Server {
     }
 }
 
-/// How to run an agent.
+/// Options of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentOptions<'a> {
     /// Its certificate.
@@ -188,7 +188,7 @@ pub struct AgentOptions<'a> {
     pub server: &'a str,
     /// More flags.
     pub flags: &'a [&'a str],
-    /// What starts it: a program and arguments that the agent's own command is put behind.
+    /// Program and arguments that start it, followed by the command of the agent.
     pub starter: &'a [String],
 }
 
@@ -267,7 +267,7 @@ impl Agent {
         &self.program
     }
 
-    /// What its operator's port answers to a path.
+    /// Answer of its admin port to a path.
     ///
     /// # Errors
     /// When there is no answer.

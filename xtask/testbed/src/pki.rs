@@ -23,7 +23,7 @@ pub const SERVER: Leaf<'_> = Leaf {
 /// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// What a certificate says.
+/// Contents of a certificate.
 #[derive(Debug, Clone, Default)]
 pub struct Leaf<'a> {
     /// The subject's common name.
@@ -32,7 +32,7 @@ pub struct Leaf<'a> {
     pub organization: Option<&'a str>,
     /// DNS names, addresses and URIs.
     pub alternative_names: &'a [&'a str],
-    /// Whether its time is over.
+    /// Whether it has expired.
     pub expired: bool,
 }
 
@@ -137,7 +137,7 @@ impl Authority {
         self.write(folder, &SERVER)
     }
 
-    /// As [`Self::write`], for the agent of a node.
+    /// Writes a certificate like [`Self::write`], for the agent of a node.
     ///
     /// # Errors
     /// When the node's name is no part of a DNS name or a file cannot be written.

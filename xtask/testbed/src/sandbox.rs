@@ -48,7 +48,7 @@ use janitor::Janitor;
 /// The control plane's address.
 pub const CONTROL_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-/// What is missing on this machine to make a sandbox, if anything.
+/// Names what this machine lacks to make a sandbox, if anything.
 pub fn missing() -> Option<String> {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     MISSING
@@ -127,7 +127,7 @@ impl Sandbox {
         })))
     }
 
-    /// Where the control plane's programs run.
+    /// The place for programs of the control plane.
     pub fn control(&self) -> &Place {
         &self.0.control
     }

@@ -89,7 +89,7 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
-/// Whether all are there.
+/// Returns whether all are installed.
 pub fn are_installed() -> bool {
     AWS.is_installed() && go_cache().is_complete() && js_cache().is_complete()
 }

@@ -19,7 +19,7 @@ use testbed::cluster::{ControlPlane, Kubelet, Objects, PodTemplate};
 use testbed::doubles::dns::{Dns, Says};
 use testbed::doubles::imds::Imds;
 use testbed::doubles::proxy::Proxy;
-use testbed::doubles::sts::{Behaviour, Sts};
+use testbed::doubles::sts::{Behavior, Sts};
 use testbed::file_cluster::BASE_ARN;
 use testbed::kiam::{Programs, SERVER_PORT};
 use testbed::pki::{Authority, Leaf};
@@ -254,18 +254,18 @@ impl World {
         self.pods
     }
 
-    /// Sets STS's behaviour, but for the life of its credentials.
-    pub(super) fn sts_behaves(&self, change: impl FnOnce(&mut Behaviour)) {
-        let mut behaviour = self.usual();
-        change(&mut behaviour);
-        self.sts.behave(None, behaviour);
+    /// Sets STS's behavior, but for the life of its credentials.
+    pub(super) fn sts_behaves(&self, change: impl FnOnce(&mut Behavior)) {
+        let mut behavior = self.usual();
+        change(&mut behavior);
+        self.sts.behave(None, behavior);
     }
 
     /// How STS behaves when all is well.
-    pub(super) fn usual(&self) -> Behaviour {
-        Behaviour {
+    pub(super) fn usual(&self) -> Behavior {
+        Behavior {
             lifetime: SignedDuration::try_from(self.life).ok(),
-            ..Behaviour::default()
+            ..Behavior::default()
         }
     }
 

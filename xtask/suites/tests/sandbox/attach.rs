@@ -12,7 +12,7 @@ use testbed::kiam::METADATA_PORT;
 use testbed::sandbox::{Finished, NodeOptions, Place, Pod, Program, run};
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// As the chart has them.
+/// Capabilities of the init container in the chart.
 const CAPABILITIES: [&str; 4] = ["bpf", "net_admin", "dac_read_search", "sys_admin"];
 
 /// Has a connection with the metadata service and one within its own namespace, and says what becomes

@@ -144,15 +144,15 @@ fn an_unusable_object_is_named_and_others_are_used() {
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_denial_of_sts_reaches_the_pod() {
-    use testbed::doubles::sts::{Behaviour, Fault};
+    use testbed::doubles::sts::{Behavior, Fault};
     let fixture = Fixture::start();
     let role = "arn:aws:iam::123456789012:role/untrusting";
     let fault = Some(Fault::AccessDenied);
     fixture.cluster.sts().behave(
         Some(role),
-        Behaviour {
+        Behavior {
             fault,
-            ..Behaviour::default()
+            ..Behavior::default()
         },
     );
     let pod = fixture.pod(("team-b", "dave"), Some("untrusting"));

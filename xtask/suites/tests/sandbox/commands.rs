@@ -41,7 +41,7 @@ fn flags(node: &FileClusterNode) -> Vec<String> {
     ]
 }
 
-/// How a check ended, and what it found.
+/// State and finding of a check.
 #[track_caller]
 fn finding(report: &Value, check: &str) -> (String, String) {
     let findings = report["findings"]
@@ -92,7 +92,7 @@ fn doctor_passes_on_a_served_node() {
         assert!(state == "ok", "{check}: {state}: {found}");
     }
     let (_, found) = finding(&report, "BPF file system");
-    assert!(found.contains("5 programs of kiam's"), "{found}");
+    assert!(found.contains("5 attached programs of kiam"), "{found}");
     // The node's own service answers without a token here.
     let (state, found) = finding(&report, "metadata service");
     assert!(
@@ -109,7 +109,11 @@ fn doctor_names_what_is_wrong() {
     for (flag, check, named) in [
         ("--host=10.9.9.9", "address", "not an address of this node"),
         ("--host=127.0.0.1", "address", "pods cannot reach"),
-        ("--bpffs=/tmp", "BPF file system", "not in a BPF file system"),
+        (
+            "--bpffs=/tmp",
+            "BPF file system",
+            "not in a BPF file system",
+        ),
         ("--pods-cgroup=/tmp", "cgroup2", "not in a cgroup2"),
         (
             "--server-address=10.0.0.1:9",
@@ -127,8 +131,8 @@ fn doctor_names_what_is_wrong() {
     }
 }
 
-/// As `kubectl exec` starts it: in the process namespace of a container whose process 1 is an agent.
-/// That one is played, by a shell with an agent's command line: the sandbox's BPF file system is
+/// A command of `kubectl exec` runs in the process namespace of a container whose process 1 is an agent.
+/// Here a shell with the agent's command line stands for it: the sandbox's BPF file system is
 /// found by a path that another process namespace has not.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
@@ -157,7 +161,10 @@ fn doctor_in_the_container_of_an_agent_uses_its_settings() {
     let (_, found) = finding(told, "settings");
     assert!(found.contains(TOLD), "{found}");
     let (_, found) = finding(told, "BPF file system");
-    assert!(found.contains("/tmp is no BPF file system"), "{found}");
+    assert!(
+        found.contains("/tmp is not in a BPF file system"),
+        "{found}"
+    );
     let (_, found) = finding(given, "BPF file system");
     assert!(found.contains("/nowhere"), "{found}");
 }
@@ -199,11 +206,11 @@ fn cleanup_restores_the_metadata_service_of_the_node() {
     let refused = try_ask(fixture.alice.place(), "").answer();
     assert!(refused.is_err(), "with no agent there was {refused:?}");
     for expected in [
-        ["removed 5 programs", "removed the table of kiam from nf_tables"],
         [
-            "nothing of kiam's is in /",
-            "nothing of kiam in nf_tables",
+            "removed 5 programs",
+            "removed the table of kiam from nf_tables",
         ],
+        ["nothing of kiam in /", "nothing of kiam in nf_tables"],
     ] {
         let ended = command(&fixture.node, &words);
         assert!(ended.status.success(), "{}", ended.stderr);

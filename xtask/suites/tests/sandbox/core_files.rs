@@ -1,4 +1,4 @@
-//! What is left of a program that crashes: no core file, which would hold credentials.
+//! Programs that crash leave no core file, which would contain credentials.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -19,7 +19,7 @@ fn crash(program: &Program) {
     program.signal(Signal::SIGABRT).unwrap();
 }
 
-/// Whether it left one: the kernel says so to whoever waits for its end.
+/// Returns whether it left one, from its wait status.
 #[track_caller]
 fn left(ended: &Finished) -> bool {
     let status = ended.status;

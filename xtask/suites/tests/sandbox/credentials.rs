@@ -129,7 +129,7 @@ fn a_process_outside_of_pods_gets_no_credentials() {
         answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
-    // Going round by the agent's port does not make a pod another: it is attested all the same.
+    // A pod that connects to the agent's port is attested like any other.
     let answer = get(fixture.alice.place(), &agent);
     assert!(
         (answer.status, answer.body.as_str()) == (200, "a-reader"),

@@ -84,7 +84,7 @@ fn a_guard_that_the_redirection_does_not_support_is_a_configuration_error() {
     let ended = agent.finish(Duration::from_secs(20)).unwrap();
     assert!(ended.status.code() == Some(64), "{:?}", ended.status);
     let said = ended.stdout + &ended.stderr;
-    assert!(said.contains("--guard=egress does not go"), "{said}");
+    assert!(said.contains("--guard=egress does not work"), "{said}");
     let left = rules(&node);
     assert!(!left.contains("169254"), "{left}");
 }

@@ -1,4 +1,4 @@
-//! `hostNetwork` pods: what becomes of them by `--host-network-pods`.
+//! `hostNetwork` pods, by each mode of `--host-network-pods`.
 
 use anyhow::{Context as _, Result, ensure};
 use testbed::doubles::imds::NODE_ROLE;
@@ -8,7 +8,7 @@ use testbed::sandbox::{NodeOptions, PodOptions, Qos};
 
 const OWN: &str = "a-reader";
 
-/// What a pod gets when it asks for its role.
+/// Answer to a pod that asks for its role.
 #[derive(Debug, Clone, Copy)]
 enum Gets {
     OwnRole,

@@ -1,4 +1,4 @@
-//! The sandbox itself: what its tests stand on.
+//! The sandbox itself, on which the other tests rely.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -207,7 +207,7 @@ fn host_network_pods_share_the_namespace_of_their_node() {
     );
 }
 
-/// What there is of a sandbox with this process id.
+/// Namespaces of sandboxes of this process, and this sandbox if it exists.
 #[track_caller]
 fn remains(pid: u32, sandbox: &Path) -> Vec<String> {
     let mut remains = Vec::new();

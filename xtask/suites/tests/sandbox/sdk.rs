@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use testbed::doubles::sts::{Behaviour, Fault, Sts};
+use testbed::doubles::sts::{Behavior, Fault, Sts};
 use testbed::fixture::{Fixture, assert_denied_eventually, require_sdks};
 use testbed::sandbox::{Finished, Place, run};
 use testbed::sdk::Sdk;
@@ -60,9 +60,9 @@ fn botocore_accepts_the_sts_double() {
     let role = "arn:aws:iam::123456789012:role/throttled";
     sts.behave(
         Some(role),
-        Behaviour {
+        Behavior {
             fault,
-            ..Behaviour::default()
+            ..Behavior::default()
         },
     );
     let keys = sts.server_keys();
@@ -82,7 +82,7 @@ fn botocore_accepts_the_sts_double() {
     assert!(sts.calls()[0].tags == [("team".to_owned(), "a & b".to_owned())]);
 }
 
-/// Whom an SDK says it is in a place, or why it is nobody.
+/// Runs `GetCallerIdentity` with an SDK in a place.
 #[track_caller]
 fn who(fixture: &Fixture, sdk: Sdk, place: &Place, variables: &[(&str, &str)]) -> Finished {
     let mut command = sdk.who(|program| place.command(program));
@@ -176,7 +176,7 @@ fn every_sdk_of_a_forbidden_pod_reports_missing_credentials_and_asks_in_no_loop(
     fixture.assert_teams_are_served();
 }
 
-/// How many requests of pods the agent has denied so far.
+/// Number of requests that the agent has denied.
 #[track_caller]
 fn denials(fixture: &Fixture) -> u64 {
     let metrics = fixture.agent_metrics();

@@ -92,12 +92,15 @@ fn an_agent_takes_over_once_its_own_connection_has_arrived() {
     drop((second, server));
 }
 
-/// As where another program sends the agent's connections elsewhere: the one that is told to be the
+/// Stands for another program that sends the agent's connections elsewhere: the one that is passed as the
 /// agent's pod is another.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn an_agent_whose_own_connection_goes_elsewhere_exits() {
-    for (mode, expected) in [("passthrough", "did not reach the agent"), ("deny", "failed")] {
+    for (mode, expected) in [
+        ("passthrough", "did not reach the agent"),
+        ("deny", "failed"),
+    ] {
         let cluster = FileCluster::new(&programs()).unwrap();
         let node = cluster.node("node-1", NodeOptions::default()).unwrap();
         let server = cluster.start_server(&[]).unwrap();

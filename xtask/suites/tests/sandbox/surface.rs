@@ -127,7 +127,7 @@ fn the_status_command_lists_served_pods_and_why_others_are_not() {
     );
 }
 
-/// What a hostile server, or whoever writes annotations, would have the page do.
+/// A script that a hostile server, or the author of an annotation, injects.
 const HOSTILE: &str =
     "<img src=x onerror=document.title='run'><script>document.title='run'</script>";
 

@@ -27,7 +27,7 @@ const NAMES: [&str; 6] = [
     "kubelet",
 ];
 
-/// Where the programs are.
+/// Paths of the programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binaries {
     /// etcd.
@@ -114,7 +114,7 @@ fn cache() -> Cache {
     Cache::new(&format!("cluster-{made}"))
 }
 
-/// As `go.mod` says.
+/// The version in `go.mod`.
 fn kubernetes_version() -> Result<&'static str> {
     let mut lines = GO_MOD
         .lines()

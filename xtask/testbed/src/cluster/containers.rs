@@ -18,44 +18,44 @@ use super::{Kubelet, Objects, Running};
 use crate::container::{Containers, Mount, Spec, cgroup_inside, give};
 use crate::sandbox::{Program, Sandbox, run};
 
-/// Whom an image's programs run as where the manifest does not say.
+/// User of an image's programs where the manifest names none.
 const IMAGE_USER: i64 = 65532;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a pod is made with beside its manifest.
+/// Settings of a pod beside its manifest.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     /// The images that pods name: kiam's has this name, the AWS CLI's is this machine's.
     pub image: (String, Containers),
-    /// What AWS gives a server: its keys, and where STS is.
+    /// AWS environment of a server: its keys, and the URL of STS.
     pub server: BTreeMap<String, String>,
-    /// What the AWS CLI is told in its pod.
+    /// Environment of the AWS CLI in its pod.
     pub client: BTreeMap<String, String>,
     /// The Kubernetes API.
     pub api: SocketAddr,
     /// The authority of its certificate.
     pub authority: PathBuf,
-    /// Where volumes are.
+    /// Folder of volumes.
     pub sandbox: Sandbox,
 }
 
-/// What became of a pod.
+/// State of a pod.
 #[derive(Debug)]
 pub enum Made {
     /// It runs.
     Runs {
         /// Its container's program.
         program: Program,
-        /// What its init containers have said, by their names.
+        /// Output of its init containers, by name.
         before: Vec<(String, String)>,
     },
     /// It has run to its end.
     Ended {
         /// Its container's name.
         container: String,
-        /// Whether it succeeded.
+        /// Whether the pod succeeded.
         success: bool,
-        /// What it said.
+        /// Its output.
         said: String,
     },
 }
@@ -288,7 +288,7 @@ impl Bound<'_> {
 }
 
 impl Runtime {
-    /// What a cluster's name server would say: the addresses behind each service.
+    /// Addresses of each service, for the name server.
     async fn hosts(&self, objects: &Objects) -> Result<String> {
         let mut hosts = "127.0.0.1 localhost\n".to_owned();
         let all = kube::Api::<Service>::all(objects.client().clone());

@@ -15,7 +15,7 @@ use crate::sandbox::{CONTROL_IP, Place, Program, Sandbox};
 
 const PORT: u16 = 6443;
 const ETCD_URL: &str = "http://127.0.0.1:2379";
-/// Who issues service-account tokens; as in a cluster made by kubeadm.
+/// Issuer of service-account tokens, as in a cluster made by kubeadm.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const READY_PAUSE: Duration = Duration::from_millis(100);
@@ -83,7 +83,7 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// Where the API is.
+    /// URL of the API.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(CONTROL_IP, PORT)
     }

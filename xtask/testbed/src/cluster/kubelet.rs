@@ -48,7 +48,7 @@ impl Running {
         &self.pod
     }
 
-    /// Where its programs run.
+    /// The place for its programs.
     pub const fn place(&self) -> &Place {
         self.pod.place()
     }
@@ -108,7 +108,7 @@ impl Kubelet {
         self.start_at(object, None).await
     }
 
-    /// As [`Self::start`], at an address that was another pod's.
+    /// Starts a pod like [`Self::start`], with the address of an earlier pod.
     ///
     /// # Errors
     /// When a tool fails.

@@ -18,10 +18,10 @@ use tokio_rustls::TlsAcceptor;
 use crate::pki::{Authority, Leaf};
 use crate::sandbox::{Guest, Node};
 
-/// Where kubelets listen.
+/// Port of kubelets.
 pub(super) const PORT: u16 = 10250;
 
-/// What containers have said, by `NAMESPACE/POD/CONTAINER`.
+/// Output of containers, by `NAMESPACE/POD/CONTAINER`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Logs(Arc<Mutex<BTreeMap<String, String>>>);
 

@@ -33,7 +33,7 @@ pub struct PodTemplate<'a> {
     pub service_account: &'a str,
     /// Its annotations.
     pub annotations: &'a [(&'a str, &'a str)],
-    /// Whether it is in its node's network namespace.
+    /// Whether the pod is in the network namespace of its node.
     pub host_network: bool,
 }
 
@@ -63,7 +63,7 @@ impl Manifest {
         })
     }
 
-    /// Whether it is of no kind of Kubernetes' own, whose groups are short names or end in k8s.io.
+    /// Returns whether its kind is a custom one: groups of Kubernetes are short names or end in k8s.io.
     fn is_custom(&self) -> bool {
         self.kind.group.contains('.') && !self.kind.group.ends_with("k8s.io")
     }

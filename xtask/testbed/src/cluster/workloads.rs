@@ -1,4 +1,4 @@
-//! What controllers and a kubelet do for that which `helm` and `kubectl` make: service accounts,
+//! The work of controllers and a kubelet for objects that `helm` and `kubectl` make: service accounts,
 //! the pods of DaemonSets and Deployments on one node, and what runs in them.
 
 use std::collections::BTreeMap;
@@ -88,7 +88,7 @@ impl Workloads {
         self.report().await
     }
 
-    /// What programs have said last, for whoever looks for a cause.
+    /// The last output of programs, for an error message.
     pub fn tails(&self) -> String {
         let programs = self.started.values().filter_map(|pod| pod.program.as_ref());
         let tails = programs.map(|program| format!("{}:\n{}", program.name(), program.tail()));
@@ -366,7 +366,7 @@ impl Workloads {
     }
 }
 
-/// Where a pod's readiness is asked for.
+/// Readiness probe of a pod.
 fn probed(pod: &Pod, ip: std::net::IpAddr) -> Option<String> {
     use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
     let container = pod.spec.as_ref()?.containers.first()?;

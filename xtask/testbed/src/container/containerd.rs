@@ -18,7 +18,7 @@ use crate::sandbox::{Place, Program, Sandbox, cgroup_mount};
 /// which is not the machine's.
 const ALONE: &str = r#"mount --rbind "$0" /sys/fs/cgroup && mkdir -p /run/containerd &&
     mount -t tmpfs tmpfs /run/containerd && exec "$@""#;
-/// Where Debian has it, its shims and runc.
+/// Folder of containerd, its shims and runc in Debian.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// It says so when it serves.
 const BOOTED: &str = "containerd successfully booted";

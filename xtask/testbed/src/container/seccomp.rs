@@ -1,11 +1,11 @@
-//! What containers may ask of the kernel: the profile that podman and CRI-O have by default, from
+//! System calls that containers may make: the default profile of podman and CRI-O, from
 //! Debian's package, as `RuntimeDefault` is one in clusters.
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use toolchain::Architecture;
 
-/// As `golang-github-containers-common` installs it.
+/// Path in the package `golang-github-containers-common`.
 pub(super) const PROFILE: &str = "/usr/share/containers/seccomp.json";
 /// Since 2020 profiles let those who have `CAP_BPF` call these; Debian 12's is older.
 const FOR_BPF: &str = "bpf";

@@ -13,14 +13,14 @@ const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TTL_SECONDS: u32 = 5;
 
-/// What it says.
+/// Behavior of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Says {
     /// These addresses, whatever name is asked for.
     Addresses(Vec<Ipv4Addr>),
     /// The addresses of these names, without a dot at their end, and that there are no others: NXDOMAIN.
     Names(BTreeMap<String, Vec<Ipv4Addr>>),
-    /// That it failed: SERVFAIL.
+    /// It answers SERVFAIL.
     Failure,
     /// Nothing.
     Nothing,

@@ -20,10 +20,10 @@ use crate::sandbox::Guest;
 
 const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// What a double answers; `None` closes the connection without a word.
+/// Answer of a double; `None` closes the connection without one.
 pub(super) type Answer = Option<Response<Full<Bytes>>>;
 
-/// What a double has seen on its sockets, below HTTP.
+/// Traffic on the sockets of a double, below HTTP.
 #[derive(Debug, Default)]
 pub struct Traffic {
     connections: AtomicU64,
@@ -31,12 +31,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// How many connections were accepted.
+    /// Number of accepted connections.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// How many bytes were received.
+    /// Number of received bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

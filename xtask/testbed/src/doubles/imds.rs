@@ -45,7 +45,7 @@ impl Imds {
         })
     }
 
-    /// What has arrived.
+    /// Traffic that has arrived.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }

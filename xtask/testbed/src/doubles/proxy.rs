@@ -70,12 +70,12 @@ impl Proxy {
         })
     }
 
-    /// Whether connections come through from now on; those that there are break if not.
+    /// Lets connections through from now on, or breaks existing ones and refuses new ones.
     pub fn open(&self, open: bool) {
         self.open.send_replace(open);
     }
 
-    /// How long everything takes from now on, in each direction.
+    /// Sets the delay in each direction, from now on.
     pub fn delay(&self, delay: Duration) {
         let millis = delay.as_millis() as u64;
         self.delay.store(millis, Ordering::Relaxed);

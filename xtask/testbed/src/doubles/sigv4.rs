@@ -1,6 +1,6 @@
 //! AWS's Signature Version 4 in the `Authorization` header: making one, and taking one apart.
 //!
-//! As the IAM guide's "Create a signed AWS API request" says, for requests to `/`, and for S3.
+//! Implements "Create a signed AWS API request" of the IAM guide, for requests to `/` and for S3.
 
 use std::fmt;
 
@@ -118,7 +118,7 @@ impl Authorization {
         })
     }
 
-    /// Whether this is the request's signature by this secret key, for this service.
+    /// Returns whether the request is signed by this secret key, for this service.
     pub fn is_by<B: AsRef<[u8]>>(&self, secret: &str, service: &str, request: &Request<B>) -> bool {
         let Self {
             time,

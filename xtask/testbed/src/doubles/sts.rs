@@ -39,12 +39,12 @@ const SIGNATURE_AGE: SignedDuration = SignedDuration::from_mins(15);
 const MAX_CALLS: usize = 100_000;
 const HANG: Duration = Duration::from_secs(3600);
 
-/// How STS behaves towards calls for a role.
+/// Behavior towards calls for a role.
 #[derive(Debug, Clone, Default)]
-pub struct Behaviour {
-    /// How long it takes to answer.
+pub struct Behavior {
+    /// Time until the answer.
     pub latency: Duration,
-    /// What it does in place of answering.
+    /// Failure in place of an answer.
     pub fault: Option<Fault>,
     /// The credentials' life, in place of what was asked for; a negative one has ended.
     pub lifetime: Option<SignedDuration>,
@@ -52,10 +52,10 @@ pub struct Behaviour {
     pub external_id: Option<String>,
 }
 
-/// What STS does in place of answering.
+/// Failure in place of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// As when the trust policy does not name the caller, or there is no such role.
+    /// The error for a trust policy that does not name the caller, and for a role that does not exist.
     AccessDenied,
     /// Too many calls.
     Throttling,
@@ -82,11 +82,11 @@ pub struct Call {
     pub session: String,
     /// The external id.
     pub external_id: Option<String>,
-    /// How long the session was asked to last, in seconds.
+    /// Requested duration of the session, in seconds.
     pub seconds: u32,
     /// The session's tags.
     pub tags: Vec<(String, String)>,
-    /// What was given out.
+    /// The credentials that were issued.
     pub result: Result<String, String>,
 }
 
@@ -111,7 +111,7 @@ pub struct Sts {
 #[derive(Debug, Default)]
 struct State {
     issued: Mutex<Issued>,
-    behaviour: Mutex<HashMap<Option<String>, Behaviour>>,
+    behavior: Mutex<HashMap<Option<String>, Behavior>>,
     calls: Mutex<(u64, VecDeque<Call>)>,
     signed: Mutex<VecDeque<Signed>>,
 }
@@ -138,7 +138,7 @@ impl Sts {
         })
     }
 
-    /// Where it is: what `AWS_ENDPOINT_URL_STS` says.
+    /// URL of the double, for `AWS_ENDPOINT_URL_STS`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -148,7 +148,7 @@ impl Sts {
         lock(&self.state.issued).server_keys()
     }
 
-    /// Who the holder of these keys is, found by having them sign: an ARN.
+    /// ARN of the holder of these keys, found by a request that is signed with them.
     ///
     /// # Errors
     /// The code of STS's refusal.
@@ -166,7 +166,7 @@ impl Sts {
             .map_err(|error| error.code().to_owned())
     }
 
-    /// What was given out under an access key, if it was here.
+    /// The credentials that were issued under an access key, if they were issued here.
     pub fn record(&self, access_key: &str) -> Option<Record> {
         lock(&self.state.issued).record(access_key)
     }
@@ -176,13 +176,13 @@ impl Sts {
         lock(&self.state.issued).secrets()
     }
 
-    /// Sets its behaviour towards one role, or towards all others with `None`.
-    pub fn behave(&self, role: Option<&str>, behaviour: Behaviour) {
+    /// Sets its behavior towards one role, or towards all others with `None`.
+    pub fn behave(&self, role: Option<&str>, behavior: Behavior) {
         let role = role.map(str::to_owned);
-        lock(&self.state.behaviour).insert(role, behaviour);
+        lock(&self.state.behavior).insert(role, behavior);
     }
 
-    /// How many calls of `AssumeRole` there were, whatever came of them.
+    /// Number of calls of `AssumeRole`, successful or not.
     pub fn assume_role_calls(&self) -> u64 {
         lock(&self.state.calls).0
     }
@@ -215,7 +215,7 @@ impl Sts {
         taken
     }
 
-    /// What has arrived.
+    /// Traffic that has arrived.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }
@@ -230,9 +230,9 @@ impl State {
                 Ok(xml::caller_identity(&caller, &id))
             }
             Ok((Action::AssumeRole(wanted), caller)) => {
-                let behaviour = self.behaviour(&wanted.role);
-                tokio::time::sleep(behaviour.latency).await;
-                match behaviour.fault {
+                let behavior = self.behavior(&wanted.role);
+                tokio::time::sleep(behavior.latency).await;
+                match behavior.fault {
                     Some(Fault::Disconnect) => {
                         self.note(&wanted, Err("no answer".into()));
                         return None;
@@ -244,7 +244,7 @@ impl State {
                     }
                     _ => {}
                 }
-                self.assume(&wanted, &caller, &behaviour, &id)
+                self.assume(&wanted, &caller, &behavior, &id)
             }
             Err(error) => Err(error),
         };
@@ -263,7 +263,7 @@ impl State {
         Some(response)
     }
 
-    /// What is asked for, and by whom.
+    /// The request and its caller.
     fn action(&self, request: &Request<Bytes>) -> Result<(Action, Principal), StsError> {
         let caller = self.authenticate("sts", request)?;
         Ok((Action::parse(request)?, caller))
@@ -308,11 +308,11 @@ impl State {
         }
     }
 
-    fn behaviour(&self, role: &str) -> Behaviour {
-        let behaviour = lock(&self.behaviour);
-        let of_role = behaviour.get(&Some(role.to_owned()));
+    fn behavior(&self, role: &str) -> Behavior {
+        let behavior = lock(&self.behavior);
+        let of_role = behavior.get(&Some(role.to_owned()));
         of_role
-            .or_else(|| behaviour.get(&None))
+            .or_else(|| behavior.get(&None))
             .cloned()
             .unwrap_or_default()
     }
@@ -321,15 +321,15 @@ impl State {
         &self,
         wanted: &AssumeRole,
         caller: &Principal,
-        behaviour: &Behaviour,
+        behavior: &Behavior,
         id: &str,
     ) -> Result<String, StsError> {
         let denied = || StsError::AssumeRoleDenied {
             caller: caller.arn.clone(),
             role: wanted.role.clone(),
         };
-        let trusts = behaviour.external_id.is_none() || behaviour.external_id == wanted.external_id;
-        let result = match behaviour.fault {
+        let trusts = behavior.external_id.is_none() || behavior.external_id == wanted.external_id;
+        let result = match behavior.fault {
             None if !trusts || !caller.may_assume_roles() => Err(denied()),
             None => Ok(()),
             Some(Fault::AccessDenied) => Err(denied()),
@@ -351,7 +351,7 @@ impl State {
             return Err(error);
         }
         let asked = SignedDuration::from_secs(wanted.seconds.into());
-        let expiration = Timestamp::now() + behaviour.lifetime.unwrap_or(asked);
+        let expiration = Timestamp::now() + behavior.lifetime.unwrap_or(asked);
         let (keys, principal) = lock(&self.issued).issue(wanted, expiration);
         self.note(wanted, Ok(keys.access_key.clone()));
         Ok(xml::assumed_role(wanted, &keys, &principal, expiration, id))

@@ -31,7 +31,7 @@ fn planted(folder: &Path, feature: &str) -> PathBuf {
 }
 
 const POD_CLIENT: &str = "pod-client";
-/// Where the executables are, cargo says itself.
+/// Makes cargo print the paths of executables.
 const MESSAGES: &str = "--message-format=json-render-diagnostics";
 
 fn executable(name: &str, messages: &str) -> Result<PathBuf> {
@@ -58,7 +58,7 @@ impl Programs {
         Self::built(&[])
     }
 
-    /// As [`Self::build`], optimised.
+    /// Builds optimized programs.
     ///
     /// # Errors
     /// When something does not compile.
@@ -90,7 +90,7 @@ impl Programs {
         }
     }
 
-    /// As [`Self::build`], with an agent that something is planted into: a feature of its package.
+    /// Builds the programs with an agent that has a planted defect: a feature of its package.
     ///
     /// # Errors
     /// When something does not compile.
@@ -98,7 +98,7 @@ impl Programs {
         Self::build_beside(feature)?.planted(feature)
     }
 
-    /// As [`Self::build`], with such an agent beside them, for [`Self::planted`].
+    /// Builds the programs, and beside them an agent with a planted defect, for [`Self::planted`].
     ///
     /// # Errors
     /// When something does not compile.
@@ -256,14 +256,14 @@ impl ImagePrograms {
     }
 }
 
-/// Whom the chart runs servers as.
+/// User of servers in the chart.
 const SERVER_USER: u32 = 65532;
-/// What the chart gives agents that redirect by kernel programs.
+/// Capabilities in the chart of agents that redirect by kernel programs.
 const AGENT_CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"];
-/// Where the chart mounts the BPF file system.
+/// Mount point of the BPF file system in the chart.
 const BPFFS: &str = "/run/kiam/bpf";
 
-/// What a program in a container may do, and which folders it sees, as the chart has it.
+/// Privileges and folders of a program in a container, as in the chart.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Rights<'a> {
     /// No capability and an ordinary user.
@@ -377,7 +377,7 @@ pub fn xtask() -> Result<PathBuf> {
     executable("xtask", &exec(&mut command)?)
 }
 
-/// Builds this program, optimised. Where it is then.
+/// Builds this program with optimizations, and returns its path.
 ///
 /// # Errors
 /// When something does not compile.
@@ -385,7 +385,7 @@ pub fn xtask_release() -> Result<PathBuf> {
     release("xtask", &[])
 }
 
-/// Builds the program that asks the agent's metadata service, optimised. Where it is then.
+/// Builds the program that asks the agent's metadata service with optimizations, and returns its path.
 ///
 /// # Errors
 /// When something does not compile.

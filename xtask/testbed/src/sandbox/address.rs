@@ -1,4 +1,4 @@
-//! Which addresses nodes and pods have.
+//! Addresses of nodes and pods.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

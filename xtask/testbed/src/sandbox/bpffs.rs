@@ -38,7 +38,7 @@ impl Bpffs {
         })))
     }
 
-    /// Where this process's children find it.
+    /// Path of the file system, for this process and its children.
     pub fn path(&self) -> &Path {
         &self.0.path
     }

@@ -22,7 +22,7 @@ struct Owned {
     _parent: Option<Cgroup>,
 }
 
-/// Where cgroup2 is mounted.
+/// Mount point of cgroup2.
 ///
 /// # Errors
 /// When it is not.
@@ -42,7 +42,7 @@ fn parse_mount(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
-/// What is missing to make cgroups.
+/// Says why cgroups cannot be made, if they cannot.
 pub(super) fn missing() -> Option<String> {
     let probe = format!("kiam-test-probe-{}", std::process::id());
     let made = mount().and_then(|mount| Cgroup::make(&mount.join(probe)));

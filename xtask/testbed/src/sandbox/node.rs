@@ -15,12 +15,12 @@ use super::{Bpffs, Cgroup, Netns, Place, Sandbox, address, tools};
 /// The metadata service's addresses.
 const METADATA: [IpAddr; 2] = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
 
-/// How a node's kubelet is set up.
+/// Configuration of a node's kubelet.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NodeOptions {
-    /// How it names cgroups.
+    /// Naming scheme for cgroups.
     pub driver: CgroupDriver,
-    /// Which container runtime it uses.
+    /// Container runtime.
     pub runtime: Runtime,
 }
 
@@ -129,17 +129,17 @@ impl Node {
         &self.0.kubepods
     }
 
-    /// Where its programs in the kernel are pinned.
+    /// The BPF file system in which kernel programs are pinned.
     pub fn bpffs(&self) -> &Bpffs {
         &self.0.bpffs
     }
 
-    /// Where its own programs run, in no pod.
+    /// The place for programs of the node, outside of pods.
     pub fn place(&self) -> &Place {
         &self.0.place
     }
 
-    /// Where one of its services runs: a place with a cgroup of its own, in no pod.
+    /// A new place for a service of the node, with its own cgroup, outside of pods.
     ///
     /// # Errors
     /// When it cannot be made.

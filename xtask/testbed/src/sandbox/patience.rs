@@ -1,14 +1,14 @@
-//! How much longer than usual things may take: an emulated processor has a tenth of the speed.
+//! Factor for all time limits: an emulated processor has a tenth of the usual speed.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Says how many times a limit is to be multiplied by, in the environment.
+/// Environment variable with the factor for time limits.
 pub const PATIENCE: &str = "KIAM_TEST_PATIENCE";
-/// More would be no limit.
+/// Largest factor: a limit must remain a limit.
 const MOST: u32 = 100;
 
-/// A limit that suits the machine: as it is, or by [`PATIENCE`] times longer.
+/// Multiplies a limit by the factor in [`PATIENCE`], which is 1 by default.
 pub fn patient(limit: Duration) -> Duration {
     static TIMES: OnceLock<u32> = OnceLock::new();
     let times = TIMES.get_or_init(|| times(std::env::var(PATIENCE).ok().as_deref()));

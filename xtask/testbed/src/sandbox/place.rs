@@ -1,4 +1,4 @@
-//! Where a program runs: a network namespace and a cgroup.
+//! A place to run programs in: a network namespace and a cgroup.
 
 use std::ffi::OsStr;
 use std::process::Command;

@@ -8,17 +8,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Cgroup, Netns, Node, Place, address, tools};
 
-/// How the kubelet names cgroups.
+/// Naming scheme of the kubelet for cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CgroupDriver {
-    /// As systemd's slices and scopes.
+    /// Slices and scopes of systemd.
     #[default]
     Systemd,
-    /// As plain folders.
+    /// Plain folders.
     Cgroupfs,
 }
 
-/// The container runtime, as far as cgroups tell them apart.
+/// Container runtime, which determines the name of a container's cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Runtime {
     /// `cri-containerd-ID.scope`
@@ -30,7 +30,7 @@ pub enum Runtime {
     Docker,
 }
 
-/// A pod's class of service, which is in its cgroup's path.
+/// Quality-of-service class of a pod, which is part of the path of its cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Qos {
     /// All limits equal the requests.
@@ -42,16 +42,16 @@ pub enum Qos {
     BestEffort,
 }
 
-/// What a pod is like.
+/// Properties of a new pod.
 #[derive(Debug, Clone, Default)]
 pub struct PodOptions {
-    /// Its UID; a new one if not given.
+    /// UID; a random one by default.
     pub uid: Option<String>,
-    /// Its address; the node's next if not given. Its IPv6 address is always the node's next.
+    /// IPv4 address; the next one of the node by default. The IPv6 address is always the next one.
     pub ip: Option<Ipv4Addr>,
-    /// Its class of service.
+    /// Quality-of-service class.
     pub qos: Qos,
-    /// Whether it is in its node's network namespace.
+    /// Whether the pod is in the network namespace of its node.
     pub host_network: bool,
 }
 
@@ -81,7 +81,7 @@ impl Container {
         &self.id
     }
 
-    /// Where its programs run.
+    /// The place for its programs.
     pub const fn place(&self) -> &Place {
         &self.place
     }
@@ -169,7 +169,7 @@ impl Pod {
         })
     }
 
-    /// Whether it is in its node's network namespace.
+    /// Whether the pod is in the network namespace of its node.
     pub const fn is_host_network(&self) -> bool {
         self.ips.is_none()
     }
@@ -194,7 +194,7 @@ impl Pod {
         &self.node
     }
 
-    /// Where its container's programs run.
+    /// The place for the programs of its container.
     pub const fn place(&self) -> &Place {
         self.container.place()
     }

@@ -20,7 +20,7 @@ use super::patient;
 
 /// Older lines of a program's output are forgotten beyond this many.
 const MAX_LINES: usize = 50_000;
-/// What an error repeats of a program's output.
+/// Lines of a program's output that an error repeats.
 const TAIL_LINES: usize = 30;
 
 /// A program that runs. It is killed when this is dropped.
@@ -50,14 +50,14 @@ enum From {
     Stderr,
 }
 
-/// How a program ended.
+/// Status and output of a program that has ended.
 #[derive(Debug, Clone)]
 pub struct Finished {
     /// Its exit status.
     pub status: ExitStatus,
-    /// What it wrote to its standard output.
+    /// Standard output.
     pub stdout: String,
-    /// What it wrote to its standard error.
+    /// Standard error.
     pub stderr: String,
 }
 
@@ -78,7 +78,7 @@ impl Program {
         Self::spawn(name, command, Stdio::null())
     }
 
-    /// Starts a program that waits for lines of input, and what writes them.
+    /// Starts a program with a standard input, and returns the other end of that.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -110,7 +110,7 @@ impl Program {
         })
     }
 
-    /// What the caller calls it.
+    /// The name that the caller gave it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -120,7 +120,7 @@ impl Program {
         self.child.id()
     }
 
-    /// Waits for a line of its output, from its start, of which `find` makes something.
+    /// Waits for a line of its output, from its start, for which `find` returns a value.
     ///
     /// # Errors
     /// When the time is up or the program has ended; with the end of its output.
@@ -133,7 +133,7 @@ impl Program {
         self.wait_for_after(0, what, limit, find)
     }
 
-    /// As [`Self::wait_for`], beginning behind the lines that were there at [`Self::mark`].
+    /// Waits like [`Self::wait_for`], but only for lines after an earlier [`Self::mark`].
     ///
     /// # Errors
     /// When the time is up or the program has ended; with the end of its output.
@@ -215,7 +215,7 @@ impl Program {
         Ok(())
     }
 
-    /// Whether it has ended, or has at least closed its output.
+    /// Returns whether the program has ended, or has at least closed its output.
     pub fn has_ended(&self) -> bool {
         self.output.lock().open == 0
     }
@@ -223,7 +223,7 @@ impl Program {
     /// Its exit status, if it has ended.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel does not return it.
     pub fn try_status(&mut self) -> Result<Option<ExitStatus>> {
         let status = self.child.try_wait();
         status.with_context(|| format!("cannot ask for the state of {}", self.name))

@@ -1,4 +1,4 @@
-//! The system's programs that make namespaces, and whether they are there.
+//! Programs of the system that make namespaces, and a check that they are installed.
 
 use std::fs::DirBuilder;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ const CAPABILITIES: [(&str, u32); 3] = [
     ("CAP_BPF", 39),
 ];
 
-/// What is missing of root's rights, programs and the kernel's parts.
+/// Names a privilege, program or kernel feature that is missing, if any.
 pub(super) fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("root's rights (network namespaces and cgroups are made)".into());

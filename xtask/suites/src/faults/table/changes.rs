@@ -9,7 +9,7 @@ use kube::api::Api;
 
 use super::Fault;
 use crate::faults::world::{NAMESPACES, PERMITTED, ROLE, World};
-use testbed::doubles::sts::{Behaviour, Fault as StsFault};
+use testbed::doubles::sts::{Behavior, Fault as StsFault};
 use testbed::file_cluster::BASE_ARN;
 
 const GROUP: &str = "changes";
@@ -121,10 +121,10 @@ async fn permission(world: &mut World, permitted: Option<&str>) -> Result<()> {
 async fn deleted(world: &mut World, deleted: bool) -> Result<()> {
     let role = format!("{BASE_ARN}role-3");
     let fault = deleted.then_some(StsFault::AccessDenied);
-    let behaviour = Behaviour {
+    let behavior = Behavior {
         fault,
         ..world.usual()
     };
-    world.sts.behave(Some(&role), behaviour);
+    world.sts.behave(Some(&role), behavior);
     Ok(())
 }

@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 
 use super::Fault;
 use crate::faults::world::World;
-use testbed::doubles::sts::{Behaviour, Fault as StsFault};
+use testbed::doubles::sts::{Behavior, Fault as StsFault};
 use testbed::file_cluster::BASE_ARN;
 
 const GROUP: &str = "sts";
@@ -65,17 +65,17 @@ const ENDING: &str = "role-ending";
 async fn ends(world: &mut World) -> Result<()> {
     let role = format!("{BASE_ARN}{ENDING}");
     let lifetime = Some(SignedDuration::from_secs(8));
-    let behaviour = Behaviour {
+    let behavior = Behavior {
         lifetime,
-        ..Behaviour::default()
+        ..Behavior::default()
     };
-    world.sts.behave(Some(&role), behaviour.clone());
+    world.sts.behave(Some(&role), behavior.clone());
     world.pod(0, "ending", ENDING).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let fault = Some(StsFault::InternalFailure);
     world
         .sts
-        .behave(Some(&role), Behaviour { fault, ..behaviour });
+        .behave(Some(&role), Behavior { fault, ..behavior });
     tokio::time::sleep(Duration::from_secs(7)).await;
     Ok(())
 }
@@ -91,7 +91,7 @@ async fn fails(world: &mut World, fault: StsFault) -> Result<()> {
     change(world, |sts| sts.fault = Some(fault)).await
 }
 
-async fn change(world: &mut World, change: impl FnOnce(&mut Behaviour)) -> Result<()> {
+async fn change(world: &mut World, change: impl FnOnce(&mut Behavior)) -> Result<()> {
     world.sts_behaves(change);
     Ok(())
 }

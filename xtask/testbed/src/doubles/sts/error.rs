@@ -72,7 +72,7 @@ impl StsError {
         }
     }
 
-    /// Whose fault it is, as the `Type` of the answer says.
+    /// The party at fault, for the `Type` of the answer.
     pub(super) const fn side(&self) -> &'static str {
         match self {
             Self::InternalFailure | Self::ServiceUnavailable => "Receiver",

@@ -15,7 +15,7 @@ const REMEMBERED: SignedDuration = SignedDuration::from_hours(1);
 /// Expired keys are looked for once in so many issues.
 const SWEEP_EVERY: usize = 1024;
 
-/// Who a key makes its holder.
+/// Identity of the holder of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Principal {
     pub(super) arn: String,
@@ -25,7 +25,7 @@ pub(super) struct Principal {
     expiration: Option<Timestamp>,
 }
 
-/// What was given out under an access key.
+/// Credentials that were issued under an access key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The role's session, as `GetCallerIdentity` names it.

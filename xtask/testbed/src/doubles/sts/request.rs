@@ -1,4 +1,4 @@
-//! What is asked for: the Query protocol's parameters, checked as STS checks them.
+//! Requests: parameters of the Query protocol, validated like those of STS.
 
 use std::collections::BTreeMap;
 

@@ -49,7 +49,7 @@ fn answer(state: &State, request: &Request<Bytes>) -> Response<Full<Bytes>> {
     }
 }
 
-/// What is at a path: `/BUCKET/OBJECT`.
+/// Resource at a path: `/BUCKET/OBJECT`.
 fn found(request: &Request<Bytes>) -> Response<Full<Bytes>> {
     let path = request.uri().path().trim_matches('/');
     let query = request.uri().query().unwrap_or_default();

@@ -168,9 +168,9 @@ fn sessions_expire_and_external_ids_are_asked_for() {
     let lifetime = Some(SignedDuration::from_secs(-1));
     sts.behave(
         Some(ROLE),
-        Behaviour {
+        Behavior {
             lifetime,
-            ..Behaviour::default()
+            ..Behavior::default()
         },
     );
     let (_, xml) = call(&sts, &sts.server_keys(), &assume(""));
@@ -180,9 +180,9 @@ fn sessions_expire_and_external_ids_are_asked_for() {
     let external_id = Some("a:b".to_owned());
     sts.behave(
         Some(ROLE),
-        Behaviour {
+        Behavior {
             external_id,
-            ..Behaviour::default()
+            ..Behavior::default()
         },
     );
     assert_eq!(call(&sts, &sts.server_keys(), &assume("")).0, 403);
@@ -266,7 +266,7 @@ fn faults_are_played() {
     let other = "arn:aws:iam::123456789012:role/other";
     sts.behave(
         Some(other),
-        Behaviour {
+        Behavior {
             fault: Some(Fault::AccessDenied),
             ..Default::default()
         },
@@ -286,9 +286,9 @@ fn faults_are_played() {
     ] {
         sts.behave(
             None,
-            Behaviour {
+            Behavior {
                 fault: Some(fault),
-                ..Behaviour::default()
+                ..Behavior::default()
             },
         );
         let (got, xml) = call(&sts, &sts.server_keys(), &assume(""));
@@ -296,7 +296,7 @@ fn faults_are_played() {
         assert!(xml.contains(text), "{fault:?}: {xml}");
     }
     assert_eq!(sts.assume_role_calls(), 7);
-    sts.behave(None, Behaviour::default());
+    sts.behave(None, Behavior::default());
     assert_eq!(call(&sts, &sts.server_keys(), &assume("")).0, 200);
 }
 
