@@ -79,7 +79,6 @@ fn attach_with(capabilities: &[&str]) -> String {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the parent process reads it")]
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn the_documented_capabilities_suffice() {

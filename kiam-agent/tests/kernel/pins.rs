@@ -272,7 +272,8 @@ fn a_map_of_another_shape_is_rejected() {
     );
     let said = error.to_string();
     assert!(
-        said.contains("a map of 1024 values of 4 bytes, by 8") && said.contains("CONFIG-1"),
+        said.contains("a map of 1024 entries (key: 8 bytes, value: 4 bytes)")
+            && said.contains("CONFIG-1"),
         "{said}"
     );
     // What was guarded is guarded still.

@@ -201,3 +201,18 @@ fn command(machine: &Machine, words: &str, limit: Duration) -> Result<Found> {
         details: said.stdout,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_tests_exist() {
+        for name in SHORT_TESTS {
+            let (module, function) = name.split_once("::").unwrap();
+            let file = format!("kiam-agent/tests/kernel/{module}.rs");
+            let source = std::fs::read_to_string(toolchain::workspace().join(file)).unwrap();
+            assert!(source.contains(&format!("fn {function}(")), "{name}");
+        }
+    }
+}

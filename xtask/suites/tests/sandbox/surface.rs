@@ -82,7 +82,7 @@ fn the_kernel_log_names_refused_connections_only() {
         );
         ensure!(!said.contains("kernel program: let through"), "{said}");
         Ok(())
-    })
+    });
 }
 
 #[test]
