@@ -1,4 +1,4 @@
-//! The agent's side of the tests: the programs, and who they say calls.
+//! The agent's side of the tests: attached programs, and the identity of their callers.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use kiam_ebpf::Verdict;
 use crate::fixture::{AGENT, Node, hang_limit};
 use crate::listener::Listener;
 
-/// The programs, attached, and a listener that answers with who is calling.
+/// Attached programs, and a listener that answers with the identity of its caller.
 #[derive(Debug)]
 pub(crate) struct Agent {
     pub(crate) programs: Programs,
@@ -40,7 +40,7 @@ impl Agent {
         }
     }
 
-    /// Takes the next connection, tells the client whose it is, and returns that.
+    /// Accepts the next connection, sends its identity to the client, and returns it.
     #[track_caller]
     pub(crate) fn answer(&self) -> Result<PodRef, Unidentified> {
         let (stream, peer) = self.listener.accept();
@@ -58,9 +58,9 @@ impl Agent {
             Ok(pod) => pod.to_string(),
             Err(refusal) => refusal.as_label().to_owned(),
         };
-        // A client that has gone away hears nothing.
+        // A client that has gone away cannot receive it.
         let _ = stream.write_all(text.as_bytes());
-        // What it has sent is read: closing would reset the connection before it has heard.
+        // Unread bytes would make the close a reset, which may overtake the answer.
         std::thread::spawn(move || {
             let _ = stream.set_read_timeout(Some(hang_limit()));
             let _ = std::io::copy(&mut stream, &mut std::io::sink());

@@ -21,7 +21,7 @@ fn a_direct_connection_is_attested() {
     let agent = Agent::start(&node);
     let client = a.start(&["tcp", &NODE.to_string(), "8181"]);
     assert_eq!(agent.answer(), pod(A));
-    // It asked for the agent, and is shown the agent.
+    // It connected to the agent, and sees the agent as its peer.
     assert_eq!(client.report().peer, Some((NODE.to_string(), AGENT.port())));
 }
 
@@ -103,7 +103,7 @@ fn a_removed_cgroup_is_reported_as_gone() {
     assert_eq!(agent.answer(), Err(Unidentified::Gone));
 }
 
-/// A raw socket sends a SYN with its own pod's address, or with another's.
+/// A raw socket sends a SYN with the address of its own pod, or of another one.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn forged_packets_are_not_attested() {
@@ -119,7 +119,7 @@ fn forged_packets_are_not_attested() {
     }
     assert_eq!(agent.count(Verdict::Forged), 2);
 
-    // Neither before the other's connection, nor while its note is there.
+    // Neither before the connection of the other pod, nor while its attestation is pending.
     let from = format!("from={},40000", b.address());
     let client = b.start(&["tcp", METADATA, "80", &from]);
     let (stream, peer) = agent.listener.accept();
@@ -129,7 +129,7 @@ fn forged_packets_are_not_attested() {
     client.report();
 }
 
-/// A pod that may give itself another's address connects from it.
+/// A pod that can assign itself the address of another pod connects from it.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_pod_cannot_replace_the_attestation_of_another() {
@@ -139,7 +139,7 @@ fn a_pod_cannot_replace_the_attestation_of_another() {
     let agent = Agent::start(&node);
     let from = format!("from={},41000", b.address());
 
-    // While the other's note is there.
+    // While the attestation of the other pod is pending.
     let client = b.start(&["tcp", METADATA, "80", &from]);
     let (stream, peer) = agent.listener.accept();
     let report = a.run(&["tcp", METADATA, "80", &from, "timeout=0.3"]);
@@ -148,19 +148,19 @@ fn a_pod_cannot_replace_the_attestation_of_another() {
     assert_eq!(agent.answer_to(stream, peer), pod(B));
     client.report();
 
-    // Before the other's connection: its note cannot be had, but nor can its connection.
+    // Before the connection of the other pod, which then fails, but is never misattributed.
     let report = a.run(&["tcp", METADATA, "80", &from, "timeout=0.3"]);
     assert_eq!(report.error.as_deref(), Some("timeout"), "{report:?}");
     let client = b.start(&["tcp", METADATA, "80", &from, "timeout=0.5"]);
     assert_eq!(client.report().error.as_deref(), Some("timeout"));
     agent.listener.assert_no_connection();
-    // From any other port the other is served as ever.
+    // From any other port, the other pod is served as before.
     let client = b.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(B));
     client.report();
 }
 
-/// A pod begins more connections than it may, in its cgroup and in others that it has made.
+/// A pod starts more connections than its quota, in its cgroup and in others that it has made.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_pod_cannot_use_up_the_attestations() {
@@ -177,16 +177,16 @@ fn a_pod_cannot_use_up_the_attestations() {
     }
     assert!(agent.count(Verdict::Flooding) > 0);
     let attested = agent.count(Verdict::Attested);
-    // A few more may be where ports come again.
+    // Ports that are used again may add a few.
     assert!((share..2 * share).contains(&attested), "{attested}");
 
     let client = b.start(&["tcp", METADATA, "80"]);
-    // What of the flood got through is in front.
+    // Connections of the flood that passed are in front.
     while agent.answer() != pod(B) {}
     assert_eq!(client.report().heard.as_deref(), Some(B));
 }
 
-/// An agent that sweeps as one does that runs.
+/// The sweeping task of a running agent.
 struct Keeper {
     runtime: tokio::runtime::Runtime,
 }
@@ -200,7 +200,7 @@ impl Keeper {
         Self { runtime }
     }
 
-    /// Lets it do what there is to do.
+    /// Lets it do its pending work.
     fn settle(&self) {
         self.runtime.block_on(async {
             for _ in 0..10 {
@@ -210,7 +210,7 @@ impl Keeper {
     }
 }
 
-/// An agent that is stopped, or slow to start, accepts a connection long after it has come about.
+/// An agent that is stopped, or slow to start, accepts a connection long after its handshake.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_connection_that_waits_longer_than_its_attestation_lives_is_attested() {
@@ -219,7 +219,7 @@ fn a_connection_that_waits_longer_than_its_attestation_lives_is_attested() {
     let agent = Agent::start(&node);
     let attestor = agent.programs.attestor();
     let keeper = Keeper::new(&agent);
-    // As at its start: nothing has waited until now.
+    // As at the start of an agent: no connection waits.
     for _ in 0..3 {
         attestor.accept_queue_empty(Instant::now());
         keeper.settle();
@@ -227,7 +227,7 @@ fn a_connection_that_waits_longer_than_its_attestation_lives_is_attested() {
     let before = Instant::now();
     let client = a.start(&["tcp", METADATA, "80", "timeout=30"]);
     std::thread::sleep(Duration::from_nanos(ATTESTATION_LIFE_NANOS + 1_100_000_000));
-    // All it knows is that none waited before.
+    // It knows only that no connection waited before that moment.
     attestor.accept_queue_empty(before);
     keeper.settle();
     assert_eq!(agent.answer(), pod(A));
@@ -250,20 +250,20 @@ fn expired_attestations_of_a_flood_are_swept() {
         agent.programs.attestor().accept_queue_empty(Instant::now());
         keeper.settle();
     };
-    // How many of a flood's connections are noted. A few more may be if ports come again.
+    // Attested connections of a flood. Ports that are used again may add a few.
     let flood = || {
         let before = agent.count(Verdict::Attested);
         a.run(&["flood", METADATA, "80", &times]);
         agent.count(Verdict::Attested) - before
     };
     let share = u64::from(MAX_PER_QUOTA_CGROUP);
-    // As at its start: there was nothing before.
+    // As at the start of an agent: there is nothing to sweep.
     for _ in 0..2 {
         sweep();
     }
     assert!((share..share + share / 4).contains(&flood()));
 
-    // They are not swept before.
+    // They are not swept before they expire.
     sweep();
     assert!(flood() < share / 4);
 

@@ -30,18 +30,18 @@ fn frames_that_bypass_the_programs_are_counted_and_nothing_else() {
     assert_eq!(packets(&node), 0);
 
     service.is_found(&node);
-    // A frame and a datagram for either family, all of which get there.
+    // A frame and a datagram for each family, all of which arrive.
     attack(&pod);
     assert_eq!(service.heard(pod.netns(), &marker).len(), 4);
     assert_eq!(packets(&node), 4);
-    // What is sent elsewhere, and what the node sends, is nothing to it.
+    // Packets to other addresses and packets of the node are not counted.
     for to in [METADATA, METADATA_V6] {
         send(node.netns(), to, b"node");
     }
     assert_eq!(service.heard(pod.netns(), &marker).len(), 2);
     assert_eq!(packets(&node), 4);
 
-    // Seen whether they are refused afterwards or not.
+    // Packets that the route guard refuses afterwards are counted, too.
     install_route_guard(&node);
     attack(&pod);
     assert_eq!(service.heard(pod.netns(), &marker), [""; 0]);
@@ -68,7 +68,7 @@ fn a_removed_counter_is_restored() {
     };
     attack(&pod);
     assert!((told() - 4.0).abs() < 0.5);
-    // As a firewall's service does to all tables when it is reloaded.
+    // As a reload of the firewall service removes all tables.
     assert!(node.run(|| bypass_counter::cleanup().unwrap()));
     assert!(told() < 0.5);
     attack(&pod);

@@ -23,7 +23,7 @@ const BPFFS: &str = "KIAM_TEST_BPFFS";
 /// Begins the line of the child's output that has its result.
 const RESULT: &str = "result: ";
 
-/// Loads, attaches and asks, and returns what came of it.
+/// Loads, attaches and reads the programs, and returns the result as a text.
 fn attach(pods: &Path) -> String {
     let attached = Programs::attach(&Redirect {
         pods: pods.to_owned(),
@@ -52,7 +52,7 @@ fn attach(pods: &Path) -> String {
 #[track_caller]
 fn attach_with(capabilities: &[&str]) -> String {
     let node = Node::new();
-    // A process of fewer capabilities may not look into this one's files, but has what it inherits.
+    // A process of fewer capabilities may not open files of this one, but inherits descriptors.
     let bpffs = File::open(node.bpffs()).unwrap();
     fcntl(&bpffs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let kept: String = capabilities

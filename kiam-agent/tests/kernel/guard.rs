@@ -1,5 +1,5 @@
-//! No packet of a pod reaches the metadata service. Counted there, and each attack is first seen
-//! to get through where there is no guard.
+//! No packet of a pod reaches the metadata service. Packets are counted there, and each attack is
+//! first shown to succeed without a guard.
 
 use kiam_agent::kernel::{Programs, Redirect};
 
@@ -70,7 +70,7 @@ fn packets_pass_where_the_egress_guard_is_off() {
         assert_eq!(count, 0, "{to}");
     }
     drop(programs.unwrap());
-    // The next agent guards again.
+    // The next agent attaches the guard again.
     let agent = Agent::start(&node);
     refused(&node, &pod);
     drop(agent);
@@ -82,7 +82,7 @@ fn the_metadata_service_is_found_anywhere_in_ip_options() {
     let node = Node::new();
     let pod = node.pod(UID);
     let attempt = ["options", "10.0.1.1", "80"];
-    // One to thirty-seven places in each of ten sizes.
+    // One to thirty-seven positions in options of ten sizes.
     assert_eq!(
         pod.run(&attempt).count,
         Some((0..10).map(|n| 4 * n + 1).sum())

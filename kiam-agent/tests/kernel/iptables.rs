@@ -26,7 +26,7 @@ const TABLES: u64 = 4;
 /// The container credentials address of AWS's SDKs.
 const CONTAINER: &str = "169.254.170.2";
 
-/// In a node's namespace: makes the kubelet's mark in one variant, which is the node's then.
+/// Makes the kubelet's mark in the tables of a variant, which makes it the variant of the node.
 fn mark(node: &Node, variant: Variant) {
     let iptables = variant.as_label();
     tool(node, &format!("{iptables} -t mangle -N KUBE-IPTABLES-HINT"));
@@ -89,7 +89,7 @@ fn pods_are_redirected_to_the_agent() {
             assert_eq!(peer.ip(), a.address());
             let report = client.report();
             assert_eq!(report.heard.as_deref(), Some("hello"), "{report:?}");
-            // To the pod it is the service that it asked for.
+            // The pod sees the service that it asked for as its peer.
             assert_eq!(report.peer, Some((asked.to_owned(), 80)));
         }
     }
@@ -110,7 +110,7 @@ fn ipv6_pods_are_redirected_to_an_ipv6_agent() {
         stream.write_all(b"hello").unwrap();
         assert_eq!(peer.ip().to_string(), "fd00:10:1::1");
         assert_eq!(client.report().heard.as_deref(), Some("hello"));
-        // The other family cannot be brought there, and is kept from the real service.
+        // The other family cannot be redirected there, and does not reach the real service.
         let report = a.run(&["tcp", METADATA, "80"]);
         assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
     }
@@ -136,7 +136,7 @@ fn other_ports_and_protocols_are_refused() {
         for [how, to, port] in attempts {
             let before = a.start(&[how, to, port]);
             if how == "tcp" {
-                // Without the rules it comes through: the test can fail.
+                // Without the rules it reaches the service: the test can fail.
                 let real = &real[usize::from(to == METADATA_V6)];
                 real.accept().0.write_all(b"the real one").unwrap();
                 assert_eq!(before.report().heard.as_deref(), Some("the real one"));
@@ -183,7 +183,7 @@ fn rules_of_earlier_runs_are_replaced() {
         assert!(first.contains("-A PREROUTING -i p+ -j ACCEPT"), "{first}");
         assert_eq!(saved(&node, other), "-A PREROUTING -i p+ -j ACCEPT\n");
 
-        // The same once more changes nothing; another interface and port replace it.
+        // A second installation changes nothing; another interface and port replace the rules.
         install(&node, rules(PODS, AGENT));
         assert_eq!(saved(&node, variant), first);
         install(&node, rules("!eth+", SocketAddr::from((NODE, 8282))));

@@ -49,7 +49,7 @@ fn the_next_agent_takes_over() {
     let a = node.pod(UID);
     let first = Agent::start(&node);
     assert_eq!(first.programs.attached().new, 5);
-    // The one's connection is still open when the other has come, and asks for its own peer.
+    // The connection to the first agent is still open when the second one has attached.
     let client = a.start(&["tcp", METADATA, "80"]);
     let (stream, peer) = first.listener.accept();
     let second = Programs::attach(&redirect(&node)).unwrap();
@@ -58,7 +58,7 @@ fn the_next_agent_takes_over() {
     assert_eq!(first.answer_to(stream, peer), pod(UID));
     let report = client.report();
     assert_eq!(report.peer, Some((METADATA.to_owned(), 80)));
-    // Both read the same notes, and none twice.
+    // Both read the same attestations, and consume each once.
     let client = a.start(&["tcp", METADATA, "80"]);
     let (mut stream, peer) = first.listener.accept();
     assert!(second.attestor().consume(peer).is_some());
@@ -74,13 +74,13 @@ fn all_agents_of_a_node_share_one_token_key() {
     let key = |node: &Node| token_key(node.bpffs()).unwrap();
     drop((Agent::start(&node), Agent::start(&other)));
     let first = key(&node);
-    // The next one's, also while the one before it is there, and after both.
+    // The key of later agents, while an earlier one runs and after both.
     let second = Programs::attach(&redirect(&node)).unwrap();
     let third = Programs::attach(&redirect(&node)).unwrap();
     assert_eq!(key(&node), first);
     drop((second, third));
     assert_eq!(key(&node), first);
-    // Asked for by all at once, who makes it makes it for all.
+    // Of all agents that ask at once, one makes the key for all.
     let keys: Vec<_> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| key(&other))).collect();
         asking
@@ -89,7 +89,7 @@ fn all_agents_of_a_node_share_one_token_key() {
             .collect()
     });
     assert!(keys.iter().all(|one| *one == keys[0]));
-    // Each node has its own, and cleanup ends it.
+    // Each node has its own key, and cleanup removes it.
     assert_ne!(keys[0], first);
     cleanup(node.bpffs()).unwrap();
     drop(Programs::attach(&redirect(&node)).unwrap());
@@ -124,8 +124,8 @@ fn attempts_without_an_agent_are_forgotten_at_its_start() {
     let node = Node::new();
     let a = node.pod(UID);
     drop(Agent::start(&node));
-    // More than a pod may have under way: the rest is not even refused.
-    let times = (2 * MAX_PER_QUOTA_CGROUP).to_string();
+    // More than the quota of a pod: the connections beyond it are dropped, not refused.
+    let times = (MAX_PER_QUOTA_CGROUP + 5).to_string();
     let report = a.run(&["tcp_times", METADATA, "80", &times]);
     assert_eq!(report.error.as_deref(), Some("EAGAIN ECONNREFUSED"));
     let agent = Agent::start(&node);
@@ -137,7 +137,7 @@ fn attempts_without_an_agent_are_forgotten_at_its_start() {
     runtime.block_on(async {
         let keeping = attestor.run(CancellationToken::new());
         let accepting = async {
-            // As an agent says when it starts, and a second later.
+            // As an agent reports when it starts, and a second later.
             attestor.accept_queue_empty(Instant::now());
             tokio::time::sleep(Duration::from_millis(1100)).await;
             attestor.accept_queue_empty(Instant::now());
@@ -173,7 +173,7 @@ fn missing_programs_are_attached_again() {
 fn a_recreated_pods_cgroup_is_attached_to() {
     let node = Node::new();
     drop(Agent::start(&node));
-    // As when everything of the kubelet's is removed and made again, with the node running.
+    // As if all cgroups of the kubelet are removed and made again while the node runs.
     let pods = node.pods_cgroup();
     let before = pods.id().unwrap();
     let classes = ["kubepods-burstable.slice", "kubepods-besteffort.slice"];
@@ -204,7 +204,7 @@ fn maps_of_other_versions_are_removed() {
     drop(Agent::start(&node));
     assert!(own.exists());
     assert!(!other.exists());
-    // What has not changed is shared.
+    // Maps that have not changed are shared.
     assert_eq!(fs::metadata(maps.join("TAKEN-1")).unwrap().ino(), kept);
 }
 
@@ -248,14 +248,14 @@ fn pods_are_guarded_while_maps_of_another_version_are_replaced() {
     let report = client.report();
     assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
     real.assert_no_connection();
-    // Who asks now is known by the new maps.
+    // New connections are identified by the new maps.
     let agent = Agent::start(&node);
     let client = a.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(UID));
     client.report();
 }
 
-/// Another's map would be read and written beyond its bounds.
+/// A map of another shape would be read and written beyond its bounds.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_map_of_another_shape_is_rejected() {
@@ -276,7 +276,7 @@ fn a_map_of_another_shape_is_rejected() {
             && said.contains("CONFIG-1"),
         "{said}"
     );
-    // What was guarded is guarded still.
+    // The pod is still guarded.
     let report = a.run(&["tcp", METADATA, "80"]);
     assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
 }
@@ -294,7 +294,7 @@ fn pins_of_other_programs_are_rejected_and_kept() {
         "{error}"
     );
     assert!(error.to_string().contains("attach type 11"), "{error}");
-    // What was there is there still.
+    // The existing pins are still there.
     assert!(links.join("guard").exists() && links.join("connect4").exists());
 
     let map = node.bpffs().join("kiam/maps/CONFIG-1");

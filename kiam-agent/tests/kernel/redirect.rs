@@ -1,4 +1,4 @@
-//! Connections to the metadata service come to the agent, and look to the pod as if they did not.
+//! Connections to the metadata service are redirected to the agent, which the pod does not see.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -61,7 +61,7 @@ fn the_container_credentials_address_is_redirected_where_configured() {
     let report = a.run(&["tcp", "169.254.170.2", "81", "timeout=0.2"]);
     assert_eq!(report.error.as_deref(), Some("EPERM"));
 
-    // An agent that is started without it brings it nowhere.
+    // An agent that is started without it does not redirect it.
     drop(agent);
     let agent = Agent::start(&node);
     let report = a.run(&["tcp", "169.254.170.2", "80", "timeout=0.2"]);
@@ -88,7 +88,7 @@ fn decisions_are_logged_at_the_configured_level() {
                 ..redirect(&node)
             },
         );
-        // Loaded and attached at every level, and each does its work.
+        // The programs load, attach and work at every level.
         let events = agent.programs.take_events();
         assert_eq!(events.is_some(), listens, "{log:?}");
         let report = a.run(&["tcp", METADATA, "443", "timeout=0.2"]);

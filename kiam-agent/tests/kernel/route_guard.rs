@@ -24,7 +24,7 @@ impl Service {
         Self(socket)
     }
 
-    /// Makes its neighbors resolve its address, so that no packet waits while a marker overtakes it.
+    /// Makes its neighbors resolve its address: a packet that waits could be overtaken by a marker.
     pub(crate) fn is_found(&self, node: &Node) {
         for to in [METADATA, METADATA_V6] {
             send(node.netns(), to, b"first");
@@ -78,7 +78,7 @@ pub(crate) fn attack(pod: &Pod) {
     }
 }
 
-/// Rules of both families, and what is in our table.
+/// Rules of both families, and routes in the table of the route guard.
 fn routing(node: &Node) -> String {
     let mut all = String::new();
     for command in [
@@ -89,7 +89,7 @@ fn routing(node: &Node) -> String {
     ] {
         let args = ["-n", node.netns().name()];
         let args = args.into_iter().chain(command.split(' '));
-        // A table that never was is an error.
+        // A table that does not exist is an error.
         all += &String::from_utf8(Command::new("ip").args(args).output().unwrap().stdout).unwrap();
     }
     all
@@ -111,7 +111,7 @@ fn guards(node: &Node, pod: &Pod, service: &Service, marker: &str) {
         send(node.netns(), to, b"node");
     }
     assert_eq!(service.heard(pod.netns(), marker), ["node", "node"]);
-    // The next agent finds it there.
+    // The next agent finds it in place.
     install(node);
     assert_eq!(routing(node), guarded);
 

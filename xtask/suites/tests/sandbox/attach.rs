@@ -1,5 +1,5 @@
-//! `kiam-agent attach`: a node is guarded before its agent runs, and what pods had open with the
-//! metadata service is closed.
+//! `kiam-agent attach`: a node is guarded before its agent runs, and connections of pods to the
+//! metadata service are closed.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Capabilities of the init container in the chart.
 const CAPABILITIES: [&str; 4] = ["bpf", "net_admin", "dac_read_search", "sys_admin"];
 
-/// Has a connection with the metadata service and one within its own namespace, and says what becomes
-/// of both.
+/// Holds a connection to the metadata service and one within its own namespace, and prints the end
+/// of the first and the state of the second.
 const HOLDER: &str = r#"
 import socket
 old = socket.create_connection(("169.254.169.254", 80), 5)
@@ -32,7 +32,7 @@ except OSError as error:
     far.send(b"x")
     print(f"ended: {error.errno}, and the other {near.recv(1)}", flush=True)
 "#;
-/// Asks again and again, each time on a connection of its own.
+/// Connects to the metadata service, then asks again and again.
 const BYSTANDER: &str = r#"
 import http.client, time
 service = http.client.HTTPConnection("169.254.169.254", timeout=5)
@@ -61,7 +61,7 @@ impl Unserved {
         let cluster = FileCluster::new(&programs()).unwrap();
         let node = cluster.node("node-1", NodeOptions::default()).unwrap();
         let (alice, bob) = teams(&cluster, &node);
-        // As runtimes keep them; the node's own is among them.
+        // Container runtimes keep them in this way; that of the node is among them.
         let namespaces = cluster.sandbox().folder("namespaces").unwrap();
         for netns in [alice.place().netns(), node.node().place().netns()] {
             symlink(netns.path(), namespaces.join(netns.name())).unwrap();
@@ -75,7 +75,7 @@ impl Unserved {
         }
     }
 
-    /// `kiam-agent attach`, on the node, in no pod.
+    /// Runs `kiam-agent attach` on the node, outside of pods.
     #[track_caller]
     fn attach(&self, capabilities: &[&str]) -> Finished {
         let node = self.node.node();
@@ -85,7 +85,7 @@ impl Unserved {
             .collect();
         let place = node.service("kiam-attach").unwrap();
         let mut command = place.command("sh");
-        // A process of fewer capabilities may not look into this one's files, but has what it inherits.
+        // A process of fewer capabilities may not open files of this one, but inherits descriptors.
         command
             .args(["-c", r#"exec 9<"$1" && shift && exec "$@""#, "sh"])
             .arg(node.bpffs().path())
@@ -142,7 +142,7 @@ fn connections_from_before_are_closed() {
     let unserved = Unserved::new();
     let (alice, node) = (unserved.alice.place(), unserved.node.node());
     let holder = start("an old connection", alice, HOLDER);
-    // In the pod's network namespace, and not in its cgroup: nothing of kiam's concern.
+    // In the pod's network namespace but not in its cgroup: kiam must not touch it.
     let elsewhere = node.service("elsewhere").unwrap();
     let elsewhere = alice.with_cgroup(elsewhere.cgroup().clone());
     let bystander = start("a bystander", &elsewhere, BYSTANDER);
@@ -160,7 +160,7 @@ fn connections_from_before_are_closed() {
     bystander
         .wait_for_after(bystander.mark(), "an answer", LIMIT, answered)
         .unwrap();
-    // Without an agent pods are refused.
+    // Without an agent, pods are refused.
     let refused = try_ask(alice, "").answer();
     assert!(refused.is_err(), "with no agent there was {refused:?}");
     assert_printed(
@@ -185,7 +185,7 @@ fn programs_of_a_running_agent_stay_in_place() {
     let _server = unserved.cluster.start_server(&[]).unwrap();
     let _agent = unserved.cluster.start_agent(&unserved.node, &[]).unwrap();
     let alice = unserved.alice.place();
-    // To the kernel this one's far end is the agent.
+    // For the kernel, the peer of this connection is the agent.
     let kept = start("a pod's connection", alice, BYSTANDER);
     assert_printed(
         &unserved.attach(&CAPABILITIES),
@@ -203,7 +203,7 @@ fn programs_of_a_running_agent_stay_in_place() {
 fn the_capabilities_of_the_chart_suffice_and_a_missing_one_is_named() {
     let unserved = Unserved::new();
     let holder = start("an old connection", unserved.alice.place(), HOLDER);
-    // Not BPF, which is in SYS_ADMIN.
+    // SYS_ADMIN includes BPF.
     for (missing, named) in [
         ("net_admin", "NET_ADMIN"),
         ("dac_read_search", "DAC_READ_SEARCH"),
@@ -233,7 +233,7 @@ fn the_capabilities_of_the_chart_suffice_and_a_missing_one_is_named() {
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn files_that_are_not_namespaces_are_skipped() {
     let unserved = Unserved::new();
-    // As runtimes leave behind; whatever order the folder is read in.
+    // Container runtimes leave such files; the folder is read in any order.
     for name in ["a-left-behind", "z-left-behind"] {
         std::fs::write(unserved.namespaces.join(name), "").unwrap();
     }

@@ -1,4 +1,4 @@
-//! Attacks on a node whose agent runs, and on one whose agent was killed. `cargo xtask attack` makes
+//! Attacks on a node whose agent runs, and on one whose agent was killed. `cargo xtask attack` runs
 //! them in every state of the agent.
 
 use suites::attack::{Phase, play};

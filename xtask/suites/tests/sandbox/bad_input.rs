@@ -1,5 +1,5 @@
-//! Bad input, one at a time: a clear message that names the thing at fault, nothing crashes, and
-//! nothing else is affected. Here: what the cluster's objects say, and what STS answers.
+//! Bad input, one at a time: a message names the object at fault, nothing crashes, and
+//! nothing else is affected. The input is the cluster's objects, and answers of STS.
 
 use anyhow::ensure;
 use serde_json::json;
@@ -39,7 +39,7 @@ fn malformed_roles_are_named() {
             answer.body
         );
     }
-    // An empty one names no role.
+    // An empty annotation names no role.
     let empty = fixture.pod(("team-b", "empty"), Some(""));
     eventually(|| {
         let answer = ask(empty.place(), "");
@@ -87,7 +87,7 @@ fn broken_yaml_is_named_and_changes_nothing() {
         assert_logs(fixture.server.program(), mark, &["ERROR", &named]);
         fixture.assert_teams_are_served();
     }
-    // Other files are still read, and so is this one when it is mended.
+    // Other files are still read, and so is this one when it is repaired.
     let carol = fixture.pod(("team-b", "carol"), Some("c-reader"));
     eventually(|| fixture.role_session(carol.place()));
     objects

@@ -1,4 +1,4 @@
-//! Bad peers: certificates that are missing, wrong or another's, and a server that is away. The
+//! Bad peers: certificates that are missing, wrong or of another peer, and an absent server. The
 //! message names the file or the address, nothing crashes, and other nodes are unaffected.
 
 use std::time::Duration;
@@ -139,7 +139,7 @@ fn an_agent_of_another_authority_is_refused() {
             "node-2",
         )
         .unwrap();
-    // It trusts the server's authority, and the server does not trust its.
+    // It trusts the authority of the server, but the server does not trust its authority.
     let tls = PemFiles {
         ca: node.tls().ca.clone(),
         ..files
@@ -157,7 +157,7 @@ fn an_agent_of_another_authority_is_refused() {
 fn an_agent_with_the_certificate_of_another_node_is_refused() {
     let fixture = Fixture::start();
     let (node, pod) = beside(&fixture, "node-2");
-    // The certificate is good, and node-1's.
+    // The certificate is valid, but for node-1.
     let mark = fixture.server.program().mark();
     let agent = launch_agent(&fixture.cluster, &node, fixture.node.tls());
     assert_logs(agent.program(), 0, &["node-2"]);

@@ -10,7 +10,7 @@ use testbed::fixture::{Fixture, ask, programs, try_ask};
 use testbed::kiam::{METADATA_PORT, SERVER_PORT};
 use testbed::sandbox::{CONTROL_IP, Finished, Program, run};
 
-/// Runs a command of the agent's on the node, outside of all pods.
+/// Runs a command of `kiam-agent` on the node, outside of pods.
 #[track_caller]
 fn command(node: &FileClusterNode, words: &[String]) -> Finished {
     let place = node.node().service("kiam-command").unwrap();
@@ -60,7 +60,7 @@ fn finding(report: &Value, check: &str) -> (String, String) {
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn doctor_passes_on_a_served_node() {
     let fixture = Fixture::start();
-    // Something runs in a pod, whose network the agent is tried from.
+    // doctor connects to the agent from the network of a pod in which a process runs.
     let mut sleeper = fixture.alice.place().command("sleep");
     sleeper.arg("60");
     let _sleeper = Program::start("a pod's process", sleeper).unwrap();
@@ -93,7 +93,7 @@ fn doctor_passes_on_a_served_node() {
     }
     let (_, found) = finding(&report, "BPF file system");
     assert!(found.contains("5 attached programs of kiam"), "{found}");
-    // The node's own service answers without a token here.
+    // The metadata service of this node answers without a token.
     let (state, found) = finding(&report, "metadata service");
     assert!(
         state == "warn" && found.contains("without a token"),
@@ -131,9 +131,9 @@ fn doctor_names_what_is_wrong() {
     }
 }
 
-/// A command of `kubectl exec` runs in the process namespace of a container whose process 1 is an agent.
-/// Here a shell with the agent's command line stands for it: the sandbox's BPF file system is
-/// found by a path that another process namespace has not.
+/// `kubectl exec` runs a command in the process namespace of a container whose process 1 is an agent.
+/// Here a shell with the agent's command line stands for the agent: the sandbox's BPF file system is
+/// found by a path that does not exist in another process namespace.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn doctor_in_the_container_of_an_agent_uses_its_settings() {
@@ -169,7 +169,7 @@ fn doctor_in_the_container_of_an_agent_uses_its_settings() {
     assert!(found.contains("/nowhere"), "{found}");
 }
 
-/// While an agent takes over, a link of kiam's has another name than its program.
+/// While an agent takes over, the name of a link differs from that of its program.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn doctor_does_not_report_a_staged_link_as_foreign() {
@@ -179,7 +179,7 @@ fn doctor_does_not_report_a_staged_link_as_foreign() {
     let (_, report) = doctor(&fixture.node, &flags(&fixture.node));
     let (state, found) = finding(&report, "foreign programs");
     assert!(state == "ok", "{state}: {found}");
-    // Without the pins nobody can tell.
+    // Without the pins, foreign programs cannot be told apart.
     let good = flags(&fixture.node);
     let flags: Vec<_> = good
         .into_iter()

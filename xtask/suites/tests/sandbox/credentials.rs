@@ -1,4 +1,4 @@
-//! The main road: a pod gets its own role's credentials, and nothing else; who is no pod gets
+//! A pod gets the credentials of its own role, and nothing else; a process outside of pods gets
 //! nothing.
 
 use anyhow::{Context as _, ensure};
@@ -46,7 +46,7 @@ fn roles_of_others_are_denied() {
         let parts = ["iam.amazonaws.com/role", "team-a/alice"];
         assert_denied(fixture.alice.place(), role, 403, &parts);
     }
-    // The same role by its full name is its own.
+    // The ARN of its own role is accepted.
     let answer = ask(
         fixture.alice.place(),
         "arn:aws:iam::123456789012:role/a-reader",
@@ -67,7 +67,7 @@ fn a_role_that_the_namespace_does_not_permit_is_denied() {
     let pods = [
         ("closed", "closed", "a-reader"),
         ("team-a", "wrong-team", "b-writer"),
-        // The expression is for the whole ARN: what only begins like it is not permitted.
+        // The expression must match the whole ARN, not only a part of it.
         ("team-a", "longer", "x/a-reader"),
     ];
     for (namespace, name, role) in pods {
@@ -105,14 +105,14 @@ fn a_pod_without_a_role_gets_not_found() {
 fn a_process_outside_of_pods_gets_no_credentials() {
     let fixture = Fixture::start();
     let node = fixture.node.node();
-    // Below the pods' cgroup, and in no pod's: redirected, and refused.
+    // Below the cgroup of pods, but in no pod: redirected, and denied.
     let stray = fixture.alice.place();
     let stray = stray.with_cgroup(node.kubepods().child("stray.scope").unwrap());
     assert_denied(&stray, "", 403, &["outside of any pod"]);
-    // A pod that the cluster does not know is not told anything either.
+    // A pod that is not in the cluster gets no credentials either.
     let unknown = node.pod(PodOptions::default()).unwrap();
     assert_denied(unknown.place(), "a-reader", 503, &["is not yet known"]);
-    // Straight to the agent's port, from a process of the node's.
+    // Directly to the agent's port, from a process of the node.
     let agent = format!(
         "http://{}:{METADATA_PORT}/latest/meta-data/iam/security-credentials/",
         node.ip()
@@ -122,7 +122,7 @@ fn a_process_outside_of_pods_gets_no_credentials() {
         answer.status == 503 && answer.body.contains("no pod"),
         "{answer:?}"
     );
-    // From the network, where no program of the node's kernel saw who it was.
+    // From the network, where no kernel program of the node attests the caller.
     let control = fixture.cluster.sandbox().control();
     let answer = get(control, &agent);
     assert!(
@@ -136,7 +136,7 @@ fn a_process_outside_of_pods_gets_no_credentials() {
         "{answer:?}"
     );
     fixture.assert_teams_are_served();
-    // The node's own processes keep the node's own service.
+    // Processes of the node still reach the metadata service.
     let answer = try_get(
         node.place(),
         &format!("{METADATA_SERVICE}/latest/meta-data/instance-id"),
@@ -211,10 +211,10 @@ fn credentials_follow_changes_of_pods_and_namespaces() {
     objects.put_namespace("team-a", Some(TEAM_A)).unwrap();
     eventually(|| fixture.role_session(alice));
     objects.remove_pod(("team-a", "alice")).unwrap();
-    assert_denied_eventually(alice, "a-admin", 403, &["team-a/alice has gone"]);
+    assert_denied_eventually(alice, "a-admin", 403, &["team-a/alice was deleted"]);
     assert!(!objects.path(&pod_file(("team-a", "alice"))).exists());
 
-    // A pod that asks before the server knows it waits, and is answered.
+    // A request of a pod that the server does not know yet waits, and is answered.
     let (again, _) = teams(&fixture.cluster, &fixture.node);
     let arn = fixture.role_session(again.place()).unwrap();
     assert!(arn.contains(":assumed-role/a-reader/"), "{arn}");

@@ -1,4 +1,4 @@
-//! `--guard`: the agent puts the route guard there, `kiam-agent cleanup` removes it.
+//! `--guard`: the agent installs the route guard, `kiam-agent cleanup` removes it.
 
 use std::process::Command;
 use std::time::Duration;

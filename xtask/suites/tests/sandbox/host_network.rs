@@ -35,7 +35,7 @@ fn deny_gives_host_network_pods_their_own_role_or_nothing() {
     assert_gets("deny", [OwnRole, Nothing, NodeRole]);
 }
 
-/// A pod with a role, one with none, and one with a role that is exempt.
+/// Asserts the answers to a pod with a role, one without, and an exempt one with a role.
 #[track_caller]
 fn assert_gets(mode: &str, expected: [Gets; 3]) {
     let cluster = FileCluster::new(&programs()).unwrap();
@@ -57,7 +57,7 @@ fn assert_gets(mode: &str, expected: [Gets; 3]) {
         ("without", None, Qos::BestEffort),
         ("aws-node-x7z2p", Some(OWN), Qos::Guaranteed),
     ];
-    // They come with the agent at work: cgroup first, as the kubelet does, or the server's word.
+    // They start while the agent runs. As with a kubelet, the cgroup exists before the pod is known.
     for ((name, role, qos), expected) in pods.into_iter().zip(expected) {
         let pod = node
             .node()
@@ -82,7 +82,7 @@ fn assert_gets(mode: &str, expected: [Gets; 3]) {
         };
         eventually(|| check().with_context(|| format!("{mode}: {name} must get {expected:?}")));
     }
-    // The node's own daemons are in no pod.
+    // Daemons of the node are in no pod.
     let body = ask(node.node().place(), "").body;
     assert!(body.trim() == NODE_ROLE, "a daemon gets {body}");
     drop((agent, server));

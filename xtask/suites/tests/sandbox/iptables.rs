@@ -56,7 +56,7 @@ fn a_request_waits_for_the_address_of_its_pod() {
         (answer.status, answer.body.as_str()) == (200, "c-writer"),
         "{answer:?}"
     );
-    // A pod that is gone has no address any more.
+    // The address of a deleted pod is forgotten.
     fixture
         .cluster
         .objects()
@@ -81,7 +81,7 @@ fn a_pod_with_the_address_of_another_gets_no_answer() {
         ip(bob, &route.split(' ').collect::<Vec<_>>())
     };
     from(&alice.to_string());
-    // The answers go to whom the address is.
+    // The answers go to the pod that has the address.
     match try_ask(fixture.bob.place(), "") {
         Outcome::Failure(_) => {}
         Outcome::Answer(answer) => panic!("{answer:?}"),
@@ -131,7 +131,7 @@ fn without_an_agent_pods_are_refused_unless_the_rules_are_to_be_removed() {
     assert!(node.imds().traffic().bytes() == 0, "nothing leaks");
     let ended = agent.stop().unwrap();
     assert!(ended.status.success(), "{}", ended.stderr);
-    // What the flag says: back to the node's own service, by which the test sees that it could.
+    // As the flag says, pods reach the metadata service of the node. This shows that the test can fail.
     let answer = ask(alice.place(), "");
     assert!(answer.body == NODE_ROLE, "{answer:?}");
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask load`, with a cluster that is small: all pods are served, each by its own node's
-//! stream alone, with one STS call for each identity.
+//! `cargo xtask load` with a small cluster: all pods are served, each by the stream of its own node
+//! only, with one STS call for each identity.
 
 use bench::load::{Args, measure};
 use testbed::fixture::programs;

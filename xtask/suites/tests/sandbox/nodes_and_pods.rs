@@ -62,7 +62,7 @@ fn pods_reach_their_node_the_control_plane_and_other_nodes() {
             answer.body
         );
     }
-    // No redirection is there yet: the node's own metadata service would be reached.
+    // Nothing is redirected yet: a pod reaches the metadata service of its node.
     for listener in first.listen_at_metadata_service().unwrap() {
         let address = listener.local_addr().unwrap();
         echo(listener);
@@ -129,7 +129,7 @@ fn a_program_runs_in_the_namespace_and_cgroup_of_its_pod() {
     }
 }
 
-/// The cgroup2 mount that a cgroup of a sandbox is in: above `kiam-test-…`.
+/// The cgroup2 mount of a sandbox's cgroup: the parent of `kiam-test-…`.
 #[track_caller]
 fn mount_of(cgroup: &Path) -> &Path {
     let top = cgroup.ancestors().find(|path| {
@@ -225,7 +225,7 @@ fn remains(pid: u32, sandbox: &Path) -> Vec<String> {
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn a_dropped_sandbox_leaves_nothing_behind() {
-    // In a process of its own: others of this one have theirs.
+    // In another process, because other tests of this one have sandboxes, too.
     let (pid, cgroup, scratch, owner) = owned_by_another(&["--exit"]);
     let ended = owner.finish(LIMIT).unwrap();
     assert!(ended.status.success(), "{ended:?}");
@@ -259,7 +259,8 @@ fn the_sandbox_of_a_killed_process_is_removed() {
     });
 }
 
-/// A process that owns a sandbox with a pod and a program in it.
+/// Starts a process that owns a sandbox with a pod. Returns its id, the sandbox's cgroup and scratch
+/// folder, and the process.
 #[track_caller]
 fn owned_by_another(exit: &[&str]) -> (u32, String, String, Program) {
     let mut command = Command::new(testbed::kiam::xtask().unwrap());

@@ -1,5 +1,5 @@
-//! A pod asks all the time, while the node's agent is upgraded and killed. `cargo xtask restarts` is
-//! the longer run of the same.
+//! A pod sends requests while the node's agent is upgraded and killed. `cargo xtask restarts` is a
+//! longer run of the same.
 
 use suites::restarts::{Args, play};
 use testbed::fixture::programs;

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Requests that an SDK may send before it reports a denial.
 const MOST_DENIALS: u64 = 10;
 
-/// Assumes a role, signs with what it got and with what it did not; and is told why not.
+/// Assumes a role, signs with the issued keys and with wrong ones, and prints the errors.
 const SCRIPT: &str = r#"
 import boto3, botocore.config, os, sys
 from botocore.exceptions import ClientError
@@ -133,13 +133,13 @@ fn every_sdk_gets_the_role_of_the_pod_where_imdsv2_is_required() {
         assert!(ended.status.success(), "{name}: {}", ended.stderr);
         assert!(ended.stdout.contains(":assumed-role/a-reader/"), "{name}");
     }
-    // None of them asked without.
+    // No request came without a token.
     let metrics = fixture.agent_metrics();
     let v1 = "kiam_metadata_imds_v1_requests_total{";
     assert!(!metrics.contains(v1), "{metrics}");
 }
 
-/// By what containers' SDKs are told, over the address that is redirected for them.
+/// With the environment of a container credentials provider, whose address is redirected.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn every_sdk_gets_the_role_of_the_pod_from_the_container_endpoint() {

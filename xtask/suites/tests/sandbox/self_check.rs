@@ -1,5 +1,5 @@
-//! The connection that an agent makes itself before it says that it is ready. Here it runs as it does in a
-//! cluster: as a process of a `hostNetwork` pod of its own.
+//! The connection that an agent makes to itself before it is ready. The agent runs as it does in a
+//! cluster: as a process of its own `hostNetwork` pod.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn own_pod(node: &FileClusterNode, qos: Qos) -> Pod {
     node.node().pod(options).unwrap()
 }
 
-/// An agent in a pod, which is told the UID of one.
+/// Starts an agent in a pod, with the UID of a pod as `--pod-uid`.
 #[track_caller]
 fn launch(node: &FileClusterNode, pod: &Pod, uid: &str, flags: &[&str]) -> Agent {
     let uid = format!("--pod-uid={uid}");
@@ -61,7 +61,7 @@ fn an_agent_is_ready_once_its_own_connection_has_arrived() {
         assert!(said.contains(CAME), "{mode}: {said}");
         assert!(ask(alice.place(), "").body == "a-reader", "{mode}");
         assert!(node.imds().traffic().bytes() == 0, "{mode}");
-        // It was another pod's for that moment only: from now on it is the agent's again.
+        // The agent's pod was redirected for that moment only.
         let own = ask(own.place(), "").body;
         assert!(own == testbed::doubles::imds::NODE_ROLE, "{mode}: {own}");
         drop((agent, server));
@@ -92,8 +92,8 @@ fn an_agent_takes_over_once_its_own_connection_has_arrived() {
     drop((second, server));
 }
 
-/// Stands for another program that sends the agent's connections elsewhere: the one that is passed as the
-/// agent's pod is another.
+/// The UID of another pod as `--pod-uid` stands for a program that sends the agent's connections
+/// elsewhere.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn an_agent_whose_own_connection_goes_elsewhere_exits() {

@@ -1,4 +1,4 @@
-//! The metadata service as a whole, from inside of pods.
+//! The metadata service as a whole, as pods see it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn allowed_routes_are_fetched_by_the_agent_and_no_others() {
     assert!(answer.status == 200, "{answer:?}");
     assert!(answer.body == "i-0123456789abcdef0", "{answer:?}");
     let seen = fixture.node.imds().traffic();
-    // One for a session, and one for the path.
+    // One connection for a session, and one for the path.
     assert!(
         seen.connections() == 2,
         "{} connections",
@@ -67,7 +67,7 @@ fn allowed_routes_are_fetched_by_the_agent_and_no_others() {
 fn the_kernel_log_names_refused_connections_only() {
     let fixture = Fixture::start_with(&["--kernel-log=refused"]);
     let elsewhere = format!("{METADATA_SERVICE}:81/");
-    // Refused by the kernel, so that there is no answer to look at.
+    // The kernel refuses it, so that there is no answer.
     drop(try_get(fixture.alice.place(), &elsewhere));
     drop(try_ask(fixture.alice.place(), ""));
     eventually(|| {
@@ -110,7 +110,7 @@ fn the_status_command_lists_served_pods_and_why_others_are_not() {
         ] {
             ensure!(said.stdout.contains(part), "no {part:?} in {}", said.stdout);
         }
-        // One pod gets nothing.
+        // One pod is not served.
         ensure!(said.status.code() == Some(1), "{:?}", said.status);
         Ok(())
     });
@@ -177,7 +177,7 @@ fn a_browser_shows_the_status_page_and_runs_no_injected_script() {
     assert!(shown.status.success(), "{}", shown.stderr);
     let shown = shown.stdout;
     assert!(shown.contains("<title>kiam-agent</title>"), "{shown}");
-    // As text, in cells; nothing of it is an element.
+    // It is shown as text, and no part of it is an element.
     assert!(shown.contains("<td>team-a/eve</td>"), "{shown}");
     assert!(
         shown.contains("&lt;script&gt;") && !shown.contains("<script"),
@@ -199,7 +199,7 @@ fn a_browser_shows_the_status_page_and_runs_no_injected_script() {
     }
 }
 
-/// Opens as many connections as it is told, asks nothing on them, and says how many were closed.
+/// Opens a number of connections, sends nothing on them, and prints how many were closed.
 const HOG: &str = r#"
 import resource, select, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
@@ -232,7 +232,7 @@ fn a_thousand_silent_connections_of_one_pod_are_replaced_and_affect_no_other_pod
     let mut hog: Command = fixture.alice.place().command(AWS.program("python"));
     hog.args(["-c", HOG, "1024", "300"]);
     let hog = Program::start("the hog", hog).unwrap();
-    // Those that ask nothing make room for those that come.
+    // Silent connections are closed for new ones.
     hog.wait_for("that some were closed", LIMIT, |line| {
         line.starts_with("closed").then_some(())
     })
@@ -248,7 +248,7 @@ fn a_thousand_silent_connections_of_one_pod_are_replaced_and_affect_no_other_pod
         .parse()
         .unwrap();
     assert!(refused >= 300.0, "{refused} connections were refused");
-    // Each with the pod's name, and not each with a line of its own.
+    // The log names the pod, and not each connection.
     assert_logs(
         fixture.agent.program(),
         0,
@@ -258,7 +258,7 @@ fn a_thousand_silent_connections_of_one_pod_are_replaced_and_affect_no_other_pod
     fixture.assert_teams_are_served();
 }
 
-/// Asks for the other pod, again and again, each time on a connection of its own.
+/// Asserts that all requests of the other pod are answered, each on its own connection.
 #[track_caller]
 fn all_are_answered(fixture: &Fixture) {
     let mut command = fixture
