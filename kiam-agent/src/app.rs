@@ -1,8 +1,8 @@
-//! Puts the agent together, in the order in which it starts.
+//! Assembly of the agent, in the order in which its parts start.
 
 mod redirect;
+mod task;
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
-use futures::future::BoxFuture;
 use kiam_common::admin::Admin;
 use kiam_common::readiness::{Awaited, Readiness};
 use kiam_common::tasks::{TaskError, Tasks};
@@ -19,48 +18,50 @@ use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide};
 use prometheus::core::Collector;
 use tokio_util::sync::CancellationToken;
 
-pub use redirect::RedirectError;
-pub(crate) use redirect::{Alone, alone};
+pub(crate) use redirect::RedirectError;
+pub(crate) use redirect::{PreAttached, pre_attach};
+pub use task::BackgroundTask;
 
 use crate::args::{Args, Redirect};
 use crate::caller::Identify;
+use crate::kernel::Programs;
 use crate::metadata::{self, Listening, MetadataMetrics, Sources, V1Users};
 use crate::self_check::SelfCheck;
 use crate::status::{Setting, Status};
-use crate::stream::{self, Client, Pace, StreamMetrics, TlsDial};
+use crate::stream::{self, Client, StreamMetrics, Timeouts, TlsDial};
 use crate::token_key::TokenKey;
-use crate::view::{Projection, View};
+use crate::view::Projection;
 
-/// What is awaited last.
+/// The last condition of readiness.
 const SELF_CHECK: &str = "the agent's own connection to the metadata service";
 
-/// Why the agent did not start.
+/// Reason why the agent did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The TLS files cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The port for pods cannot be had.
+    /// The port for pods cannot be bound.
     #[error(
-        "cannot listen for pods on {address}: {source}; --host must be an address of this node, and --port free"
+        "cannot listen for pods on {address}: {source}; set --host to an address of this node, and --port to a free port"
     )]
     Listen {
         /// `--host` and `--port`.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The operator's port cannot be had.
-    #[error("cannot listen on {address} (--prometheus-listen-addr): {source}")]
+    /// The admin port cannot be bound.
+    #[error("cannot listen on {address}: {source}; check --prometheus-listen-addr")]
     Admin {
         /// `--prometheus-listen-addr`.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// Pods' connections cannot be brought here.
-    #[error("cannot redirect the pods' connections to the metadata service: {0}")]
+    /// Pods' connections cannot be redirected.
+    #[error("cannot redirect pods' connections to the metadata service: {0}")]
     Redirect(#[from] RedirectError),
     /// A metric was registered twice.
     #[error("cannot register the agent's metrics: {0}")]
@@ -68,8 +69,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether other flags or files would help.
-    #[must_use]
+    /// Returns whether other flags or files would avoid the error.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Tls(_) => true,
@@ -82,44 +82,42 @@ impl StartError {
     }
 }
 
-/// How pods' connections come here, once that is arranged.
+/// The redirection of pods' connections, in effect.
 pub struct Redirected {
-    /// Tells which pod is calling.
+    /// Identification of the calling pods.
     pub identify: Arc<dyn Identify>,
-    /// What is to be checked before the agent is ready.
+    /// The check to pass before the agent is ready.
     pub check: Option<SelfCheck>,
-    /// What tokens are made with, by this agent and the next.
+    /// The key of tokens, shared with the next agent.
     pub token_key: TokenKey,
     /// Whether pods can no longer reach the real metadata service.
     pub guarded: bool,
-    /// What is to be done for that while the agent runs, until it is told to stop.
-    pub upkeep: Upkeep,
-    /// What that counts.
+    /// The tasks that keep it in effect.
+    pub tasks: Vec<BackgroundTask>,
+    /// The metrics of these.
     pub metrics: Vec<Box<dyn Collector>>,
-    /// What must live as long as the agent does.
-    pub keep: Box<dyn Any + Send>,
+    /// The kernel programs, which are open as long as the agent runs.
+    pub programs: Option<Arc<Programs>>,
 }
-
-/// Work that goes on until the token is cancelled.
-pub type Upkeep = Box<dyn FnOnce(View, CancellationToken) -> BoxFuture<'static, ()> + Send>;
 
 impl fmt::Debug for Redirected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redirected")
             .field("guarded", &self.guarded)
+            .field("tasks", &self.tasks)
             .finish_non_exhaustive()
     }
 }
 
-/// An agent that runs, and where.
+/// A running agent with its ports bound.
 pub struct Bound {
-    /// Where pods' connections are brought.
+    /// Address that pods' connections are redirected to.
     pub metadata: SocketAddr,
-    /// The operator's port, if there is one.
+    /// The admin port, if there is one.
     pub admin: Option<SocketAddr>,
     tasks: Tasks,
     grace: Duration,
-    keep: Box<dyn Any + Send>,
+    programs: Option<Arc<Programs>>,
 }
 
 impl fmt::Debug for Bound {
@@ -131,14 +129,10 @@ impl fmt::Debug for Bound {
     }
 }
 
-/// Starts the agent that the flags describe.
-///
-/// # Errors
-/// When something that it cannot be without is not there. A server that cannot be reached is not
-/// among these.
+/// Starts the agent. A server that cannot be reached does not prevent this.
 pub async fn build(args: &Args) -> Result<Bound, StartError> {
     build_with(args, async |address| {
-        redirect::fits(args)?;
+        redirect::check_guard(args)?;
         let redirected = match args.redirect {
             Redirect::Ebpf => redirect::ebpf(args, address)?,
             Redirect::Iptables => redirect::iptables(args, address).await?,
@@ -149,11 +143,7 @@ pub async fn build(args: &Args) -> Result<Bound, StartError> {
     .await
 }
 
-/// Starts the agent with another way of bringing connections here, which is arranged once there
-/// is a port to bring them to.
-///
-/// # Errors
-/// As [`build`].
+/// Starts the agent with another redirection, which is set up once the port for pods is bound.
 pub async fn build_with(
     args: &Args,
     redirect: impl AsyncFnOnce(SocketAddr) -> Result<Redirected, StartError>,
@@ -168,7 +158,7 @@ pub async fn build_with(
         TlsMetrics::new(TlsSide::Client, &registry)?,
     )?;
 
-    // Pods that are redirected find somebody listening.
+    // Before the redirection, so that redirected pods find a listener.
     let address = args.listen();
     let failed = |source| StartError::Listen { address, source };
     let listening = Listening::bind(address).map_err(failed)?;
@@ -188,16 +178,18 @@ pub async fn build_with(
         token_key,
         check,
         guarded,
-        upkeep,
+        tasks: redirect_tasks,
         metrics,
-        keep,
+        programs,
     } = redirect(address).await?;
     for metrics in metrics {
         registry.register(metrics)?;
     }
     let (projection, view) = Projection::new();
-    tasks.spawn("redirection", upkeep(view.clone(), stop.clone()));
-    let snapshot = readiness.awaits("the first word of a server on the node's pods");
+    for task in redirect_tasks {
+        task.spawn(&mut tasks, view.clone());
+    }
+    let snapshot = readiness.awaits("the first snapshot of the node's pods from a server");
     if let Some(check) = check {
         let checked = readiness.awaits(SELF_CHECK);
         let work = self_check(check, checked, readiness.clone(), stop.clone());
@@ -210,7 +202,7 @@ pub async fn build_with(
             server: args.server.server_address.to_string(),
             token_file: args.server.token_file.clone(),
             guarded,
-            pace: Pace::default(),
+            timeouts: Timeouts::default(),
         },
         Box::new(args.server.server_address.clone()),
         Box::new(TlsDial {
@@ -225,13 +217,13 @@ pub async fn build_with(
     let status = Status {
         setting: setting(args),
         view: view.clone(),
-        standing: client.standing(),
+        connection: client.connection(),
         v1_users: v1_users.clone(),
         remote: args.remote_status,
     };
     let admin = admin.map(|(address, admin)| {
         let pages = vec![status.page()];
-        tasks.spawn("operator's port", admin.run(pages, stop.clone()));
+        tasks.spawn("admin port", admin.run(pages, stop.clone()));
         address
     });
 
@@ -248,7 +240,7 @@ pub async fn build_with(
         clock: Arc::new(SystemTime::now),
         identify,
         token_key,
-        standing: client.standing(),
+        connection: client.connection(),
         v1_users,
         metrics: MetadataMetrics::new(&registry)?,
         view,
@@ -260,7 +252,7 @@ pub async fn build_with(
         service.run(async move { ready.all_but(SELF_CHECK).await }, stop.clone()),
     );
 
-    tasks.spawn("certificates", tls.follow(stop.clone()));
+    tasks.spawn("certificates", tls.run(stop.clone()));
     tasks.spawn("node stream", client.run(stop));
 
     tracing::info!(
@@ -268,7 +260,7 @@ pub async fn build_with(
         metadata = %address,
         operator = admin.map(|address| address.to_string()),
         server = %args.server.server_address,
-        "kiam-agent {} serves this node's pods",
+        "kiam-agent {} serves the pods of this node",
         env!("CARGO_PKG_VERSION"),
     );
     Ok(Bound {
@@ -276,12 +268,12 @@ pub async fn build_with(
         admin,
         tasks,
         grace,
-        keep,
+        programs,
     })
 }
 
-/// Makes the check once all else is ready: only then do connections come here, and not to an earlier
-/// agent. What it finds wrong ends the agent, and an earlier one goes on.
+/// Runs the self-check once all other conditions of readiness hold: only then do connections reach
+/// this agent, and not an earlier one. A failure ends the agent, and an earlier agent continues.
 async fn self_check(
     check: SelfCheck,
     checked: Awaited,
@@ -298,18 +290,18 @@ async fn self_check(
     };
     match made {
         Ok(()) => {
-            tracing::info!("a connection of the agent's own came here, as its pod's");
+            tracing::info!("self-check: the agent's own connection reached the agent");
             checked.done();
             stop.cancelled().await;
         }
         Err(error) => {
-            tracing::error!("pods would not be served: {error}");
+            tracing::error!("self-check: pods would not be served: {error}");
             checked.never();
         }
     }
 }
 
-/// What does not change, as the flags have it.
+/// Returns the settings to show in the status.
 fn setting(args: &Args) -> Setting {
     fn name(value: &impl ValueEnum) -> String {
         let value = value.to_possible_value();
@@ -330,21 +322,19 @@ fn setting(args: &Args) -> Setting {
 }
 
 impl Bound {
-    /// Runs until `stop`, then answers what is in flight and ends.
-    ///
-    /// # Errors
-    /// When a part of the agent ended before its time, or not in time.
+    /// Runs until `stop`, then finishes the requests in progress. Fails if a task ends before, or
+    /// does not stop in time.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), TaskError> {
         let failed = tokio::select! {
             () = stop => None,
             error = self.tasks.failed() => Some(error),
         };
         match &failed {
-            None => tracing::info!("stopping: answering what is in flight"),
+            None => tracing::info!("stopping: finishing the requests in progress"),
             Some(error) => tracing::error!("stopping: {error}"),
         }
         let stopped = self.tasks.shut_down(self.grace).await;
-        drop(self.keep);
+        drop(self.programs);
         failed.map_or(stopped, Err)
     }
 }

@@ -1,4 +1,4 @@
-//! The agent's flags: read, checked, and named as kiam named them where kiam had them.
+//! Command line of the agent. Flags that kiam had keep their names.
 
 mod command;
 mod guard;
@@ -14,101 +14,85 @@ use kiam_common::duration;
 use kiam_common::flags::{TelemetryFlags, TlsFlags};
 use kiam_common::server_address::ServerAddress;
 
-pub use command::{AttachArgs, CleanupArgs, Command, DoctorArgs, HealthArgs, StatusArgs};
-pub use guard::{Guard, GuardError};
-pub use iptables::IptablesFlags;
-pub use metadata::MetadataFlags;
+pub use command::Command;
+pub(crate) use command::{AttachArgs, CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
+pub(crate) use guard::Guard;
+pub(crate) use iptables::IptablesFlags;
+pub(crate) use metadata::MetadataFlags;
 #[cfg(test)]
 pub(crate) use metadata::allowed_routes;
 pub use running::{RunningAgent, complete};
 
 use crate::kernel::{self, Exemption, HostNetwork, KernelLog};
 
-/// The longest name of a Kubernetes node, in bytes (a DNS subdomain).
+/// Maximum length of a node name, in bytes (a DNS subdomain).
 const MAX_NODE_NAME_BYTES: usize = 253;
-/// The longest `--pod-wait`: a request that is held longer outlives every SDK's patience.
+/// Maximum of `--pod-wait`: no SDK waits longer for an answer.
 const MAX_POD_WAIT: Duration = Duration::from_secs(10);
 
-/// The agent's command line.
-pub type Cli = kiam_common::cli::Cli<Args, Command>;
+#[cfg(test)]
+pub(crate) type Cli = kiam_common::cli::Cli<Args, Command>;
 
-/// kiam's agent: answers the pods of one node in the metadata service's place, with the
-/// credentials of their own roles. Without a command it runs
+/// Serves the pods of one node in place of the metadata service, each with the credentials of its
+/// role
+///
+/// Runs the agent if no command is given.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "kiam-agent", version = kiam_common::cli::version(), max_term_width = 100)]
 pub struct Args {
-    /// The name of the Kubernetes node that the agent runs on
+    /// Name of the Kubernetes node
     #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = node_name)]
-    pub node_name: String,
+    pub(crate) node_name: String,
 
-    /// An address of the node; pods' connections to the metadata service are brought here
+    /// IPv4 address of the node that pods can reach
+    ///
+    /// Pods' connections to the metadata service are redirected to this address and --port. With
+    /// --redirect=iptables it may be an IPv6 address.
     #[arg(long, env = "HOST_IP", value_name = "IP")]
     pub host: IpAddr,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub node: NodeFlags,
+    pub(crate) node: NodeFlags,
 
-    /// How pods' connections to the metadata service are brought here
-    #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "HOW")]
+    /// How to redirect pods' connections to the metadata service
+    #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "MODE")]
     pub redirect: Redirect,
 
-    /// What keeps pods from the metadata service by other ways than the redirected one: egress, a
-    /// kernel program on what their sockets send; route, rules on what the node forwards; both, as
-    /// in egress,route; or off. All that --redirect can, if not given
+    /// Guards on other paths to the metadata service: egress, route, both (egress,route), or off
+    ///
+    /// egress: a kernel program drops what pods' sockets send to the metadata service. route:
+    /// routing rules reject what the node forwards there. Default: all that --redirect supports.
     #[arg(long, value_name = "GUARDS")]
-    pub guard: Option<Guard>,
+    pub(crate) guard: Option<Guard>,
 
-    /// Which decisions of the kernel programs are logged, one by one; what a pod can have refused
-    /// it can have logged as often
-    #[arg(long, value_enum, default_value_t = KernelLog::Off, value_name = "WHICH")]
-    pub kernel_log: KernelLog,
+    /// Decisions of the kernel programs to log, one by one
+    ///
+    /// A pod can fill the log: each connection or packet of its own that is refused is a line.
+    #[arg(long, value_enum, default_value_t = KernelLog::Off, value_name = "DECISIONS")]
+    pub(crate) kernel_log: KernelLog,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub host_network: HostNetworkFlags,
+    pub(crate) host_network: HostNetworkFlags,
 
-    /// How long a request waits for a pod or its credentials that are still on their way
+    /// Maximum time that a request waits for a pod or credentials that have not arrived yet
     #[arg(long, default_value = "800ms", value_name = "DURATION", value_parser = pod_wait)]
     pub pod_wait: Duration,
 
-    /// Whether requests without a session token (IMDSv1) are answered
-    #[arg(long, value_enum, default_value_t = ImdsV2::Optional, value_name = "WHETHER")]
+    /// Whether to answer requests without a session token (IMDSv1)
+    #[arg(long, value_enum, default_value_t = ImdsV2::Optional, value_name = "MODE")]
     pub imds_v2: ImdsV2,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub metadata: MetadataFlags,
+    pub(crate) metadata: MetadataFlags,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub iptables: IptablesFlags,
+    pub(crate) iptables: IptablesFlags,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub server: ServerFlags,
+    pub(crate) server: ServerFlags,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub tls: TlsFlags,
+    pub(crate) tls: TlsFlags,
 
     #[command(flatten)]
     #[expect(
@@ -117,92 +101,100 @@ pub struct Args {
     )]
     pub telemetry: TelemetryFlags,
 
-    /// Show /status to other machines too: without it only over loopback, which in the agent's pod
-    /// is the node's
+    /// Serve /status to other machines as well
+    ///
+    /// Without this flag /status is served over loopback only, which in the agent's pod is the
+    /// node's.
     #[arg(long, help_heading = "Logs and metrics")]
-    pub remote_status: bool,
+    pub(crate) remote_status: bool,
 }
 
-/// Where on the node pods' connections are brought, and by what.
+/// Port of the agent, and where the node's cgroups and BPF file system are.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
-pub struct NodeFlags {
-    /// The port that pods' connections are brought to
+pub(crate) struct NodeFlags {
+    /// Port that pods' connections are redirected to
     #[arg(long, default_value_t = 8181)]
-    pub port: u16,
+    pub(crate) port: u16,
 
-    /// The cgroup2 folder that all pods are below; found below /sys/fs/cgroup if not given
-    #[arg(long, value_name = "FOLDER")]
-    pub pods_cgroup: Option<PathBuf>,
+    /// cgroup2 directory that contains the cgroups of all pods
+    ///
+    /// Default: found below /sys/fs/cgroup.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pods_cgroup: Option<PathBuf>,
 
-    /// The BPF file system in which the kernel programs outlive the agent: with no agent running,
-    /// pods are refused
-    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
-    pub bpffs: PathBuf,
+    /// BPF file system in which the kernel programs are pinned
+    ///
+    /// Pinned programs outlive the agent: while no agent runs, pods' connections are refused.
+    #[arg(long, default_value = kernel::BPFFS, value_name = "DIR")]
+    pub(crate) bpffs: PathBuf,
 }
 
-/// What becomes of pods in the node's own network namespace, with `--redirect=ebpf`.
+/// Treatment of pods in the node's network namespace, with `--redirect=ebpf`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "hostNetwork pods")]
-pub struct HostNetworkFlags {
-    /// What becomes of connections of hostNetwork pods to the metadata service
-    #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "WHAT")]
-    pub host_network_pods: HostNetwork,
+pub(crate) struct HostNetworkFlags {
+    /// What to do with connections of hostNetwork pods to the metadata service
+    #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "POLICY")]
+    pub(crate) host_network_pods: HostNetwork,
 
-    /// hostNetwork pods that keep the node's own metadata service whatever else is said; a * at the
-    /// end stands for any end of the name
+    /// hostNetwork pods that always keep the node's metadata service
+    ///
+    /// A * at the end of the name matches any ending.
     #[arg(long, value_name = "NAMESPACE/POD", value_delimiter = ',')]
-    pub host_network_exempt: Vec<Exemption>,
+    pub(crate) host_network_exempt: Vec<Exemption>,
 
-    /// The agent's own pod, which keeps the node's own metadata service, and by which the agent checks, before it is ready,
-    /// that pods' connections come here
+    /// UID of the agent's own pod
+    ///
+    /// With it the agent checks, before it is ready, that pods' connections reach it. The pod
+    /// itself keeps the node's metadata service.
     #[arg(long, env = "POD_UID", value_name = "UID")]
-    pub pod_uid: Option<String>,
+    pub(crate) pod_uid: Option<String>,
 }
 
-/// Where the server is, and what the agent shows it.
+/// Address of the server, and the agent's proof of which node it is on.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Server")]
-pub struct ServerFlags {
-    /// The server; of several addresses behind the name one is used, and another when it fails.
-    /// Its certificate must be for this name
+pub(crate) struct ServerFlags {
+    /// Address of the server; its certificate must be valid for this name
+    ///
+    /// If the name has several addresses, the agent uses one, and another when that fails.
     #[arg(long, default_value = "localhost:9610", value_name = "HOST:PORT")]
-    pub server_address: ServerAddress,
+    pub(crate) server_address: ServerAddress,
 
-    /// The service account token that proves to the server which node this is; read again at
-    /// each connection
+    /// Service account token that proves to the server which node this is
+    ///
+    /// Read again for each connection.
     #[arg(long, value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
 }
 
-/// How pods' connections to the metadata service are brought to the agent.
+/// Mechanism that redirects pods' connections to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Redirect {
-    /// By programs on the pods' cgroup, which also tell which pod is calling
+    /// Programs on the pods' cgroup, which also identify the calling pod
     Ebpf,
-    /// By rules of the node's firewall, as kiam did: for kernels that cannot do the other. Which
-    /// pod is calling is told by its address
+    /// Firewall rules, as in kiam; for kernels that do not support ebpf. The calling pod is
+    /// identified by its address
     Iptables,
 }
 
-/// Whether requests without a token of IMDSv2 are answered.
+/// Treatment of requests without a session token of IMDSv2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ImdsV2 {
-    /// They are, as IMDSv1's; a token that is sent along must be good
+    /// Answer them as IMDSv1 requests. A token that is sent must be valid
     Optional,
-    /// They are refused
+    /// Refuse them
     Required,
 }
 
 impl Args {
-    /// Where pods' connections are brought.
-    #[must_use]
+    /// Returns the address that pods' connections are redirected to.
     pub const fn listen(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.node.port)
     }
 
-    /// What guards the node.
-    #[must_use]
-    pub fn guard(&self) -> Guard {
+    /// Returns the guards in effect.
+    pub(crate) fn guard(&self) -> Guard {
         self.guard.unwrap_or(Guard::all(self.redirect))
     }
 }
@@ -210,7 +202,7 @@ impl Args {
 fn node_name(text: &str) -> Result<String, &'static str> {
     let valid = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
     if text.is_empty() || text.len() > MAX_NODE_NAME_BYTES || !text.bytes().all(valid) {
-        return Err("no node has such a name: 1 to 253 of the characters a-z 0-9 - .");
+        return Err("not a node name: expected 1 to 253 of the characters a-z 0-9 - .");
     }
     Ok(text.to_owned())
 }
@@ -253,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_needs_no_flags_of_the_agent_s() {
+    fn a_command_needs_no_flags_of_the_agent() {
         let cli = Cli::try_parse_from(["kiam-agent", "cleanup"]).unwrap();
         let bpffs = PathBuf::from(kernel::BPFFS);
         let expected = Command::Cleanup(CleanupArgs { bpffs });
@@ -277,21 +269,24 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_are_refused_with_what_is_wrong() {
+    fn invalid_values_are_rejected_with_a_reason() {
         for (flags, expected) in [
             (["--server-address", "kiam-server"], "no port"),
             (["--server-address", "fd00::1"], "no port"),
-            (["--server-address", "kiam-server:0"], "\"0\" is no port"),
-            (["--server-address", "kiam-server:http"], "is no port"),
-            (["--server-address", "kiam server:1"], "neither a DNS name"),
-            (["--server-address", ":9610"], "neither a DNS name"),
-            (["--pod-wait", "800"], "is no duration"),
+            (["--server-address", "kiam-server:0"], "invalid port \"0\""),
+            (["--server-address", "kiam-server:http"], "invalid port"),
+            (["--server-address", "kiam server:1"], "invalid host"),
+            (["--server-address", ":9610"], "invalid host"),
+            (["--pod-wait", "800"], "invalid duration"),
             (["--pod-wait", "1m"], "longer than 10s"),
             (["--port", "70000"], "70000"),
             (["--redirect", "magic"], "possible values: ebpf, iptables"),
-            (["--guard", "on"], "is no guard; expected off"),
+            (["--guard", "on"], "not a guard: expected off"),
             (["--redirect", "iptables"], "--host-interface <INTERFACE>"),
-            (["--host-interface", "eth0 -j DROP"], "names no network"),
+            (
+                ["--host-interface", "eth0 -j DROP"],
+                "not the name of a network",
+            ),
         ] {
             let error = parse(&flags).unwrap_err();
             assert!(error.contains(expected), "{flags:?}: {error}");
@@ -302,14 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn kiam_s_firewall_flags_mean_what_they_meant() {
+    fn firewall_flags_of_kiam_keep_their_meaning() {
         let iptables = |more: &[&str]| {
             let flags = [&["--redirect=iptables", "--host-interface=!eth0"], more].concat();
             parse(&flags).unwrap().iptables
         };
         let flags = iptables(&[]);
         assert_eq!(flags.host_interface, Some("!eth0".parse().unwrap()));
-        // Unlike kiam, which removed them and left the pods to the node's own service.
+        // Unlike kiam, which removed the rules and left pods to the node's metadata service.
         assert!(!flags.iptables_remove);
         assert!(iptables(&["--iptables-remove"]).iptables_remove);
         assert!(!iptables(&["--no-iptables-remove"]).iptables_remove);
@@ -317,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_print_as_they_are_written() {
+    fn addresses_are_printed_as_they_are_written() {
         for text in ["kiam-server:443", "10.0.0.1:9610", "[fd00::1]:9610"] {
             let address: ServerAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);

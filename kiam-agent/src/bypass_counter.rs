@@ -1,9 +1,10 @@
-//! Counts what should never come: packets to the metadata service that reach the node from a pod.
+//! Counter of bypass packets: packets from pods to the metadata service that reached the node
+//! although the kernel programs should have dropped them.
 //!
-//! The kernel programs refuse them where sockets send. What is counted here was made below all
-//! sockets (`AF_PACKET`), or sent by rules of a pod's own, and came in by an interface: whether the
-//! route guard refuses it then or nothing does. Packets of the node's own, and of `hostNetwork` pods,
-//! come in by none.
+//! The kernel programs act where sockets send. A counted packet was written below the sockets
+//! (`AF_PACKET`), or redirected there by rules of a pod's network namespace, and arrived on an
+//! interface. The route guard may reject it afterwards. Packets of the node itself and of
+//! `hostNetwork` pods arrive on no interface.
 //!
 //! ```text
 //! table inet kiam {
@@ -16,7 +17,7 @@
 //! }
 //! ```
 //!
-//! It decides about no packet. It goes on counting when the agent is gone.
+//! The counter affects no packet, and keeps counting while no agent runs.
 
 mod message;
 
@@ -30,12 +31,12 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, Opts};
 
 use crate::netlink;
-use message::Said;
+use message::Reply;
 
 const NAME: &str = "kiam_metadata_bypass_packets_total";
 const HELP: &str = "Packets to the metadata service that came from a pod past the kernel programs, refused later or not.";
 
-/// Why packets are not counted.
+/// Error of the bypass counter.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}: {source}{}", hint(source))]
 pub struct BypassCounterError {
@@ -43,7 +44,7 @@ pub struct BypassCounterError {
     source: io::Error,
 }
 
-/// What helps against the commonest.
+/// Returns advice for the most common errors.
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; the agent needs the capability NET_ADMIN",
@@ -58,33 +59,25 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> BypassCounterError {
     move |source| BypassCounterError { what, source }
 }
 
-/// The counter of this network namespace. It stays when this is dropped.
+/// The counter in this network namespace. It stays when this value is dropped.
 #[derive(Debug)]
 pub struct BypassCounter(Mutex<Socket>);
 
 impl BypassCounter {
-    /// Puts it there. One that is there goes on.
-    ///
-    /// # Errors
-    /// When the kernel has no nf_tables, or says no.
+    /// Installs the counter. A counter that exists keeps its value.
     pub fn install() -> Result<Self, BypassCounterError> {
         let counter = Self(Mutex::new(open()?));
         counter.put()?;
         Ok(counter)
     }
 
-    /// How many packets came. None if another program has removed the counter.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
+    /// Returns the number of packets; `None` if another program has removed the counter.
     pub fn packets(&self) -> Result<Option<u64>, BypassCounterError> {
         let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match exchange(&socket, &message::read(), 1) {
             Ok(packets) => Ok(packets),
             Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(failed("read the counter of packets past the programs")(
-                error,
-            )),
+            Err(error) => Err(failed("read the counter of bypass packets")(error)),
         }
     }
 
@@ -93,18 +86,15 @@ impl BypassCounter {
         let (messages, answered) = message::install();
         let done = exchange(&socket, &messages, answered);
         done.map(drop)
-            .map_err(failed("count packets past the programs"))
+            .map_err(failed("install the counter of bypass packets"))
     }
 }
 
-/// Removes it. Tells whether it was there.
-///
-/// # Errors
-/// When the kernel says no.
+/// Removes the counter, and returns whether it existed.
 pub fn cleanup() -> Result<bool, BypassCounterError> {
     let socket = match open() {
         Ok(socket) => socket,
-        // Where there is no nf_tables there is no counter.
+        // A kernel without nf_tables has no counter.
         Err(error) if error.source.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
             return Ok(false);
         }
@@ -114,9 +104,7 @@ pub fn cleanup() -> Result<bool, BypassCounterError> {
     match exchange(&socket, &messages, answered) {
         Ok(_) => Ok(true),
         Err(error) if is_missing(&error) => Ok(false),
-        Err(error) => Err(failed("remove the counter of packets past the programs")(
-            error,
-        )),
+        Err(error) => Err(failed("remove the counter of bypass packets")(error)),
     }
 }
 
@@ -125,10 +113,11 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 fn open() -> Result<Socket, BypassCounterError> {
-    netlink::open(NETLINK_NETFILTER).map_err(failed("talk to the kernel's nf_tables"))
+    netlink::open(NETLINK_NETFILTER).map_err(failed("open a netlink socket for nf_tables"))
 }
 
-/// Sends what has so many messages that are answered. The first that fails is the error.
+/// Sends messages, of which `answered` are acknowledged, and returns the counter if it was read.
+/// The first error wins.
 fn exchange(socket: &Socket, messages: &[u8], answered: usize) -> io::Result<Option<u64>> {
     socket.send(messages, 0)?;
     let (mut packets, mut ended, mut outcome) = (None, 0, Ok(()));
@@ -140,10 +129,10 @@ fn exchange(socket: &Socket, messages: &[u8], answered: usize) -> io::Result<Opt
                 return Err(nothing);
             }
         };
-        for said in message::parse(&datagram) {
-            match said {
-                Said::Packets(count) => packets = Some(count),
-                Said::Done(code) => {
+        for replies in message::parse(&datagram) {
+            match replies {
+                Reply::Packets(count) => packets = Some(count),
+                Reply::Done(code) => {
                     ended += 1;
                     if code != 0 && outcome.is_ok() {
                         outcome = Err(io::Error::from_raw_os_error(-code));
@@ -155,19 +144,16 @@ fn exchange(socket: &Socket, messages: &[u8], answered: usize) -> io::Result<Opt
     outcome.map(|()| packets)
 }
 
-/// `kiam_metadata_bypass_packets_total`: asked of the kernel when somebody asks for it.
+/// `kiam_metadata_bypass_packets_total`, read from the kernel at each scrape.
 #[derive(Debug)]
 pub struct BypassMetric {
     counter: BypassCounter,
-    /// Describes the metric; the value is the kernel's.
+    /// Describes the metric; the value comes from the kernel.
     shape: IntCounter,
 }
 
 impl BypassMetric {
-    /// Of this counter.
-    ///
-    /// # Errors
-    /// When the metric's name is no name.
+    /// Creates the metric of a counter.
     pub fn new(counter: BypassCounter) -> prometheus::Result<Self> {
         let shape = shape()?;
         Ok(Self { counter, shape })
@@ -178,7 +164,7 @@ impl BypassMetric {
             Ok(Some(packets)) => packets,
             Ok(None) => {
                 tracing::warn!(
-                    "another program had removed the counter of packets past the kernel programs; it counts from nothing again"
+                    "another program removed the counter of bypass packets: it starts again at zero"
                 );
                 self.counter.put().inspect_err(unseen).ok()?;
                 0
@@ -195,7 +181,7 @@ impl BypassMetric {
 }
 
 fn unseen(error: &BypassCounterError) {
-    tracing::warn!("packets past the kernel programs are not seen: {error}");
+    tracing::warn!("cannot count bypass packets: {error}");
 }
 
 fn shape() -> prometheus::Result<IntCounter> {

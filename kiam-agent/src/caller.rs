@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection: which pod.
+//! Identification of the pod at the other end of a connection.
 
 mod address;
 mod kernel;
@@ -6,37 +6,20 @@ mod kernel;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use kiam_common::pod_uid::PodUid;
 use tokio::time::Instant;
 
-pub use address::AddressIdentity;
+pub(crate) use address::AddressIdentity;
 pub use kernel::KernelIdentity;
 
-/// A pod's `metadata.uid`, or what stands for it in a static pod's cgroup.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(Box<str>);
-
-impl PodUid {
-    /// Takes the text as it is.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// How the node knows a pod.
+/// Identity of a pod on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PodRef {
-    /// By its UID.
+    /// A pod, by its UID.
     Uid(PodUid),
-    /// A static pod, by the hash of its file: its mirror has it as an annotation.
+    /// A static pod, by the hash of its manifest, which its mirror pod has as an annotation.
     StaticHash(PodUid),
-    /// By the address that it calls from, where the kernel tells no more.
+    /// A pod, by its source address: with `--redirect=iptables`.
     Address(IpAddr),
 }
 
@@ -50,27 +33,28 @@ impl fmt::Display for PodRef {
     }
 }
 
-/// Why a connection is of no pod.
+/// Reason why a connection cannot be assigned to a pod of this node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
-    /// The kernel's word on it is gone, or there never was one.
-    #[error("the kernel tells of no pod of this node that made this connection; connect again")]
+pub enum Unidentified {
+    /// The attestation of the connection is missing or already consumed.
+    #[error(
+        "the kernel has no attestation for this connection from a pod of this node; connect again"
+    )]
     Unattested,
-    /// It was made from a cgroup that is no pod's.
-    #[error("this connection was made by a process that is in no pod")]
+    /// The connection was made from a cgroup that does not belong to a pod.
+    #[error("this connection was made by a process outside of any pod")]
     NotAPod,
-    /// Its cgroup is gone. Another container may have the connection by now.
+    /// The cgroup is gone. Another container may hold the connection by now.
     #[error("the container that made this connection is gone; connect again")]
     Gone,
-    /// The kernel did not tell.
-    #[error("the agent cannot tell which pod made this connection; see its log")]
+    /// The kernel could not be queried.
+    #[error("cannot identify the pod that made this connection; see the log of the agent")]
     Unknown,
 }
 
-impl Refusal {
-    /// For metrics.
-    #[must_use]
+impl Unidentified {
+    /// Returns the value of the label `reason`.
     pub const fn as_label(&self) -> &'static str {
         match self {
             Self::Unattested => "unattested",
@@ -81,17 +65,14 @@ impl Refusal {
     }
 }
 
-/// Tells who is at the other end of a connection.
+/// Identification of callers.
 pub trait Identify: Send + Sync + 'static {
-    /// The pod that made the connection from `peer`. Asked once for each connection.
-    ///
-    /// # Errors
-    /// When no pod of this node did.
-    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal>;
+    /// Returns the pod that made the connection from `peer`. Called once per connection.
+    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Unidentified>;
 
-    /// Told, at times, that at `since` no connection was waiting to be accepted: all that had come about
-    /// by then have been identified.
-    fn none_waits(&self, since: Instant) {
+    /// Reports that at `since` the accept queue was empty: all connections established by then have
+    /// been identified.
+    fn accept_queue_empty(&self, since: Instant) {
         let _ = since;
     }
 }

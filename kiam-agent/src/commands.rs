@@ -1,8 +1,8 @@
-//! The agent's commands other than to run: each answers on the terminal, and ends.
+//! The commands of the agent's program: each prints its result and exits.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the terminal is where a command answers"
+    reason = "commands print to the terminal"
 )]
 
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
 use kiam_common::http_client;
 
-use crate::app::{self, Alone, StartError};
+use crate::app::{self, PreAttached, StartError};
 use crate::args::{AttachArgs, CleanupArgs, DoctorArgs, HealthArgs, StatusArgs};
 use crate::bypass_counter;
 use crate::doctor::{self, State};
@@ -26,46 +26,39 @@ use crate::old_connections::{self, Closed};
 use crate::route_guard;
 use crate::status::{self, Report, Server};
 
-/// For a status page.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A page of as many pods as are listed, with long reasons, in bytes.
+/// Timeout for the status page.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum size of a status page with all listed pods and long reasons, in bytes.
 const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
-/// Removes what agents leave in the kernel: all of it that can be removed. The exit code is 1 if
-/// something could not.
-///
-/// # Errors
-/// When it cannot begin.
+/// Removes what agents leave in the kernel, as far as possible. The exit code is 1 if something
+/// could not be removed.
 pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     let folder = args.bpffs.display();
     let pins = match kernel::cleanup(&args.bpffs) {
-        Ok(removed) if removed == Removed::default() => {
-            Ok(format!("nothing of kiam's is in {folder}"))
-        }
+        Ok(removed) if removed == Removed::default() => Ok(format!("nothing of kiam in {folder}")),
         Ok(Removed { links, maps }) => Ok(format!(
-            "removed {links} programs and {maps} maps from {folder}; pods reach the node's metadata service now"
+            "removed {links} programs and {maps} maps from {folder}: pods now reach the node's metadata service"
         )),
         Err(error) => Err(error.to_string()),
     };
     let rules = match runtime()?.block_on(iptables::cleanup()) {
-        Ok(0) | Err(IptablesError::NoProgram) => {
-            Ok("nothing of kiam's is in the firewall".to_owned())
-        }
+        Ok(0) | Err(IptablesError::NoProgram) => Ok("nothing of kiam in the firewall".to_owned()),
         Ok(tables) => Ok(format!(
-            "removed kiam's rules from {tables} tables of the firewall"
+            "removed the rules of kiam from {tables} tables of the firewall"
         )),
         Err(error) => Err(error.to_string()),
     };
     let routing = match route_guard::cleanup() {
-        Ok(0) => Ok("nothing of kiam's is in the routing".to_owned()),
+        Ok(0) => Ok("nothing of kiam in the routing tables".to_owned()),
         Ok(removed) => Ok(format!(
-            "removed {removed} of kiam's routing rules and routes"
+            "removed {removed} routing rules and routes of kiam"
         )),
         Err(error) => Err(error.to_string()),
     };
     let counter = match bypass_counter::cleanup() {
-        Ok(false) => Ok("nothing of kiam's is in nf_tables".to_owned()),
-        Ok(true) => Ok("removed kiam's table from nf_tables".to_owned()),
+        Ok(false) => Ok("nothing of kiam in nf_tables".to_owned()),
+        Ok(true) => Ok("removed the table of kiam from nf_tables".to_owned()),
         Err(error) => Err(error.to_string()),
     };
     let mut code = ExitCode::SUCCESS;
@@ -81,33 +74,26 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Has the kernel programs at work before there is an agent, and closes pods' connections to the
-/// metadata service from before them.
-///
-/// # Errors
-/// When the kernel does not do its part, or pods' network namespaces cannot be entered.
+/// Attaches the kernel programs before an agent runs, and closes pods' older connections to the
+/// metadata service.
 pub fn attach(args: &AttachArgs) -> anyhow::Result<ExitCode> {
-    let Alone {
-        pods,
-        known,
-        attached,
-    } = app::alone(args).map_err(StartError::from)?;
+    let PreAttached { pods, lookup, new } = app::pre_attach(args).map_err(StartError::from)?;
     let pods = pods.display();
-    if attached {
-        println!("attached kiam's programs to {pods}: pods are refused until an agent runs");
+    if new {
+        println!("attached the programs of kiam to {pods}: pods are refused until an agent runs");
     } else {
-        println!("kiam's programs are at work on {pods} already");
+        println!("the programs of kiam are already attached to {pods}");
     }
     let Closed {
         namespaces,
         connections,
-        passed_over,
-    } = old_connections::close(&args.network_namespaces, &known)?;
+        skipped,
+    } = old_connections::close(&args.network_namespaces, &lookup)?;
     println!(
         "closed {connections} connections to the metadata service in {namespaces} network namespaces"
     );
-    // What pods have there is cut off all the same.
-    for error in passed_over {
+    // These connections are cut off by the programs in any case.
+    for error in skipped {
         eprintln!("{error}");
     }
     if let Some(mut count) = kernel::ClosedCount::pinned(&args.node.bpffs)? {
@@ -120,15 +106,12 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start")
+        .context("cannot start the async runtime")
 }
 
-/// Tells whether the node can be guarded. The exit code is 1 if not.
-///
-/// # Errors
-/// When the report cannot be made.
+/// Checks whether the node can be guarded. The exit code is 1 if not.
 pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    // One provider for all of the process; it fails only if there is one already.
+    // One provider for the whole process; this fails only if there is one already.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let report = runtime()?.block_on(doctor::examine(args));
     if args.json {
@@ -142,24 +125,21 @@ pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Shows what the running agent knows of its pods. The exit code is 1 if any gets nothing that
-/// should, or no server informs the agent.
-///
-/// # Errors
-/// When there is no agent, or it does not tell.
+/// Shows the pods that the running agent knows. The exit code is 1 if a pod with a role gets
+/// nothing, or if the agent is not connected to a server.
 pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let answer = ask(args.address, "/status", PATIENCE)?;
+    let answer = ask(args.address, "/status", STATUS_TIMEOUT)?;
     if answer.status() != StatusCode::OK {
-        let said = String::from_utf8_lossy(answer.body()).trim().to_owned();
+        let body = String::from_utf8_lossy(answer.body()).trim().to_owned();
         anyhow::bail!(
-            "the agent at {} answers {}: {said}",
+            "the agent at {} answered {}: {body}",
             args.address,
             answer.status()
         );
     }
     let report: Report = serde_json::from_slice(answer.body()).with_context(|| {
         format!(
-            "what answers at {} is no agent of this version",
+            "the answer from {} is not from an agent of this version",
             args.address
         )
     })?;
@@ -176,19 +156,16 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Asks the running agent whether it serves. The exit code is 1 if it says no.
-///
-/// # Errors
-/// When there is no agent, or it does not answer in time.
+/// Asks the running agent whether it serves. The exit code is 1 if it does not.
 pub fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     let path = if args.ready { "/readyz" } else { "/healthz" };
     let answer = ask(args.address, path, args.timeout)?;
-    let said = String::from_utf8_lossy(answer.body());
+    let body = String::from_utf8_lossy(answer.body());
     Ok(if answer.status() == StatusCode::OK {
-        print!("{said}");
+        print!("{body}");
         ExitCode::SUCCESS
     } else {
-        eprint!("{said}");
+        eprint!("{body}");
         ExitCode::FAILURE
     })
 }
@@ -202,6 +179,6 @@ fn ask(address: SocketAddr, path: &str, limit: Duration) -> anyhow::Result<Respo
     };
     let answer = runtime()?.block_on(answer);
     let limit = kiam_common::duration::format(limit);
-    let answer = answer.with_context(|| format!("{address} does not answer within {limit}"))?;
-    answer.context("is the agent running, with --prometheus-listen-addr, and this its address?")
+    let answer = answer.with_context(|| format!("no answer from {address} within {limit}"))?;
+    answer.context("is the agent running, and is this its --prometheus-listen-addr?")
 }

@@ -1,11 +1,11 @@
-//! `kiam-agent doctor`: whether this node can be guarded, and if not, what to do.
+//! `kiam-agent doctor`: checks whether this node can be guarded, and reports what to fix.
 //!
 //! ```text
-//! settings       whose flags are checked
-//! machine        the kernel's version, its description of itself
-//! capabilities   what this process has, and a load without attaching by the agent's alone
-//! programs       cgroups, BPF file system, others on the same hooks
-//! network        the node's address, rules that others have left, the real metadata service
+//! settings       the flags that are checked
+//! machine        the version and BTF of the kernel
+//! capabilities   those of this process, and a test load with only those of the agent
+//! programs       cgroups, BPF file system, programs of other software at the same hooks
+//! network        the node's address, leftover firewall rules, the real metadata service
 //! server         certificates, and a handshake with the server
 //! ```
 //!
@@ -24,30 +24,25 @@ use serde::Serialize;
 
 use crate::args::{DoctorArgs, Redirect};
 
-/// How a check ended.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
-    /// As it should be.
+pub(crate) enum State {
     Ok,
-    /// It works, or may, but somebody should know.
+    /// The agent works, or may work, with a caveat.
     Warn,
-    /// An agent does not work here.
+    /// The agent does not work here.
     Fail,
 }
 
-/// One check.
+/// One check and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What was checked.
-    pub check: &'static str,
-    /// How it ended.
-    pub state: State,
-    /// What was found.
-    pub found: String,
-    /// What to do about it.
+pub(crate) struct Finding {
+    pub(crate) check: &'static str,
+    pub(crate) state: State,
+    pub(crate) found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub advice: Option<String>,
+    pub(crate) advice: Option<String>,
 }
 
 impl Finding {
@@ -59,7 +54,7 @@ impl Finding {
         Self::new(check, State::Warn, found.into(), Some(advice.to_owned()))
     }
 
-    /// An error of the agent's, which says itself what to do.
+    /// An error of the agent that contains its own advice.
     fn error(check: &'static str, error: &impl fmt::Display) -> Self {
         Self::new(check, State::Fail, error.to_string(), None)
     }
@@ -78,13 +73,12 @@ impl Finding {
     }
 }
 
-/// All checks, in the order in which they are best mended.
+/// All checks, in the order in which to fix them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// The worst of all.
-    pub state: State,
-    /// Each.
-    pub findings: Vec<Finding>,
+pub(crate) struct Report {
+    /// The worst state of all findings.
+    pub(crate) state: State,
+    pub(crate) findings: Vec<Finding>,
 }
 
 impl fmt::Display for Report {
@@ -110,8 +104,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Makes all checks that the flags allow.
-pub async fn examine(args: &DoctorArgs) -> Report {
+/// Runs all checks that the flags permit.
+pub(crate) async fn examine(args: &DoctorArgs) -> Report {
     let mut findings = vec![settings::finding()];
     if args.redirect == Redirect::Ebpf {
         findings.extend(machine::findings());

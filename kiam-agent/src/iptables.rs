@@ -1,12 +1,12 @@
-//! `--redirect=iptables`: pods' connections are brought to the agent by rules of the node's
-//! firewall, and who calls is told by the source address.
+//! `--redirect=iptables`: firewall rules redirect pods' connections to the agent, and the source
+//! address identifies the caller.
 //!
 //! ```text
-//! interface   which packets are pods'
-//! plan        the rules, and what brings a table to them
-//! variant     legacy or nftables: the one that the node's own programs use
+//! interface   the network interfaces of pods
+//! plan        the rules, and the scripts that bring a table to them
+//! variant     legacy or nftables: the one that the programs of the node use
 //! tool        runs iptables, without a shell
-//! firewall    the rules put there, looked after, removed
+//! firewall    the rules installed, restored, removed
 //! ```
 
 mod error;
@@ -16,8 +16,8 @@ mod plan;
 mod tool;
 mod variant;
 
-pub use error::IptablesError;
+pub(crate) use error::IptablesError;
 pub use firewall::{Firewall, FirewallMetrics, cleanup};
-pub use interface::{HostInterface, InterfaceError, InterfaceWarning};
-pub use plan::{CHAIN, Family, Listing, Rules, Table};
+pub(crate) use interface::HostInterface;
+pub use plan::{CHAIN, Rules};
 pub use tool::Variant;

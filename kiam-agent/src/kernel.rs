@@ -1,22 +1,22 @@
-//! The kernel's part: the programs that redirect and guard the pods, and their word on who calls.
+//! The kernel programs: loading and attaching them, reading what they record.
 //!
 //! ```text
-//! object      the programs, embedded when the agent is built
-//! programs    loaded, told where the agent is, attached to the pods' cgroup
-//! links       their places there
-//! pins        where these and the maps outlive the agent
-//! attestor    which cgroup made a connection
-//! host_pods   which hostNetwork pods get their own role, and which keep the node's
-//! cgroup      which pod a cgroup is of
-//! netns       the agent's own network namespace
-//! metrics     what the programs count
-//! events      what they decide, one by one
-//! closed      how many connections from before them were closed
-//! token_key   the key of tokens, which outlives the agent
-//! sys         the kernel's calls that aya has not
+//! object      the programs, embedded at build time
+//! programs    loading, configuring and attaching the programs
+//! links       attachment to the cgroup of all pods
+//! pins        links and maps that outlive the agent
+//! attestor    the cgroup that made a connection
+//! host_pods   hostNetwork pods: which use the agent, which the real metadata service
+//! cgroup      the pod that a cgroup belongs to
+//! netns       the agent's network namespace
+//! metrics     verdicts of the programs, as metrics
+//! events      decisions of the programs, as log messages
+//! closed      count of closed connections
+//! token_key   the key of IMDSv2 tokens, which outlives the agent
+//! sys         commands of bpf(2) that aya lacks
 //! ```
 //!
-//! `unsafe` is here, where the kernel's ABI asks for it, and nowhere else in the agent.
+//! All `unsafe` code of the agent is in this module, where the kernel's ABI requires it.
 
 mod attestor;
 pub mod cgroup;
@@ -33,14 +33,19 @@ mod programs;
 mod sys;
 mod token_key;
 
-pub use attestor::{Attested, Attestor};
-pub use closed::ClosedCount;
+pub use attestor::Attested;
+pub(crate) use attestor::Attestor;
+pub(crate) use closed::ClosedCount;
 pub use error::KernelError;
-pub use events::{Events, KernelLog};
-pub use host_pods::{Choices, Exemption, HostNetwork, HostPods, Lent};
-pub use links::{Attached, Others, guarded, others};
-pub use metrics::KernelMetrics;
-pub use netns::{NetnsError, own_netns_cookie};
+pub use events::KernelLog;
+pub use host_pods::HostNetwork;
+pub(crate) use host_pods::{Choices, Exemption, HostPods};
+pub use links::guarded;
+pub(crate) use links::{Attached, ForeignPrograms, foreign_programs};
+pub(crate) use metrics::KernelMetrics;
+pub(crate) use netns::NetnsError;
+pub use netns::own_netns_cookie;
 pub use pins::{BPFFS, PinsError, Removed, cleanup, pinned};
-pub use programs::{Programs, Redirect, verify};
+pub(crate) use programs::verify;
+pub use programs::{Programs, Redirect};
 pub use token_key::token_key;

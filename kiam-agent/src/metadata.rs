@@ -1,31 +1,31 @@
-//! The metadata service that pods see: their own role's name and credentials, and nothing else.
+//! The metadata service that pods see: the name and credentials of their role, and nothing else.
 //!
 //! ```text
-//! answer       what is written: headers, bodies
-//! connection   one connection: who is it, one request, its end
-//! slots        how many connections each pod may have, and whose turn it is
-//! path         what a path asks for, however it is spelled
-//! decide       what a pod is answered, by one snapshot of the view
-//! refusal      why not, in words, a status and a label
-//! refusal_log  that it was refused, not too often
-//! service      from a request to its answer, and waiting
-//! tokens       IMDSv2's, which only the pod that asked for one can use
-//! passthrough  what of the node's own service pods may read, asked for by the agent
-//! sdk          what kind of client asks
-//! v1_users     which pods ask without a token, and by what client
-//! metrics      what is counted
+//! answer       responses: headers and bodies
+//! connection   one connection: its caller, one request, its end
+//! slots        limits of connections per pod, and their order
+//! path         the route of a path, in any spelling
+//! decide       the answer to a pod, from one snapshot of the view
+//! denial       reasons for denied requests: message, status and label
+//! denial_log   log messages about denied requests, rate limited
+//! service      handling of requests, and waiting
+//! tokens       tokens of IMDSv2, each bound to its pod
+//! passthrough  requests to the node's metadata service on behalf of pods
+//! sdk          kinds of clients
+//! v1_users     pods that send no tokens, and their clients
+//! metrics      metrics of the service
 //! ```
 
 mod answer;
 mod caller;
 mod connection;
 mod decide;
+mod denial;
+mod denial_log;
 mod headers;
 mod metrics;
 mod passthrough;
 pub mod path;
-mod refusal;
-mod refusal_log;
 mod sdk;
 mod service;
 mod slots;
@@ -53,56 +53,57 @@ use tokio_util::task::TaskTracker;
 
 pub use metrics::MetadataMetrics;
 pub use sdk::Sdk;
-pub use v1_users::{V1Use, V1Users};
+pub(crate) use v1_users::V1Use;
+pub use v1_users::V1Users;
 
 use crate::args::ImdsV2;
 use crate::caller::Identify;
-use crate::stream::Standings;
+use crate::stream::ConnectionStates;
 use crate::token_key::TokenKey;
 use crate::view::View;
 use connection::Owner;
+use denial_log::DenialLog;
 use passthrough::Upstream;
-use refusal_log::RefusalLog;
 use slots::{Limits, Slots};
 use tokens::Tokens;
 
-/// How long the agent accepts connections when it is told to stop.
-const LAST_COME: Duration = Duration::from_millis(100);
-/// A wait for file descriptors to be closed by somebody.
+/// How long the agent keeps accepting connections during a shutdown.
+const ACCEPT_AFTER_STOP: Duration = Duration::from_millis(100);
+/// Pause after a failed accept, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// From the start to the second look whether nothing waits to be accepted.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
-/// From each look to the next one.
-const LOOK: Duration = Duration::from_secs(10);
+/// Time from the start to the second check of the accept queue.
+const SECOND_QUEUE_CHECK: Duration = Duration::from_secs(1);
+/// Interval between later checks.
+const QUEUE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The service's choices and limits.
+/// Settings and limits of the service.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a request is held for a pod or credentials that are still on their way.
+    /// Maximum time to hold a request for a pod or credentials that have not arrived yet.
     pub pod_wait: Duration,
-    /// Whether requests without a token of IMDSv2 are answered.
+    /// Treatment of requests without a token of IMDSv2.
     pub imds_v2: ImdsV2,
-    /// Paths of the node's own service that pods may read, each as a whole.
+    /// Paths of the node's metadata service that pods may read; must match the whole path.
     pub allow_routes: Option<Regex>,
-    /// Where the node's own service is.
+    /// Address of the node's metadata service.
     pub upstream: SocketAddr,
-    /// Whether the role's path without a slash at its end is answered by a redirect, as kiam did.
+    /// Whether to redirect the role's path without a trailing slash, as kiam did.
     pub legacy_redirects: bool,
-    /// Whether credentials are served as containers' SDKs ask for them.
+    /// Whether to serve credentials in the format of SDKs in containers.
     pub container: bool,
-    /// Connections of all pods together. When there are more, one that has asked nothing yet is closed,
-    /// of the pod that has the most.
+    /// Maximum number of connections of all pods. Beyond it, an idle connection of the pod with the
+    /// most connections is closed.
     pub max_connections: usize,
-    /// Connections of one pod. More are closed, those first that have asked nothing yet.
+    /// Maximum number of connections per pod. Beyond it, connections are closed, idle ones first.
     pub max_connections_per_pod: usize,
-    /// Requests of one pod that are answered at once. More wait, in order.
+    /// Maximum number of requests per pod that are handled at once. ForeignPrograms wait in order.
     pub max_answered_per_pod: usize,
-    /// How long a connection waits for its turn to be answered.
+    /// Maximum time that a connection waits for its turn.
     pub turn_timeout: Duration,
-    /// From a connection's begin to its first byte, from there to its request's head being whole, and
-    /// from there to the body's end.
+    /// Maximum time from the start of a connection to its first byte, from there to the end of the
+    /// request's head, and from there to the end of the body.
     pub request_timeout: Duration,
-    /// The longest that answering one request takes, with its reading and writing.
+    /// Maximum time to handle a request, with reading and writing.
     pub lifetime: Duration,
 }
 
@@ -126,37 +127,36 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How long what is in flight may take when the service stops.
-    #[must_use]
-    pub fn grace(&self) -> Duration {
+    /// Returns the maximum time to finish requests during a shutdown.
+    pub(crate) fn grace(&self) -> Duration {
         self.pod_wait + Duration::from_secs(1)
     }
 }
 
-/// The service, bound and not yet serving.
+/// The service on its listener, not yet running.
 pub struct Metadata {
     listener: TcpListener,
     shared: Arc<Shared>,
 }
 
-/// What time it is.
+/// Source of the current time.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// What the service answers by.
+/// Sources of the service.
 pub struct Sources {
-    /// By which credentials and tokens expire.
+    /// Clock for the expiration of credentials and tokens.
     pub clock: Clock,
-    /// The node's pods.
+    /// Pods of the node.
     pub view: View,
-    /// Who is calling.
+    /// Identification of callers.
     pub identify: Arc<dyn Identify>,
-    /// What tokens are made with.
+    /// Key of tokens.
     pub token_key: TokenKey,
-    /// How the agent stands with the servers.
-    pub standing: Standings,
-    /// Where those are counted who ask without a token.
+    /// State of the connection to a server.
+    pub connection: ConnectionStates,
+    /// Counters of requests without a token.
     pub v1_users: V1Users,
-    /// What is counted.
+    /// Metrics of the service.
     pub metrics: MetadataMetrics,
 }
 
@@ -166,18 +166,18 @@ impl fmt::Debug for Sources {
     }
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     settings: Settings,
     clock: Clock,
     view: View,
     identify: Arc<dyn Identify>,
-    standing: Standings,
+    connection: ConnectionStates,
     v1_users: V1Users,
     metrics: MetadataMetrics,
     upstream: Upstream,
     tokens: Tokens,
-    refusal_log: RefusalLog,
+    denial_log: DenialLog,
     slots: Arc<Slots<Owner>>,
 }
 
@@ -191,46 +191,43 @@ impl fmt::Debug for Metadata {
 }
 
 impl Metadata {
-    /// The address that was bound.
-    ///
-    /// # Errors
-    /// When the socket is gone.
+    /// Returns the address of the listener.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until told to stop, then answers what is in flight. Once it is `ready` all pods come
-    /// here; before, those that an earlier agent does not serve.
+    /// Serves until `stop`, then finishes the requests in progress. When `ready` resolves, the
+    /// agent takes over all new connections from an earlier agent.
     pub async fn run(self, ready: impl Future<Output = ()>, stop: CancellationToken) {
         let Self { listener, shared } = self;
         let open = TaskTracker::new();
         let mut ready = pin!(ready.fuse());
-        // Connections may be on their way when the stop comes: nobody else would accept these. An
-        // agent that has taken over gets all that begin now.
+        // Connections may be under way when `stop` comes, and no other process would accept them.
+        // An agent that has taken over accepts all that begin from now on.
         let mut last = pin!(async {
             stop.cancelled().await;
-            tokio::time::sleep(LAST_COME).await;
+            tokio::time::sleep(ACCEPT_AFTER_STOP).await;
         });
         let serve = |stream: TcpStream, peer| {
             let caller = shared.caller(&stream, peer);
             open.spawn(Arc::clone(&shared).serve(stream, caller, stop.clone()));
         };
-        let mut look = pin!(tokio::time::sleep(Duration::ZERO));
-        let mut pause = SECOND_LOOK;
+        let mut queue_check = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut pause = SECOND_QUEUE_CHECK;
         loop {
             let accepted = tokio::select! {
                 () = &mut last => break,
-                () = &mut look => {
+                () = &mut queue_check => {
                     if let Some(since) = accept_all(&listener, serve) {
-                        shared.identify.none_waits(since);
+                        shared.identify.accept_queue_empty(since);
                     }
-                    look.as_mut().reset(Instant::now() + pause);
-                    pause = LOOK;
+                    queue_check.as_mut().reset(Instant::now() + pause);
+                    pause = QUEUE_CHECK_INTERVAL;
                     continue;
                 }
                 () = &mut ready => {
                     if let Err(error) = listen::take_over(&listener) {
-                        tracing::error!(%error, "cannot take over from an earlier agent");
+                        tracing::error!(%error, "cannot take over connections from an earlier agent");
                     }
                     continue;
                 }
@@ -239,7 +236,7 @@ impl Metadata {
             match accepted {
                 Ok((stream, peer)) => serve(stream, peer),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections of pods");
+                    tracing::warn!(%error, "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -250,54 +247,48 @@ impl Metadata {
     }
 }
 
-/// Accepts all that waits in the kernel's queue, and returns when there was nothing more; `None` if that
-/// cannot be told. Tokio's own word on readiness may be older than the queue.
+/// Accepts all connections in the kernel's queue, and returns a time at which it was empty; `None`
+/// if that is unknown. Tokio's readiness may be older than the queue.
 fn accept_all(listener: &TcpListener, serve: impl Fn(TcpStream, SocketAddr)) -> Option<Instant> {
     loop {
         let since = Instant::now();
         let (socket, peer) = match SockRef::from(listener).accept() {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(since),
-            // It failed for another reason than there being none, and is tried again soon.
+            // Another error than an empty queue; the next check comes soon.
             Err(_) => return None,
         };
         let stream = socket
             .set_nonblocking(true)
             .and_then(|()| TcpStream::from_std(socket.into()));
-        // A connection that is gone already is nobody's.
+        // A connection that is gone already has no caller.
         if let (Ok(stream), Some(peer)) = (stream, peer.as_socket()) {
             serve(stream, peer);
         }
     }
 }
 
-/// The port, taken before there is anybody who can tell callers apart.
+/// The bound port, before the sources of the service exist.
 #[derive(Debug)]
 pub struct Listening {
     listener: TcpListener,
 }
 
 impl Listening {
-    /// Takes the port, beside an earlier agent that is about to end. Connections wait in the kernel's queue until [`Metadata::run`].
-    ///
-    /// # Errors
-    /// When the address cannot be bound.
+    /// Binds the port, beside an earlier agent that is about to stop. Connections wait in the
+    /// kernel's queue until [`Metadata::run`].
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         Ok(Self {
-            listener: listen::share(address)?,
+            listener: listen::bind_shared(address)?,
         })
     }
 
-    /// The address that was bound.
-    ///
-    /// # Errors
-    /// When the socket is gone.
+    /// Returns the address of the listener.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// The service on this port.
-    #[must_use]
+    /// Creates the service on this port.
     pub fn service(self, settings: Settings, sources: Sources) -> Metadata {
         Metadata {
             listener: self.listener,
@@ -313,7 +304,7 @@ impl Shared {
             view,
             identify,
             token_key,
-            standing,
+            connection,
             v1_users,
             metrics,
         } = sources;
@@ -328,11 +319,11 @@ impl Shared {
             clock,
             view,
             identify,
-            standing,
+            connection,
             v1_users,
             metrics,
             tokens: Tokens::new(&token_key),
-            refusal_log: RefusalLog::default(),
+            denial_log: DenialLog::default(),
         }
     }
 }

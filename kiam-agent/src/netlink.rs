@@ -1,4 +1,4 @@
-//! The kernel's netlink sockets: requests about routing, and news of changes.
+//! Netlink sockets: requests about routing, and notifications of changes.
 
 mod changes;
 pub(crate) mod messages;
@@ -9,20 +9,20 @@ use std::path::Path;
 
 use netlink_sys::Socket;
 
-pub(crate) use changes::{Changes, News};
+pub(crate) use changes::{Changes, Subject};
 pub(crate) use messages::{HEADER_BYTES, NESTED, messages, value};
 pub(crate) use request::Routing;
 
-/// Whether this network namespace has IPv6.
+/// Returns whether this network namespace has IPv6.
 pub(crate) fn has_ipv6() -> bool {
     Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
-/// A socket to ask the kernel by, of this thread's network namespace.
+/// Opens a socket for requests in the network namespace of the calling thread.
 pub(crate) fn open(protocol: isize) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
-    // The kernel answers while the request is sent: what is not there then never comes.
+    // The kernel answers during the request: an answer that is not there then never comes.
     socket.set_non_blocking(true)?;
     Ok(socket)
 }

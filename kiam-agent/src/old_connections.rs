@@ -1,9 +1,9 @@
-//! Closes what pods had open with the metadata service before the kernel programs were there.
+//! Closes pods' connections to the metadata service that are older than the kernel programs.
 //!
-//! None of these connections' packets get out any more; a client that asks on one waits for its own
-//! time limit. A socket is closed from within its network namespace only (sock_diag(7)), so each pod's is
-//! entered, as container runtimes keep them in a folder. For that one needs `CAP_SYS_ADMIN`, which the
-//! agent itself has not: it is done before, by a process that ends.
+//! The programs drop the packets of these connections, so a client would wait for its timeout. A
+//! socket can be closed only from within its network namespace (sock_diag(7)), so each namespace in
+//! the container runtime's directory is entered. That needs `CAP_SYS_ADMIN`, which the agent does
+//! not have: a short-lived process does it before the agent starts.
 
 mod message;
 
@@ -18,41 +18,30 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::kernel::cgroup::{HandleError, Pods};
 use crate::netlink;
-use message::{Connection, Said};
+use message::{Connection, Reply};
 
-/// This process's own network namespace: the node's, whose daemons and pods keep what they have.
+/// The network namespace of this process, which is the node's. Its connections are left open.
 const OWN: &str = "/proc/self/ns/net";
 
-/// Why connections cannot be closed.
+/// Error when closing connections.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum OldConnectionsError {
-    /// This process's own network namespace is not told.
-    #[error("cannot read {OWN}, the network namespace not to be looked into: {0}")]
+pub(crate) enum OldConnectionsError {
+    #[error("cannot read {OWN}, the network namespace to leave out: {0}")]
     Own(#[source] io::Error),
-    /// The folder cannot be read.
-    #[error("cannot read {}: {source}; --network-namespaces names the folder in which the container runtime keeps pods' network namespaces", folder.display())]
-    Folder {
-        /// The folder.
-        folder: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Which connections are pods' is not told.
+    #[error("cannot read {}: {source}; set --network-namespaces to the directory in which the container runtime keeps pods' network namespaces", folder.display())]
+    Folder { folder: PathBuf, source: io::Error },
     #[error(transparent)]
     Cgroup(#[from] HandleError),
-    /// A namespace cannot be looked into.
     #[error("cannot close connections in {}: {source}{}", namespace.display(), hint(source))]
     Namespace {
-        /// Its file.
         namespace: PathBuf,
-        /// What the kernel said.
         source: io::Error,
     },
 }
 
 impl OldConnectionsError {
-    /// Whether the other namespaces' would be as this one's.
+    /// Returns whether the error would be the same for all other namespaces.
     fn is_of_all(&self) -> bool {
         match self {
             Self::Own(_) | Self::Folder { .. } | Self::Cgroup(_) => true,
@@ -65,28 +54,26 @@ fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM) => "; this needs the capabilities SYS_ADMIN and NET_ADMIN",
         Some(libc::EOPNOTSUPP) => "; the kernel needs CONFIG_INET_DIAG_DESTROY",
-        Some(libc::EINVAL) => "; it is no network namespace",
+        Some(libc::EINVAL) => "; not a network namespace",
         _ => "",
     }
 }
 
-/// What was found.
+/// Result of closing connections.
 #[derive(Debug, Default)]
-pub struct Closed {
-    /// Network namespaces that were looked into.
-    pub namespaces: usize,
-    /// Connections that were closed.
-    pub connections: usize,
-    /// What could not be looked into: of one pod, or of none that lives.
-    pub passed_over: Vec<OldConnectionsError>,
+pub(crate) struct Closed {
+    /// Number of network namespaces that were searched.
+    pub(crate) namespaces: usize,
+    /// Number of connections that were closed.
+    pub(crate) connections: usize,
+    /// Errors of single namespaces, which were skipped.
+    pub(crate) skipped: Vec<OldConnectionsError>,
 }
 
-/// Closes the connections of pods to the metadata service in all network namespaces of the folder,
-/// but for this process's own.
-///
-/// # Errors
-/// When none can be closed at all, for want of the folder or of a capability.
-pub fn close(folder: &Path, pods: &Pods) -> Result<Closed, OldConnectionsError> {
+/// Closes the connections of pods to the metadata service in all network namespaces of the
+/// directory, except that of this process. Fails if no namespace can be searched: without the
+/// directory or a capability.
+pub(crate) fn close(folder: &Path, pods: &Pods) -> Result<Closed, OldConnectionsError> {
     let unreadable = |source| OldConnectionsError::Folder {
         folder: folder.to_owned(),
         source,
@@ -103,13 +90,13 @@ pub fn close(folder: &Path, pods: &Pods) -> Result<Closed, OldConnectionsError> 
                 closed.connections += connections;
             }
             Err(error) if error.is_of_all() => return Err(error),
-            Err(error) => closed.passed_over.push(error),
+            Err(error) => closed.skipped.push(error),
         }
     }
     Ok(closed)
 }
 
-/// `None` where there is nothing to look into.
+/// Closes connections in one namespace; `None` if it is gone, or that of this process.
 fn close_in(
     path: &Path,
     own: (u64, u64),
@@ -121,7 +108,7 @@ fn close_in(
     };
     let namespace = match File::open(path) {
         Ok(namespace) => namespace,
-        // Its pod has gone meanwhile.
+        // The pod is gone.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
@@ -129,7 +116,7 @@ fn close_in(
     if (meta.st_dev(), meta.st_ino()) == own {
         return Ok(None);
     }
-    // In a thread of its own, which ends in that namespace.
+    // In a separate thread, which stays in that namespace until it ends.
     let ended = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))?;
@@ -137,7 +124,7 @@ fn close_in(
         });
         thread.join()
     });
-    let broken = |_panic| Err(failed(io::Error::other("the thread within it broke down")));
+    let broken = |_panic| Err(failed(io::Error::other("the thread in it panicked")));
     ended.unwrap_or_else(broken).map(Some)
 }
 
@@ -151,14 +138,14 @@ fn close_here(
         let mut found = Vec::new();
         exchange(&socket, &message::list(family), &mut found).map_err(&failed)?;
         for connection in found.iter().filter(|found| found.is_to_metadata_service()) {
-            // What the guard does not drop goes on.
+            // Connections outside of the pods' cgroup pass the guard, and stay open.
             let of_pod = connection.cgroup().map(|cgroup| pods.contain(cgroup));
             if of_pod.transpose()? != Some(true) {
                 continue;
             }
             match exchange(&socket, &connection.destroy(), &mut Vec::new()) {
                 Ok(()) => closed += 1,
-                // It has just ended by itself.
+                // The connection has just ended.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => return Err(failed(error)),
             }
@@ -171,12 +158,12 @@ fn exchange(socket: &Socket, request: &[u8], found: &mut Vec<Connection>) -> io:
     socket.send(request, 0)?;
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        for said in message::read(&datagram) {
-            match said {
-                Said::Found(connection) => found.push(connection),
-                Said::Other => {}
-                Said::End(0) => return Ok(()),
-                Said::End(code) => return Err(io::Error::from_raw_os_error(-code)),
+        for replies in message::read(&datagram) {
+            match replies {
+                Reply::Found(connection) => found.push(connection),
+                Reply::Other => {}
+                Reply::End(0) => return Ok(()),
+                Reply::End(code) => return Err(io::Error::from_raw_os_error(-code)),
             }
         }
     }

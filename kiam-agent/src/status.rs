@@ -1,5 +1,5 @@
-//! `/status`: who is on this node, which role each pod has, or why it gets nothing; as JSON, as a
-//! page, and on the terminal. No secret is on it, and no access key id.
+//! `/status`: the pods of this node with their roles, or the reasons why they get nothing; as JSON,
+//! as HTML, and as text. It contains no secrets and no access key ids.
 
 mod render;
 #[cfg(test)]
@@ -9,142 +9,124 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::SystemTime;
 
-use kiam_common::admin::{Asked, Page, only_local};
-use kiam_common::page::{self, cut};
+use kiam_common::admin::{Page, PageRequest, loopback_only};
+use kiam_common::page::{self, truncate};
 use serde::{Deserialize, Serialize};
 
 use crate::metadata::{V1Use, V1Users};
-use crate::stream::{Standing, Standings};
+use crate::stream::{ConnectionState, ConnectionStates};
 use crate::view::{Grant, Outcome, Pod, View};
 
-pub use render::text;
+pub(crate) use render::text;
 
-/// Pods that are listed; more than a node runs. Those that get nothing come first.
+/// Maximum number of listed pods, more than a node runs. Those that get nothing come first.
 const MAX_LISTED: usize = 512;
 
-/// Where the state is read.
+/// Sources of the status.
 #[derive(Debug)]
-pub struct Status {
-    /// What does not change while the agent runs.
-    pub setting: Setting,
-    /// The node's pods.
-    pub view: View,
-    /// How the agent stands with the servers.
-    pub standing: Standings,
-    /// Who asks without a token.
-    pub v1_users: V1Users,
-    /// Whether other machines are told.
-    pub remote: bool,
+pub(crate) struct Status {
+    pub(crate) setting: Setting,
+    pub(crate) view: View,
+    pub(crate) connection: ConnectionStates,
+    /// Clients that send no tokens.
+    pub(crate) v1_users: V1Users,
+    /// Whether to serve other machines.
+    pub(crate) remote: bool,
 }
 
-/// What does not change while the agent runs.
+/// Settings that are constant while the agent runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Setting {
-    /// The agent's version.
-    pub version: String,
-    /// The node's name.
-    pub node: String,
-    /// How connections are brought to the agent: `--redirect`.
-    pub redirect: String,
-    /// What guards the node: `--guard`.
-    pub guard: String,
-    /// `--host-network-pods`, where that is the agent's to say.
-    pub host_network_pods: String,
+pub(crate) struct Setting {
+    pub(crate) version: String,
+    pub(crate) node: String,
+    /// `--redirect`.
+    pub(crate) redirect: String,
+    /// `--guard`.
+    pub(crate) guard: String,
+    /// `--host-network-pods`, if these are redirected.
+    pub(crate) host_network_pods: String,
     /// `--imds-v2`.
-    pub imds_v2: String,
+    pub(crate) imds_v2: String,
 }
 
-/// The state at one moment.
+/// The status at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// What does not change.
+pub(crate) struct Report {
     #[serde(flatten)]
-    pub setting: Setting,
-    /// How it stands with the servers.
-    pub server: Server,
-    /// The node's pods.
-    pub pods: Pods,
+    pub(crate) setting: Setting,
+    pub(crate) server: Server,
+    pub(crate) pods: Pods,
 }
 
-/// How the agent stands with the servers.
+/// State of the connection to a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum Server {
-    /// It has just started.
-    Begun,
-    /// A server keeps it informed.
+pub(crate) enum Server {
+    #[serde(rename = "begun")]
+    Starting,
     Synced {
-        /// Which.
         address: String,
-        /// For how long.
         seconds: u64,
     },
-    /// It lives on what it knows.
-    Broken {
-        /// Why.
+    /// The agent works with the last known state.
+    #[serde(rename = "broken")]
+    Disconnected {
         problem: String,
-        /// For how long.
         seconds: u64,
     },
 }
 
-/// The node's pods.
+/// Summary and list of the node's pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pods {
-    /// How many there are.
-    pub known: usize,
-    /// With credentials that are good.
-    pub served: usize,
-    /// That have no role.
-    pub without_role: usize,
-    /// All others.
-    pub unserved: usize,
-    /// Those that get nothing first; not all, if there are very many.
-    pub listed: Vec<Line>,
+pub(crate) struct Pods {
+    pub(crate) known: usize,
+    /// Pods with valid credentials.
+    pub(crate) served: usize,
+    pub(crate) without_role: usize,
+    /// All other pods.
+    pub(crate) unserved: usize,
+    /// Up to [`MAX_LISTED`] pods; those that get nothing first.
+    pub(crate) listed: Vec<Line>,
 }
 
-/// One pod.
+/// A pod in the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
-    /// Its role, as granted or as asked for.
-    pub role: Option<String>,
-    /// What becomes of its requests.
-    pub state: State,
-    /// Why it gets nothing, or what fails.
-    pub why: Option<String>,
-    /// Until its credentials expire.
-    pub expires_in_seconds: Option<u64>,
+pub(crate) struct Line {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// The granted or annotated role.
+    pub(crate) role: Option<String>,
+    pub(crate) state: State,
+    /// Reason why it gets nothing, or the last failure.
+    pub(crate) why: Option<String>,
+    /// Time until its credentials expire.
+    pub(crate) expires_in_seconds: Option<u64>,
     /// Requests without a token of IMDSv2, by client.
-    pub imds_v1: Vec<V1Line>,
+    pub(crate) imds_v1: Vec<V1Line>,
 }
 
-/// What becomes of a pod's requests. In the order in which pods are listed.
+/// Outcome of a pod's requests, in the order of the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub(crate) enum State {
     /// A policy refuses its role.
     Forbidden,
-    /// Its role is granted, and there are no credentials that are good.
+    /// Its role is granted, but there are no valid credentials.
     Failing,
-    /// Nothing is decided.
+    /// The outcome is not decided yet.
     Undecided,
-    /// It gets its credentials.
+    /// It gets credentials.
     Served,
     /// It has no role.
     NoRole,
 }
 
-/// Requests of one client.
+/// Number of requests of one client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct V1Line {
-    /// The family of clients.
-    pub sdk: String,
-    /// How many since the agent started.
-    pub requests: u64,
+pub(crate) struct V1Line {
+    pub(crate) sdk: String,
+    /// Number of requests since the agent started.
+    pub(crate) requests: u64,
 }
 
 impl fmt::Display for State {
@@ -160,15 +142,14 @@ impl fmt::Display for State {
 }
 
 impl Status {
-    /// `/status` as JSON, and `/status.html` to read.
-    #[must_use]
-    pub fn page(self) -> Page {
-        std::sync::Arc::new(move |Asked { path, local }| {
+    /// Returns the pages `/status` (JSON) and `/status.html`.
+    pub(crate) fn page(self) -> Page {
+        std::sync::Arc::new(move |PageRequest { path, local }| {
             if !matches!(path, "/status" | "/status.html") {
                 return None;
             }
             if !local && !self.remote {
-                return Some(only_local(path));
+                return Some(loopback_only(path));
             }
             let report = self.report(SystemTime::now());
             Some(match path {
@@ -181,7 +162,7 @@ impl Status {
     fn report(&self, now: SystemTime) -> Report {
         Report {
             setting: self.setting.clone(),
-            server: Server::of(&self.standing.borrow(), now),
+            server: Server::of(&self.connection.borrow(), now),
             pods: self.pods(now),
         }
     }
@@ -211,16 +192,16 @@ impl Status {
 }
 
 impl Server {
-    fn of(standing: &Standing, now: SystemTime) -> Self {
+    fn of(connection: &ConnectionState, now: SystemTime) -> Self {
         let seconds = |since| now.duration_since(since).unwrap_or_default().as_secs();
-        match standing {
-            Standing::Begun => Self::Begun,
-            Standing::Synced { server, since } => Self::Synced {
+        match connection {
+            ConnectionState::Starting => Self::Starting,
+            ConnectionState::Synced { server, since } => Self::Synced {
                 address: server.to_string(),
                 seconds: seconds(*since),
             },
-            Standing::Broken { why, since } => Self::Broken {
-                problem: cut(why),
+            ConnectionState::Disconnected { why, since } => Self::Disconnected {
+                problem: truncate(why),
                 seconds: seconds(*since),
             },
         }
@@ -237,11 +218,13 @@ impl Line {
         let uses = users.remove(&key).unwrap_or_default();
         let (role, state, why) = match &pod.outcome {
             Outcome::NoRole => (None, State::NoRole, None),
-            Outcome::Forbidden { role, reason } => {
-                (Some(cut(role)), State::Forbidden, Some(cut(reason)))
-            }
+            Outcome::Forbidden { role, reason } => (
+                Some(truncate(role)),
+                State::Forbidden,
+                Some(truncate(reason)),
+            ),
             Outcome::Undecided { awaiting } => {
-                let why = format!("awaiting {}", cut(awaiting));
+                let why = format!("awaiting {}", truncate(awaiting));
                 (None, State::Undecided, Some(why))
             }
             Outcome::Granted(grant) => granted(grant, now),
@@ -272,15 +255,18 @@ impl Line {
 }
 
 fn granted(grant: &Grant, now: SystemTime) -> (Option<String>, State, Option<String>) {
-    let failure = grant.failure.as_ref().map(|failure| cut(&failure.error));
+    let failure = grant
+        .failure
+        .as_ref()
+        .map(|failure| truncate(&failure.error));
     let (state, why) = match (grant.valid(now), &grant.issued) {
         (Some(_), _) => (State::Served, failure),
         (None, Some(_)) => {
-            let why = failure.unwrap_or_else(|| "newer ones have not come".to_owned());
+            let why = failure.unwrap_or_else(|| "no new credentials received".to_owned());
             (State::Failing, Some(format!("credentials expired: {why}")))
         }
         (None, None) => {
-            let why = failure.unwrap_or_else(|| "credentials are on their way".to_owned());
+            let why = failure.unwrap_or_else(|| "waiting for credentials".to_owned());
             (State::Failing, Some(why))
         }
     };

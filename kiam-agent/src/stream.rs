@@ -1,23 +1,23 @@
-//! The agent's end of the node stream: one call to one server, for ever.
+//! Client of the node stream: one call to one server at a time, repeated until the agent stops.
 //!
-//! No server, no DNS, a refused certificate: the stream is tried again, at another server first,
-//! and the view stays as it was. Nothing here ends the agent.
+//! If there is no server, no DNS, or a certificate is rejected, the client tries again, with
+//! another server first, and the view stays as it is. No failure of the stream ends the agent.
 //!
 //! ```text
-//! servers   which address to try next
-//! dial      how a server is called
-//! convert   from the wire to the view, checked
-//! error     what is at fault, in words
-//! standing  how the agent stands with the servers
-//! metrics   what is counted
+//! servers            selection of the next address
+//! dial               calls to a server
+//! convert            conversion of messages to updates, with checks
+//! error              reasons why a stream ended
+//! connection_state   state of the connection, for the rest of the agent
+//! metrics            metrics of the stream
 //! ```
 
+mod connection_state;
 mod convert;
 mod dial;
 mod error;
 mod metrics;
 mod servers;
-mod standing;
 
 #[cfg(test)]
 mod tests;
@@ -36,42 +36,43 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 
-pub use convert::Malformed;
-pub use dial::{Dial, DialError, Messages, TlsDial};
-pub use error::StreamError;
+pub use connection_state::ConnectionState;
+pub(crate) use connection_state::ConnectionStates;
+pub(crate) use dial::TlsDial;
+pub use dial::{Dial, DialError, Messages};
+pub(crate) use error::StreamError;
 pub use metrics::StreamMetrics;
 pub use servers::Resolve;
-pub use standing::{Standing, Standings};
 
 use crate::view::{Projection, Update};
+use connection_state::ConnectionStateSender;
 use metrics::unix_now;
 use servers::Servers;
-use standing::Teller;
 
-/// Updates that are taken in before readers see them, when so many have come at once.
+/// Maximum number of updates that are applied before readers see them.
 const MAX_BATCH: usize = 256;
 
-/// Different failures that are remembered as logged.
+/// Maximum number of failures that are remembered as logged.
 const MAX_LOGGED: usize = 32;
 
-/// How patient the client is.
+/// Timeouts and retry intervals of the client.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// The first wait after a failure.
+pub struct Timeouts {
+    /// Wait after the first failure.
     pub retry_first: Duration,
-    /// The longest wait after failures.
+    /// Maximum wait between retries.
     pub retry_limit: Duration,
-    /// For the resolver, and for the server's first answer.
+    /// Timeout of the resolver, and of the server's first answer.
     pub answer: Duration,
-    /// From the stream's begin to its being synced.
+    /// Timeout of a stream to become synced.
     pub sync: Duration,
-    /// A stream that was synced for this long was a success.
+    /// Duration after which a synced stream resets the retry interval.
     pub settled: Duration,
-    /// Gives numbers in 0..1, for jitter.
+    /// Random numbers in 0..1, for jitter.
     pub random: fn() -> f64,
 }
 
-impl Default for Pace {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             retry_first: Duration::from_millis(100),
@@ -84,32 +85,32 @@ impl Default for Pace {
     }
 }
 
-/// What the client says of itself, and whom it talks to.
+/// Settings of the client.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The node's name.
+    /// Name of the node.
     pub node: String,
     /// `--server-address`, for messages.
     pub server: String,
-    /// The file with the token that proves the node, if one is used.
+    /// File with the token that proves the node's identity.
     pub token_file: Option<PathBuf>,
-    /// Whether redirect and guard are in place on the node.
+    /// Whether redirection and guard are in effect on the node.
     pub guarded: bool,
-    /// How patient the client is.
-    pub pace: Pace,
+    /// Timeouts and retry intervals.
+    pub timeouts: Timeouts,
 }
 
-/// Keeps the view as the server tells it.
+/// Client that keeps the view in sync with a server.
 pub struct Client {
     settings: Settings,
     resolve: Box<dyn Resolve>,
     dial: Box<dyn Dial>,
     projection: Projection,
     metrics: StreamMetrics,
-    standing: Teller,
+    connection: ConnectionStateSender,
     servers: Servers,
     backoff: Backoff,
-    /// The failures that were logged since the last success: what repeats itself is no news.
+    /// Failures that were logged since the last success, and are not logged again.
     logged: BTreeSet<String>,
     first_snapshot: Option<Awaited>,
 }
@@ -123,8 +124,7 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client that has not called yet. `first_snapshot` ends when the first stream is synced.
-    #[must_use]
+    /// Creates a client. `first_snapshot` is done when a stream is synced for the first time.
     pub fn new(
         settings: Settings,
         resolve: Box<dyn Resolve>,
@@ -135,34 +135,33 @@ impl Client {
     ) -> Self {
         Self {
             servers: Servers::new(settings.node.clone()),
-            backoff: Backoff::new(settings.pace.retry_first, settings.pace.retry_limit),
+            backoff: Backoff::new(settings.timeouts.retry_first, settings.timeouts.retry_limit),
             settings,
             resolve,
             dial,
             projection,
             metrics,
-            standing: Teller::default(),
+            connection: ConnectionStateSender::default(),
             logged: BTreeSet::new(),
             first_snapshot: Some(first_snapshot),
         }
     }
 
-    /// How the agent stands with the servers, now and later.
-    #[must_use]
-    pub fn standing(&self) -> Standings {
-        self.standing.readers()
+    /// Returns a receiver of the connection's state.
+    pub fn connection(&self) -> ConnectionStates {
+        self.connection.readers()
     }
 
-    /// Follows the servers until told to stop.
+    /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.follow() => ended,
+                ended = self.run_stream() => ended,
             };
             self.metrics.ended(ended.reason());
-            self.standing.broken(ended.to_string(), SystemTime::now());
-            let wait = self.backoff.next((self.settings.pace.random)());
+            self.connection.broken(ended.to_string(), SystemTime::now());
+            let wait = self.backoff.next((self.settings.timeouts.random)());
             self.log(&ended, wait);
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -171,18 +170,18 @@ impl Client {
         }
     }
 
-    /// One stream of one server, from finding it to its end.
-    async fn follow(&mut self) -> StreamError {
+    /// Runs one stream from one server to its end.
+    async fn run_stream(&mut self) -> StreamError {
         let address = match self.find().await {
             Ok(address) => address,
             Err(error) => return error,
         };
         let mut synced = None;
         let ended = match self.call(address).await {
-            Ok(messages) => self.take_in(address, messages, &mut synced).await,
+            Ok(messages) => self.apply_all(address, messages, &mut synced).await,
             Err(error) => error,
         };
-        if synced.is_some_and(|at: Instant| at.elapsed() >= self.settings.pace.settled) {
+        if synced.is_some_and(|at: Instant| at.elapsed() >= self.settings.timeouts.settled) {
             self.backoff.reset();
         }
         if ended.is_failure() {
@@ -192,13 +191,13 @@ impl Client {
     }
 
     async fn find(&mut self) -> Result<SocketAddr, StreamError> {
-        let Pace { answer, .. } = self.settings.pace;
+        let Timeouts { answer, .. } = self.settings.timeouts;
         let server = self.settings.server.clone();
         let failed = |problem| StreamError::Resolve { server, problem };
         let addresses = match timeout(answer, self.resolve.resolve()).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => return Err(failed(error.to_string())),
-            Err(_elapsed) => return Err(failed("the resolver does not answer".into())),
+            Err(_elapsed) => return Err(failed("no answer from the resolver".into())),
         };
         self.servers
             .choose(&addresses)
@@ -210,7 +209,7 @@ impl Client {
             node,
             token_file,
             guarded,
-            pace,
+            timeouts,
             ..
         } = &self.settings;
         let mut request = Request::new(api::WatchRequest {
@@ -223,25 +222,25 @@ impl Client {
                 .metadata_mut()
                 .insert("authorization", bearer(path)?);
         }
-        match timeout(pace.answer, self.dial.watch(address, request)).await {
+        match timeout(timeouts.answer, self.dial.watch(address, request)).await {
             Ok(Ok(messages)) => Ok(messages),
             Ok(Err(DialError::Connect(error))) => Err(error.into()),
             Ok(Err(DialError::Status(status))) => Err(StreamError::status(address, &status)),
             Err(_elapsed) => Err(StreamError::Silent {
                 address,
-                what: "answered",
-                limit: pace.answer,
+                what: "answer",
+                limit: timeouts.answer,
             }),
         }
     }
 
-    async fn take_in(
+    async fn apply_all(
         &mut self,
         address: SocketAddr,
         messages: Messages,
         synced: &mut Option<Instant>,
     ) -> StreamError {
-        let limit = self.settings.pace.sync;
+        let limit = self.settings.timeouts.sync;
         let deadline = Instant::now() + limit;
         let mut batches = messages.ready_chunks(MAX_BATCH);
         self.projection.begin();
@@ -253,7 +252,7 @@ impl Client {
                 match timeout_at(deadline, batches.next()).await {
                     Ok(next) => next,
                     Err(_elapsed) => {
-                        let what = "told all that it knows";
+                        let what = "send its complete state";
                         return StreamError::Silent {
                             address,
                             what,
@@ -287,7 +286,7 @@ impl Client {
         }
     }
 
-    /// Takes in one message; whether the stream is synced with it.
+    /// Applies a message, and returns whether the stream is synced with it.
     fn apply(&mut self, message: api::WatchResponse) -> bool {
         let update = match convert::update(message) {
             Ok(update) => update,
@@ -297,11 +296,11 @@ impl Client {
                     Some(uid) => {
                         tracing::error!(
                             pod.uid = %uid,
-                            "the server's word on a pod cannot be used: {why}; the pod gets nothing"
+                            "cannot use a message of the server about a pod: {why}; the pod gets nothing"
                         );
                         return self.apply_update(Update::Removed(uid));
                     }
-                    None => tracing::error!("a message of the server cannot be used: {why}"),
+                    None => tracing::error!("cannot use a message of the server: {why}"),
                 }
                 return false;
             }
@@ -318,21 +317,21 @@ impl Client {
             Update::Synced => "synced",
         };
         self.metrics.updates.with_label_values(&[kind]).inc();
-        if let Err(refused) = self.projection.apply(update) {
-            let reason = refused.reason();
+        if let Err(error) = self.projection.apply(update) {
+            let reason = error.reason();
             self.metrics.refused.with_label_values(&[reason]).inc();
-            tracing::warn!(reason, "an update of the server is not used: {refused}");
+            tracing::warn!(reason, "rejected an update of the server: {error}");
         }
         kind == "synced"
     }
 
-    /// The stream is synced: what failed before is over.
+    /// Records that the stream is synced, which ends all earlier failures.
     fn settle(&mut self, address: SocketAddr) {
         if self.metrics.synced.get() == 0 {
             self.metrics.synced.set(1);
-            tracing::info!(server = %address, "the node's pods are known");
+            tracing::info!(server = %address, "received the pods of this node");
         }
-        self.standing.synced(address, SystemTime::now());
+        self.connection.synced(address, SystemTime::now());
         self.servers.succeeded();
         self.logged.clear();
         if let Some(awaited) = self.first_snapshot.take() {
@@ -345,11 +344,11 @@ impl Client {
         let text = ended.to_string();
         let retry = kiam_common::duration::format(wait);
         if !ended.is_failure() {
-            tracing::info!(reason, "{text}; connecting again in {retry}");
+            tracing::info!(reason, "{text}; reconnecting in {retry}");
         } else if self.logged.contains(&text) {
-            tracing::debug!(reason, "still: {text}; trying again in {retry}");
+            tracing::debug!(reason, "repeated: {text}; retrying in {retry}");
         } else {
-            tracing::warn!(reason, "{text}; trying again in {retry}");
+            tracing::warn!(reason, "{text}; retrying in {retry}");
             if self.logged.len() >= MAX_LOGGED {
                 self.logged.clear();
             }
@@ -358,7 +357,7 @@ impl Client {
     }
 }
 
-/// The header that proves the node. The kubelet replaces the token long before it expires.
+/// Returns the header with the token. The kubelet replaces the token long before it expires.
 fn bearer(path: &Path) -> Result<MetadataValue<Ascii>, StreamError> {
     let text = std::fs::read_to_string(path).map_err(|source| StreamError::Token {
         path: path.to_owned(),

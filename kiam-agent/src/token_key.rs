@@ -1,7 +1,7 @@
-//! The key of IMDSv2's tokens: one for a node, which outlives the agent and is shared by two that
-//! overlap. Clients keep a token for hours, and some never ask for another.
+//! The key of IMDSv2 tokens: one per node, which outlives the agent and is shared by two agents
+//! that overlap. Clients keep a token for hours, and some never request another.
 //!
-//! With eBPF it is in a map of the kernel's (`kernel::token_key`), without it in a file in memory.
+//! With eBPF it is in a pinned map (`kernel::token_key`), otherwise in a file on tmpfs.
 
 mod file;
 
@@ -9,12 +9,10 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-pub use file::KeyFileError;
+/// Length of the key, in bytes.
+pub(crate) const KEY_BYTES: usize = 32;
 
-/// The key's length, in bytes.
-pub const KEY_BYTES: usize = 32;
-
-/// The key. Wiped from memory when it is dropped, and shown to nobody.
+/// The key. Zeroed when dropped; never printed.
 #[derive(PartialEq, Eq)]
 pub struct TokenKey(Zeroizing<[u8; KEY_BYTES]>);
 
@@ -25,14 +23,12 @@ impl fmt::Debug for TokenKey {
 }
 
 impl TokenKey {
-    /// A new key.
-    #[must_use]
+    /// Generates a key.
     pub fn random() -> Self {
         Self(Zeroizing::new(rand::random()))
     }
 
-    /// A key that is there.
-    #[must_use]
+    /// Wraps an existing key.
     pub const fn new(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Self {
         Self(bytes)
     }
@@ -47,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_not_shown() {
+    fn debug_output_has_no_key() {
         let key = TokenKey::new(Zeroizing::new([0xab; KEY_BYTES]));
         assert_eq!(format!("{key:?}"), "TokenKey { .. }");
     }

@@ -1,17 +1,17 @@
-//! The node's view: its pods, what was decided about each, and their credentials.
+//! View of the node: its pods, the outcome for each, and their credentials.
 //!
-//! A projection of the server's stream. One [`Projection`] writes it; any number of [`View`]s
-//! read immutable snapshots without a lock, and are woken when there is a new one.
+//! The view is a projection of the server's stream. One [`Projection`] writes it; any number of
+//! [`View`]s read immutable snapshots without a lock, and are woken by a new one.
 //!
 //! ```text
-//! update       what a stream says, in the agent's own terms, checked
-//! projection   the writer: folds updates into the next snapshot, over breaks of the stream
-//! pod          one pod of a snapshot, with its credentials joined to it
-//! gone         pods that were known
+//! update       messages of a stream, checked
+//! projection   the writer: folds updates into the next snapshot, across streams
+//! pod          a pod of a snapshot, with its credentials
+//! gone         pods that were removed
 //! credentials  credentials as documents, written once
 //! ```
 //!
-//! Knows neither tonic nor hyper.
+//! Independent of tonic and hyper.
 
 mod credentials;
 mod gone;
@@ -27,46 +27,44 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use kiam_common::pod_uid::PodUid;
 use tokio::sync::watch;
 
-pub use credentials::{CredentialsError, Issued};
+pub use credentials::Issued;
 use gone::Gone;
-pub use pod::{Grant, Outcome, Pod};
-pub use projection::{Projection, Refused};
-pub use update::{Decision, Failure, PodFacts, Uid, Update};
+pub use kiam_common::outcome::Outcome;
+pub(crate) use pod::Grant;
+pub use pod::Pod;
+pub use projection::Projection;
+pub use update::{Failure, GrantedRole, PodFacts, Update};
 
-/// What is known of the node at one moment.
+/// State of the node at one moment.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    pods: HashMap<Uid, Arc<Pod>>,
-    static_pods: HashMap<Box<str>, Uid>,
+    pods: HashMap<PodUid, Arc<Pod>>,
+    static_pods: HashMap<Box<str>, PodUid>,
     addresses: HashMap<IpAddr, Claim>,
     gone: Arc<Gone>,
     complete: bool,
 }
 
 impl Snapshot {
-    /// The pod with a `metadata.uid`.
-    #[must_use]
-    pub fn by_uid(&self, uid: &str) -> Option<&Arc<Pod>> {
+    /// Returns the pod with this UID.
+    pub(crate) fn by_uid(&self, uid: &str) -> Option<&Arc<Pod>> {
         self.pods.get(uid)
     }
 
-    /// The static pod whose cgroup is named by this hash. A hash that more than one pod claims
-    /// names none.
-    #[must_use]
-    pub fn by_static_hash(&self, hash: &str) -> Option<&Arc<Pod>> {
+    /// Returns the static pod whose cgroup is named by this hash; `None` if more than one pod
+    /// claims the hash.
+    pub(crate) fn by_static_hash(&self, hash: &str) -> Option<&Arc<Pod>> {
         self.static_pods
             .get(hash)
             .and_then(|uid| self.pods.get(uid))
     }
 
-    /// The pod that has an address. Of two that claim it none has it: which one calls cannot be
-    /// told, and the wrong one's role must not be given out.
-    ///
-    /// # Errors
-    /// When more than one pod claims it.
-    pub fn by_address(&self, address: IpAddr) -> Result<Option<&Arc<Pod>>, Claimed> {
+    /// Returns the pod with this address. An address that more than one pod claims is an error: the
+    /// caller is ambiguous, and must not get the role of another pod.
+    pub(crate) fn by_address(&self, address: IpAddr) -> Result<Option<&Arc<Pod>>, Claimed> {
         match self.addresses.get(&address) {
             Some(Claim::One(uid)) => Ok(self.pods.get(uid)),
             Some(Claim::Many) => Err(Claimed { address }),
@@ -74,69 +72,64 @@ impl Snapshot {
         }
     }
 
-    /// The name of a pod that was known and has gone.
-    #[must_use]
+    /// Returns the name of a pod that was removed.
     pub fn gone(&self, uid: &str) -> Option<&str> {
         self.gone.name(uid)
     }
 
-    /// All pods, in no order.
-    #[must_use]
+    /// Returns all pods, in no order.
     pub fn pods(&self) -> impl ExactSizeIterator<Item = &Arc<Pod>> {
         self.pods.values()
     }
 
-    /// Whether a server has ever told all that it knew of the node. Before, a pod that is not
-    /// here may well exist.
-    #[must_use]
+    /// Returns whether a server has ever sent its complete state of the node. Before, a pod that is
+    /// missing here may exist.
     pub const fn complete(&self) -> bool {
         self.complete
     }
 }
 
-/// Who says that an address is theirs.
+/// The pods that claim an address.
 #[derive(Debug)]
 enum Claim {
-    One(Uid),
+    One(PodUid),
     Many,
 }
 
 impl Claim {
-    /// One more claims it; a pod may say so twice.
-    fn add(&mut self, other: &Uid) {
+    /// Adds a claim; a pod may claim an address twice.
+    fn add(&mut self, other: &PodUid) {
         if !matches!(self, Self::One(uid) if uid == other) {
             *self = Self::Many;
         }
     }
 }
 
-/// An address that is more than one pod's, as long as one is not quite gone yet.
+/// Error for an address that more than one pod claims, such as while one of them terminates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more than one pod of this node claims the address {address}")]
-pub struct Claimed {
+pub(crate) struct Claimed {
     address: IpAddr,
 }
 
-/// Reads the newest snapshot.
+/// Reader of the newest snapshot.
 #[derive(Debug, Clone)]
 pub struct View {
     current: Arc<ArcSwap<Snapshot>>,
     changes: watch::Receiver<()>,
 }
 
-/// Wakes when there is a newer snapshot.
+/// Notification of newer snapshots.
 #[derive(Debug)]
 pub struct Changes(watch::Receiver<()>);
 
 impl View {
-    /// The newest snapshot. Not to be held across an await.
-    #[must_use]
+    /// Returns the newest snapshot. It must not be held across an await.
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.current.load()
     }
 
-    /// Snapshots from now on: one that is published after this call is not missed.
-    #[must_use]
+    /// Subscribes to snapshots: any that is published after this call is reported.
     pub fn changes(&self) -> Changes {
         let mut changes = self.changes.clone();
         changes.mark_unchanged();
@@ -145,7 +138,7 @@ impl View {
 }
 
 impl Changes {
-    /// Waits for the next snapshot; false when there will be none, as the writer is gone.
+    /// Waits for the next snapshot; returns false once the writer is gone.
     pub async fn next(&mut self) -> bool {
         self.0.changed().await.is_ok()
     }

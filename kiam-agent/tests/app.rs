@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser as _;
-use kiam_agent::app::{self, Bound, Redirected, StartError};
+use kiam_agent::app::{self, BackgroundTask, Bound, Redirected, StartError};
 use kiam_agent::args::Args;
-use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
+use kiam_agent::caller::{Identify, PodRef, Unidentified};
 use kiam_agent::token_key::TokenKey;
+use kiam_common::pod_uid::PodUid;
 use rcgen::{CertificateParams, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 struct OnePod;
 
 impl Identify for OnePod {
-    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
+    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Unidentified> {
         Ok(PodRef::Uid(PodUid::new("uid-1")))
     }
 }
@@ -32,9 +33,11 @@ async fn redirected(_to: SocketAddr) -> Result<Redirected, StartError> {
         identify: Arc::new(OnePod),
         token_key: TokenKey::random(),
         guarded: true,
-        upkeep: Box::new(|_view, stop| Box::pin(stop.cancelled_owned())),
+        tasks: vec![BackgroundTask::new("redirection", |_view, stop| {
+            stop.cancelled_owned()
+        })],
         metrics: Vec::new(),
-        keep: Box::new(()),
+        programs: None,
     })
 }
 
@@ -96,7 +99,10 @@ async fn without_a_server_it_runs_and_says_that_it_is_not_ready() {
 
     assert!(get(admin, "/healthz").await.starts_with("HTTP/1.1 200"));
     let unready = get(admin, "/readyz").await;
-    assert!(unready.contains("the first word of a server"), "{unready}");
+    assert!(
+        unready.contains("the first snapshot of the node's pods"),
+        "{unready}"
+    );
     let answer = get(metadata, "/latest/meta-data/iam/security-credentials/").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     let counted = async {
@@ -144,7 +150,7 @@ async fn its_commands_tell_how_it_is() {
     let (code, said) = run(&["status"]).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("on node-1") && said.contains("Of 0 pods"),
+        said.contains("on node-1") && said.contains("Pods: 0;"),
         "{said}"
     );
     let (_, said) = run(&["status", "--json"]).await;
@@ -153,7 +159,7 @@ async fn its_commands_tell_how_it_is() {
     assert_eq!(run(&["health"]).await, (Some(0), "ok\n".to_owned()));
     let (code, said) = run(&["health", "--ready"]).await;
     assert!(
-        code == Some(1) && said.contains("awaiting the first word"),
+        code == Some(1) && said.contains("awaiting the first snapshot"),
         "{said}"
     );
     stop.cancel();
@@ -178,7 +184,7 @@ async fn what_it_cannot_be_without_is_named() {
         // Of the documentation's, and so nobody's.
         (
             "--host=192.0.2.1",
-            "--host must be an address of this node",
+            "set --host to an address of this node",
             true,
         ),
         ("--cert=/nonexistent/tls.crt", "/nonexistent/tls.crt", true),
@@ -200,13 +206,31 @@ async fn nobody_is_redirected_to_an_agent_that_cannot_start() {
     app::build_with(&args, unreached).await.unwrap_err();
 }
 
+#[tokio::test]
+async fn the_end_of_a_background_task_ends_the_agent_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = Args::try_parse_from(flags(folder.path(), &[])).unwrap();
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let bound = app::build_with(&args, async |address| {
+        let mut redirected = redirected(address).await?;
+        let task = BackgroundTask::new("kernel log", |_view, _stop| async {});
+        redirected.tasks.push(task);
+        Ok(redirected)
+    });
+    let running = bound.await.unwrap().run(std::future::pending());
+    let limit = Duration::from_secs(5);
+    let ended = tokio::time::timeout(limit, running).await.unwrap();
+    let error = ended.unwrap_err().to_string();
+    assert!(error.contains("\"kernel log\""), "{error}");
+}
+
 #[test]
 fn bad_configuration_exits_64_with_a_line_that_says_which() {
     let folder = tempfile::tempdir().unwrap();
     for (flag, expected) in [
         ("--server-address=kiam-server", "has no port"),
-        ("--pod-wait=soon", "is no duration"),
-        ("--level=much,,=", "is no log level"),
+        ("--pod-wait=soon", "invalid duration"),
+        ("--level=much,,=", "invalid log level"),
         ("--no-such-flag=x", "--no-such-flag"),
         ("--cert=/nonexistent/tls.crt", "/nonexistent/tls.crt"),
     ] {

@@ -1,6 +1,6 @@
-//! The operator's port: `/metrics`, `/healthz`, `/readyz`, `/log-level`, and what a program adds.
+//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/log-level`, and the pages of the program.
 //!
-//! Never on the port that pods or agents reach.
+//! Pods and agents never reach it: they have ports of their own.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -23,27 +23,27 @@ use crate::{listen, telemetry};
 /// Connections served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a request's body, once its head is there.
+/// The limit for reading the body of a request, after its head.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// No log level is longer, in bytes.
+/// The longest log level, in bytes.
 const MAX_BODY_BYTES: usize = 1024;
 
-/// What the operator's port answers.
-pub type Answer = Response<Full<Bytes>>;
+/// A response of the admin port.
+pub type PageResponse = Response<Full<Bytes>>;
 
-/// What is asked of a page.
+/// A request for a page of the program.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
-    /// The path, as it came.
+pub struct PageRequest<'a> {
+    /// The path, unmodified.
     pub path: &'a str,
-    /// Whether it is asked from the machine itself, over loopback.
+    /// Whether the request came over loopback.
     pub local: bool,
 }
 
-/// A page that a program adds: the answer to a path of its own, or `None`.
-pub type Page = Arc<dyn Fn(Asked<'_>) -> Option<Answer> + Send + Sync>;
+/// A page of the program: returns `None` for a path that it does not serve.
+pub type Page = Arc<dyn Fn(PageRequest<'_>) -> Option<PageResponse> + Send + Sync>;
 
-/// The operator's port, bound and not yet serving.
+/// The admin port, bound and not yet serving.
 pub struct Admin {
     listener: TcpListener,
     registry: Registry,
@@ -54,8 +54,8 @@ struct State {
     registry: Registry,
     readiness: Readiness,
     pages: Vec<Page>,
-    /// Pages may be work: one is made at a time, beside the program's own.
-    page: Semaphore,
+    /// A page can be expensive: at most one is rendered at a time.
+    rendering: Semaphore,
 }
 
 impl fmt::Debug for Admin {
@@ -67,8 +67,8 @@ impl fmt::Debug for Admin {
 }
 
 impl Admin {
-    /// Takes the port, from an earlier process as well that is about to end: probes are answered
-    /// for the latest.
+    /// Binds the port, and takes it over from an earlier process that is about to exit: probes
+    /// always reach the newest process.
     ///
     /// # Errors
     /// When the address cannot be bound.
@@ -77,7 +77,7 @@ impl Admin {
         registry: Registry,
         readiness: Readiness,
     ) -> std::io::Result<Self> {
-        let listener = listen::share(address)?;
+        let listener = listen::bind_shared(address)?;
         listen::take_over(&listener)?;
         Ok(Self {
             listener,
@@ -86,15 +86,15 @@ impl Admin {
         })
     }
 
-    /// The address that was bound.
+    /// Returns the bound address.
     ///
     /// # Errors
-    /// When the socket is gone.
+    /// When the socket is closed.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves, these pages too, until told to stop.
+    /// Serves until `stop` is cancelled.
     pub async fn run(self, pages: Vec<Page>, stop: CancellationToken) {
         let Self {
             listener,
@@ -105,11 +105,11 @@ impl Admin {
             registry,
             readiness,
             pages,
-            page: Semaphore::new(1),
+            rendering: Semaphore::new(1),
         });
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                 return;
             };
             let (stream, local) = tokio::select! {
@@ -117,7 +117,7 @@ impl Admin {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => (stream, peer.ip().to_canonical().is_loopback()),
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept on the operator's port");
+                        tracing::warn!(%error, "cannot accept a connection on the admin port");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
                     }
@@ -134,22 +134,25 @@ impl Admin {
                     .header_read_timeout(HEADER_TIMEOUT)
                     .serve_connection(TokioIo::new(stream), service);
                 tokio::select! {
-                    // A probe that hangs up early is no news.
+                    // A probe that disconnects early is not an error.
                     _ = connection => {}
                     () = stop.cancelled() => {}
                 }
-                drop(place);
+                drop(permit);
             });
         }
     }
 }
 
-async fn answer(state: &Arc<State>, request: Request<Incoming>, local: bool) -> Answer {
+async fn answer(state: &Arc<State>, request: Request<Incoming>, local: bool) -> PageResponse {
     if request.uri().path() == "/log-level" {
         return log_level(request, local).await;
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET here\n");
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method not allowed: use GET\n",
+        );
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
@@ -166,79 +169,76 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>, local: bool) -> 
             Ok(body) => with_type(StatusCode::OK, "text/plain; version=0.0.4", body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        path => added(state, path.to_owned(), local).await,
+        path => page(state, path.to_owned(), local).await,
     }
 }
 
-/// The answer of the page that is at a path, made on a thread where it may take its time.
-async fn added(state: &Arc<State>, path: String, local: bool) -> Answer {
-    // Never closed.
-    let _turn = state.page.acquire().await;
-    let of = Arc::clone(state);
-    let made = tokio::task::spawn_blocking(move || {
-        let asked = Asked { path: &path, local };
-        of.pages.iter().find_map(|page| page(asked))
+/// Renders the page at a path, on a thread that may block.
+async fn page(state: &Arc<State>, path: String, local: bool) -> PageResponse {
+    // The semaphore is never closed.
+    let _permit = state.rendering.acquire().await;
+    let shared = Arc::clone(state);
+    let rendered = tokio::task::spawn_blocking(move || {
+        let request = PageRequest { path: &path, local };
+        shared.pages.iter().find_map(|page| page(request))
     });
-    match made.await {
-        Ok(Some(answer)) => answer,
+    match rendered.await {
+        Ok(Some(response)) => response,
         Ok(None) => text(
             StatusCode::NOT_FOUND,
-            "here are /metrics, /healthz and /readyz\n",
+            "no such page; try /metrics, /healthz or /readyz\n",
         ),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
-/// The level that is logged at: told, and with `PUT` changed. A browser lets no foreign page send that.
-async fn log_level(request: Request<Incoming>, local: bool) -> Answer {
+/// Returns the log level; `PUT` changes it. Browsers do not let a foreign page send `PUT`.
+async fn log_level(request: Request<Incoming>, local: bool) -> PageResponse {
     if !local {
-        return only_local("/log-level");
+        return loopback_only("/log-level");
     }
     if request.method() == Method::PUT {
         let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
         let Ok(Ok(body)) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
-            let why = format!("a log level is no longer than {MAX_BODY_BYTES} bytes\n");
+            let why = format!("a log level has at most {MAX_BODY_BYTES} bytes\n");
             return text(StatusCode::BAD_REQUEST, why);
         };
         let level = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
         match telemetry::set_level(&level) {
-            Ok(()) => tracing::info!(level, "the log level was changed"),
+            Ok(()) => tracing::info!(level, "changed the log level"),
             Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     } else if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET here, and PUT with a level as the body\n",
+            "method not allowed: use GET, or PUT with a log level as the body\n",
         );
     }
     let level = telemetry::level().unwrap_or_else(|| "not set".to_owned());
     text(StatusCode::OK, format!("{level}\n"))
 }
 
-/// The answer to somebody on another machine, where only the machine itself is told.
-#[must_use]
-pub fn only_local(path: &str) -> Answer {
+/// The response to a request from another machine, for a path that is served over loopback only.
+pub fn loopback_only(path: &str) -> PageResponse {
     let why = format!(
-        "{path} is answered over loopback only: ask from within the pod, or through kubectl port-forward\n"
+        "{path} is served over loopback only: request it from within the pod, or through kubectl port-forward\n"
     );
     text(StatusCode::FORBIDDEN, why)
 }
 
-/// A plain-text answer.
-#[must_use]
-pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+/// A response of plain text.
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> PageResponse {
     with_type(status, "text/plain; charset=utf-8", body)
 }
 
-/// An answer of a content type.
-#[must_use]
-pub fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer
+/// A response of a content type.
+pub fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> PageResponse {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
         .headers_mut()
         .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-    answer
+    response
 }
 
 #[cfg(test)]
@@ -258,14 +258,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_probes_metrics_and_added_pages() {
+    async fn probes_metrics_and_pages_are_served() {
         let registry = Registry::new();
         let counter = prometheus::IntCounter::new("kiam_test_total", "A test.").unwrap();
         registry.register(Box::new(counter)).unwrap();
         let readiness = Readiness::new();
         let awaited = readiness.awaits("snapshot");
-        let page: Page = Arc::new(|asked| {
-            (asked.path == "/x" && asked.local).then(|| text(StatusCode::OK, "mine"))
+        let page: Page = Arc::new(|request| {
+            (request.path == "/x" && request.local).then(|| text(StatusCode::OK, "mine"))
         });
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let admin = Admin::bind(local, registry, readiness).unwrap();
@@ -286,11 +286,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_that_takes_its_time_keeps_nothing_else_waiting() {
+    async fn a_slow_page_does_not_delay_probes() {
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let wait = std::sync::Mutex::new(wait);
-        let page: Page = Arc::new(move |asked| {
-            (asked.path == "/slow").then(|| {
+        let page: Page = Arc::new(move |request| {
+            (request.path == "/slow").then(|| {
                 wait.lock().unwrap().recv().unwrap();
                 text(StatusCode::OK, "at last")
             })
@@ -301,7 +301,7 @@ mod tests {
         let stop = CancellationToken::new();
         let running = tokio::spawn(admin.run(vec![page], stop.clone()));
         let slow = tokio::spawn(async move { get(address, "/slow").await });
-        // This runtime has one thread.
+        // The runtime of this test has a single thread.
         for _ in 0..20 {
             assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         }
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_log_level_is_told_and_changed() {
+    async fn the_log_level_is_read_and_changed() {
         drop(telemetry::init(false, "error"));
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let admin = Admin::bind(local, Registry::new(), Readiness::new()).unwrap();
@@ -339,20 +339,16 @@ mod tests {
         assert!(telemetry::level().unwrap().contains("kiam_common=error"));
         let refused = put(address, "kiam_common=loud").await;
         assert!(
-            refused.starts_with("HTTP/1.1 400") && refused.contains("is no log level"),
+            refused.starts_with("HTTP/1.1 400") && refused.contains("invalid log level"),
             "{refused}"
         );
-        assert!(
-            put(address, &"x".repeat(2000))
-                .await
-                .contains("no longer than")
-        );
+        assert!(put(address, &"x".repeat(2000)).await.contains("at most"));
         assert!(
             get(address, "/log-level")
                 .await
                 .contains("kiam_common=error")
         );
-        assert_eq!(only_local("/x").status(), StatusCode::FORBIDDEN);
+        assert_eq!(loopback_only("/x").status(), StatusCode::FORBIDDEN);
         stop.cancel();
         running.await.unwrap();
     }

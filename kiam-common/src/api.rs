@@ -1,10 +1,10 @@
-//! The generated gRPC API, and what the generator must not do itself: print secrets.
+//! The generated gRPC API, with hand-written `Debug` and `Drop` for messages that carry secrets.
 
 use std::fmt;
 
 use zeroize::Zeroize;
 
-/// The description of both services, encoded, for gRPC reflection.
+/// The encoded descriptors of both services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// `kiam.node.v1`: the stream from a server to the agent of one node.
@@ -22,7 +22,7 @@ pub mod node {
     }
 }
 
-/// `kiam`: the service of kiam v3 and v4, for their agents.
+/// `kiam`: the API of kiam v3 and v4, for the agents of those versions.
 #[expect(
     missing_docs,
     clippy::allow_attributes_without_reason,
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_not_in_debug_output_even_when_nested() {
+    fn debug_output_omits_secrets_even_in_nested_messages() {
         let mut issued = node::v1::CredentialsIssued::default();
         issued.access_key_id = "ASIAEXAMPLE".into();
         issued.secret_access_key = "hunter2".into();

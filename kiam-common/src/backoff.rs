@@ -1,8 +1,8 @@
-//! How long to wait before trying again: doubling, with jitter, up to a limit.
+//! Exponential backoff with jitter and an upper limit.
 
 use std::time::Duration;
 
-/// The waits of one series of failures. Success begins a new series: see [`Backoff::reset`].
+/// The waits after consecutive failures. Call [`Backoff::reset`] after a success.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -11,8 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits of about `first`, doubled at each failure up to `limit`.
-    #[must_use]
+    /// A backoff that starts at about `first` and doubles with each failure, up to `limit`.
     pub const fn new(first: Duration, limit: Duration) -> Self {
         Self {
             first,
@@ -21,8 +20,8 @@ impl Backoff {
         }
     }
 
-    /// The next wait. `random` in 0..1 places it between half and the whole of its length, so
-    /// that those who failed together do not come back together.
+    /// Returns the next wait. `random` in 0..1 scales it between half and its full length, so that
+    /// callers that failed together do not retry together.
     pub fn next(&mut self, random: f64) -> Duration {
         let factor = 2_u32.checked_pow(self.failures).unwrap_or(u32::MAX);
         self.failures = self.failures.saturating_add(1);
@@ -30,13 +29,12 @@ impl Backoff {
         whole.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
     }
 
-    /// Begins again with the first wait.
+    /// Starts over with the first wait.
     pub const fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// The failures since the last success.
-    #[must_use]
+    /// Returns the number of failures since the last success.
     pub const fn failures(&self) -> u32 {
         self.failures
     }
@@ -50,7 +48,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn waits_grow_to_the_limit_and_never_past_it(
+        fn waits_grow_up_to_the_limit(
             first in 1_u64..10_000,
             limit in 1_u64..1_000_000,
             random in 0.0..1.0,

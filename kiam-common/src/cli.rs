@@ -1,5 +1,5 @@
-//! A program that runs when it is told nothing else, as kiam's did, and has commands beside that:
-//! its own, and those that tell of its command line.
+//! A command line whose default is to serve, as in kiam, with subcommands beside that: those of the
+//! program, and those that describe its command line.
 
 use std::ffi::OsString;
 use std::sync::LazyLock;
@@ -7,19 +7,18 @@ use std::sync::LazyLock;
 use clap::{CommandFactory, FromArgMatches, Subcommand};
 use clap_complete::Shell;
 
-/// What a program is to do.
+/// A parsed command line.
 #[derive(Debug, Clone)]
 pub enum Cli<Run, Command> {
-    /// To run, with these flags.
+    /// Serve, with these flags.
     Run(Box<Run>),
-    /// Something else, and to end.
+    /// Run a command of the program.
     Command(Command),
-    /// To print this, and to end.
+    /// Print this text.
     Print(Vec<u8>),
 }
 
-/// The version, with the commit that releases are built from.
-#[must_use]
+/// Returns the version, with the commit of a release build.
 pub fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| {
         let commit = option_env!("KIAM_COMMIT").filter(|commit| !commit.is_empty());
@@ -29,25 +28,25 @@ pub fn version() -> &'static str {
     &VERSION
 }
 
-/// Commands that every program has.
+/// Commands of every program.
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Common {
-    /// Prints what a shell needs to complete the command line
+    /// Print a shell completion script
     Completions {
-        /// Which shell
+        /// The shell
         #[arg(value_enum)]
         shell: Shell,
     },
 
-    /// Prints the manual page, for man(1); with a command's name, that command's
+    /// Print the manual page of the program, or of one of its commands, in roff
     Man {
-        /// A command of the program
+        /// The command
         command: Option<String>,
     },
 }
 
 impl Common {
-    /// What is asked for, of this program.
+    /// Generates the requested text.
     fn text(self, mut program: clap::Command) -> Result<Vec<u8>, clap::Error> {
         let name = program.get_name().to_owned();
         let mut text = Vec::new();
@@ -56,16 +55,16 @@ impl Common {
                 clap_complete::generate(shell, &mut program, name, &mut text);
             }
             Self::Man { command } => {
-                // Gives the commands their full names.
+                // Sets the full names of the subcommands.
                 program.build();
                 if let Some(wanted) = command {
-                    let no_such = clap::Error::raw(
+                    let unknown = clap::Error::raw(
                         clap::error::ErrorKind::InvalidSubcommand,
                         format!("{name} has no command {wanted}\n"),
                     );
                     let found = program.find_subcommand(&wanted).cloned();
                     let full = format!("{name}-{wanted}");
-                    program = found.ok_or(no_such)?.name(full).version(version());
+                    program = found.ok_or(unknown)?.name(full).version(version());
                 }
                 let written = clap_mangen::Man::new(program).render(&mut text);
                 written.map_err(|error| {
@@ -82,13 +81,12 @@ where
     Run: CommandFactory + FromArgMatches,
     Command: Subcommand,
 {
-    /// The command line, as clap knows it.
-    #[must_use]
+    /// Returns the clap definition of the whole command line.
     pub fn command() -> clap::Command {
         let run = Run::command();
         let about = run.get_about().cloned();
         Common::augment_subcommands(Command::augment_subcommands(run))
-            // Commands' own description would stand in its place.
+            // `augment_subcommands` replaces the description with that of `Command`.
             .about(about.unwrap_or_default())
             .args_conflicts_with_subcommands(true)
             .subcommand_negates_reqs(true)
@@ -96,14 +94,14 @@ where
             .arg_required_else_help(false)
     }
 
-    /// Reads the command line.
+    /// Parses the command line.
     ///
     /// # Errors
-    /// When it is no command line of the program's, or asks for help.
+    /// When it is invalid, or requests help or the version.
     pub fn try_parse_from(
-        words: impl IntoIterator<Item: Into<OsString> + Clone>,
+        arguments: impl IntoIterator<Item: Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
-        let matches = Self::command().try_get_matches_from(words)?;
+        let matches = Self::command().try_get_matches_from(arguments)?;
         if let Ok(common) = Common::from_arg_matches(&matches) {
             return common.text(Self::command()).map(Self::Print);
         }
@@ -119,7 +117,7 @@ where
 mod tests {
     use super::*;
 
-    /// Runs, it is said.
+    /// Serves.
     #[derive(Debug, Clone, clap::Parser)]
     #[command(name = "it", version = version())]
     struct Run {
@@ -130,33 +128,33 @@ mod tests {
 
     #[derive(Debug, Clone, PartialEq, clap::Subcommand)]
     enum Own {
-        /// Stops
+        /// Stop
         Stop,
     }
 
-    fn parse(words: &[&str]) -> Result<Cli<Run, Own>, clap::Error> {
-        Cli::try_parse_from(["it"].iter().chain(words))
+    fn parse(arguments: &[&str]) -> Result<Cli<Run, Own>, clap::Error> {
+        Cli::try_parse_from(["it"].iter().chain(arguments))
     }
 
-    fn printed(words: &[&str]) -> String {
-        match parse(words) {
+    fn printed(arguments: &[&str]) -> String {
+        match parse(arguments) {
             Ok(Cli::Print(text)) => String::from_utf8(text).unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn it_runs_or_obeys_its_own_commands() {
+    fn flags_serve_and_subcommands_do_not_mix_with_them() {
         assert!(matches!(parse(&["--speed=3"]), Ok(Cli::Run(run)) if run.speed == 3));
         assert!(matches!(parse(&["stop"]), Ok(Cli::Command(Own::Stop))));
         assert!(parse(&["--speed=3", "stop"]).is_err());
-        let said = parse(&["--version"]).unwrap_err().to_string();
-        assert!(said.starts_with(&format!("it {}", version())), "{said}");
-        assert!(version().contains('('), "a commit, or that there is none");
+        let text = parse(&["--version"]).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("it {}", version())), "{text}");
+        assert!(version().contains('('), "a commit, or a working copy");
     }
 
     #[test]
-    fn completions_know_flags_and_commands() {
+    fn completions_contain_flags_and_commands() {
         for shell in ["bash", "zsh", "fish"] {
             let text = printed(&["completions", shell]);
             assert!(text.contains("speed") && text.contains("stop"), "{text}");
@@ -164,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn manual_pages_name_flags_and_their_environment() {
+    fn manual_pages_contain_flags_and_their_environment_variables() {
         let text = printed(&["man"]);
         for part in [".TH it 1", "IT_SPEED", "How fast"] {
             assert!(text.contains(part), "no {part} in {text}");

@@ -1,7 +1,8 @@
-//! How messages are put on a stream: as gRPC's own codec for protobuf does, with smaller buffers.
+//! The gRPC codec for protobuf, with smaller buffers than the default one.
 //!
-//! A server has a stream for each node, and a stream keeps its buffer while nothing is said, which is nearly
-//! always. gRPC's buffers of 8 KiB, that grow until 32 KiB are waiting, are for one stream that is busy.
+//! A server has a stream for each node, and each stream keeps its buffer while it is idle, which is
+//! nearly always. The default buffers (8 KiB that grow until 32 KiB are waiting) suit a few busy
+//! streams.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,12 +11,12 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// What a stream begins with, in bytes: a message or two.
+/// The initial buffer of a stream, in bytes: one or two messages.
 const BUFFER: usize = 1024;
-/// What is handed on at once, in bytes: a few messages to a TLS record.
-const AT_ONCE: usize = 2048;
+/// The encoder yields after this many bytes: a few messages per TLS record.
+const YIELD_THRESHOLD: usize = 2048;
 
-/// `application/grpc+proto`.
+/// Codec for `application/grpc+proto`.
 pub struct LeanCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for LeanCodec<T, U> {
@@ -41,10 +42,10 @@ where
     type Decoder = ProstDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, AT_ONCE))
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, YIELD_THRESHOLD))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, AT_ONCE))
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, YIELD_THRESHOLD))
     }
 }

@@ -1,19 +1,18 @@
-//! Session credentials: what STS gave, on its way to a pod.
+//! Session credentials, from STS to a pod.
 //!
-//! The secret parts are zeroed when dropped and never printed.
+//! The secret parts are zeroed on drop and never printed.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use zeroize::Zeroizing;
 
-/// A string that is zeroed when dropped and prints as `[redacted]`.
+/// A string that is zeroed on drop and prints as `[redacted]`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// The secret itself. Whoever calls this must not let it reach a log, a metric or an error.
-    #[must_use]
+    /// Returns the secret. It must not reach a log, a metric or an error.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -34,21 +33,20 @@ impl fmt::Debug for Secret {
 /// Temporary AWS credentials of one role session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionCredentials {
-    /// Names the session in AWS's logs; not a secret.
+    /// The access key ID, which names the session in CloudTrail. Not a secret.
     pub access_key_id: String,
-    /// Signs requests.
+    /// The key that signs requests.
     pub secret_access_key: Secret,
-    /// Sent along with every signed request.
+    /// The token that accompanies every signed request.
     pub session_token: Secret,
-    /// When AWS stops accepting them.
+    /// The time from which AWS rejects them.
     pub expiration: SystemTime,
-    /// When they were issued, by the clock of the server that asked.
+    /// The time at which they were issued, by the clock of the server.
     pub issued: SystemTime,
 }
 
 impl SessionCredentials {
-    /// The life that is left at `now`; zero once expired.
-    #[must_use]
+    /// Returns the remaining lifetime at `now`; zero after the expiration.
     pub fn remaining(&self, now: SystemTime) -> Duration {
         self.expiration.duration_since(now).unwrap_or_default()
     }
@@ -59,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_no_secret() {
+    fn debug_output_omits_secrets() {
         let credentials = SessionCredentials {
             access_key_id: "ASIAEXAMPLE".into(),
             secret_access_key: "hunter2".to_owned().into(),
@@ -73,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn remaining_life_never_goes_below_zero() {
+    fn the_remaining_lifetime_is_zero_after_the_expiration() {
         let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
         let credentials = SessionCredentials {
             access_key_id: String::new(),

@@ -1,10 +1,12 @@
-//! Durations as Go writes them (`1h30m`, `800ms`), which kiam's flags have always taken.
+//! Durations in Go's notation (`1h30m`, `800ms`), the notation of kiam's flags.
 
 use std::time::Duration;
 
-/// Why a text is no duration.
+/// The error of [`parse`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no duration; write a number and a unit, as in 800ms, 30s, 15m or 1h30m")]
+#[error(
+    "invalid duration {text:?}; write a number and a unit, for example 800ms, 30s, 15m or 1h30m"
+)]
 pub struct DurationError {
     text: String,
 }
@@ -18,10 +20,10 @@ const UNITS: [(&str, f64); 6] = [
     ("h", 3600.0),
 ];
 
-/// Reads a duration of one or more number-and-unit pairs (units ns, us, ms, s, m, h), or `0`.
+/// Parses one or more pairs of a number and a unit (ns, us, ms, s, m, h), or `0`.
 ///
 /// # Errors
-/// When the text is anything else, negative or beyond what a [`Duration`] holds.
+/// When the text is anything else, negative, or exceeds [`Duration::MAX`].
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
     let error = || DurationError {
         text: text.to_owned(),
@@ -53,9 +55,8 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     }
 }
 
-/// Writes a duration the way [`parse`] reads it, rounded to a second from a minute up and to a
-/// millisecond below.
-#[must_use]
+/// Formats a duration so that [`parse`] accepts it, truncated to seconds from one minute up and to
+/// milliseconds below.
 pub fn format(duration: Duration) -> String {
     if duration < Duration::from_secs(60) {
         let millis = duration.as_millis();
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_go_writes() {
+    fn parse_accepts_the_notation_of_go() {
         for (text, expected) in [
             ("0", 0.0),
             ("0s", 0.0),
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_what_it_reads() {
+    fn format_and_parse_are_inverse() {
         for text in ["0s", "800ms", "45s", "15m", "1h30m", "1h1m1s"] {
             assert_eq!(format(parse(text).unwrap()), text);
         }

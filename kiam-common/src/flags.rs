@@ -1,9 +1,9 @@
-//! Flags that the agent and the server share, named as kiam named them.
+//! Flags that the agent and the server share. Their names are those of kiam.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// How to log.
+/// Flags for logs and metrics.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Logs and metrics")]
 pub struct TelemetryFlags {
@@ -11,28 +11,28 @@ pub struct TelemetryFlags {
     #[arg(long)]
     pub json_log: bool,
 
-    /// Log level: debug, info, warn or error; or per module, as in info,kiam_server::node=debug
+    /// Log level: debug, info, warn or error, or levels per module such as info,kiam_server::node=debug
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     pub level: String,
 
-    /// Serve /metrics, /healthz and /readyz on this address; off if not given
+    /// Serve /metrics, /healthz and /readyz on this address. Without it they are not served
     #[arg(long, value_name = "ADDR:PORT")]
     pub prometheus_listen_addr: Option<SocketAddr>,
 }
 
-/// The certificates of mutual TLS. The files are read again when they change.
+/// Flags for mutual TLS. The files are reloaded when they change.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "TLS")]
 pub struct TlsFlags {
-    /// This program's certificate chain, PEM
+    /// Certificate chain of this program, in PEM format
     #[arg(long, value_name = "FILE")]
     pub cert: PathBuf,
 
-    /// The certificate's private key, PEM
+    /// Private key of the certificate, in PEM format
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
 
-    /// The certificate authorities that the other side's certificate must come from, PEM
+    /// Certificate authorities that must have issued the peer's certificate, in PEM format
     #[arg(long, value_name = "FILE")]
     pub ca: PathBuf,
 }

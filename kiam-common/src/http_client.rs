@@ -1,5 +1,5 @@
-//! One HTTP request to one address: for the node's own metadata service, and for programs of
-//! kiam's own. Neither redirects, proxies nor DNS come into it, and an answer has a bound.
+//! One HTTP request to one address: for the metadata service of the node, and for the admin port of
+//! kiam's programs. No redirects, no proxies, no DNS, and a bounded response.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,39 +12,39 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// Why there is no answer.
+/// The error of [`send`].
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Nobody is there, or not reached.
-    #[error("{address} cannot be connected to: {source}")]
+    /// The connection failed.
+    #[error("cannot connect to {address}: {source}")]
     Connect {
-        /// Where it should be.
+        /// The address of the service.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// What is there speaks no HTTP, or broke off.
-    #[error("{address} does not answer as HTTP has it: {source}")]
+    /// The service does not speak HTTP, or closed the connection.
+    #[error("invalid HTTP response from {address}: {source}")]
     Http {
-        /// Where that is.
+        /// The address of the service.
         address: SocketAddr,
-        /// What was wrong.
+        /// The error of the HTTP client.
         source: hyper::Error,
     },
-    /// The body broke off, or is longer than the limit.
-    #[error("the answer of {address} cannot be read: {problem}")]
+    /// The body is incomplete, or longer than the limit.
+    #[error("cannot read the response of {address}: {problem}")]
     Body {
-        /// Where it came from.
+        /// The address of the service.
         address: SocketAddr,
-        /// What was wrong.
+        /// The error of the HTTP client.
         problem: String,
     },
 }
 
-/// Sends a request on a connection of its own. How long that may take is up to the caller.
+/// Sends a request on a new connection. The caller sets the timeout.
 ///
 /// # Errors
-/// When there is no whole answer with a body of at most `limit` bytes.
+/// When no complete response with a body of at most `limit` bytes arrives.
 pub async fn send(
     address: SocketAddr,
     request: Request<Empty<Bytes>>,
@@ -55,7 +55,7 @@ pub async fn send(
     let http = |source| HttpError::Http { address, source };
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(http)?;
-    // Ends with this call, whatever becomes of it.
+    // The set aborts the connection's task when this call ends.
     let mut running = JoinSet::new();
     running.spawn(connection);
     let answer = sender.send_request(request).await.map_err(http)?;

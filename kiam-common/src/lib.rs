@@ -1,33 +1,37 @@
-//! What kiam's agent and server agree on.
+//! Code that kiam's agent and server share.
 //!
-//! - [`api`]: the generated gRPC API: the node stream, and kiam v4's service
-//! - [`codec`]: how its messages are put on a stream
-//! - [`role`]: IAM role names and ARNs, as annotations spell them
-//! - [`credentials`]: session credentials, which never print or outlive their use
-//! - [`tls`]: mutual TLS whose certificates are replaced while it runs
-//! - [`telemetry`], [`admin`], [`page`], [`readiness`]: logs, metrics, status, health
-//! - [`listen`]: a port that is handed from one process to the next
-//! - [`limits`]: what the kernel lets a process have
-//! - [`flags`], [`server_address`], [`duration`]: command-line flags that both programs have
-//! - [`tasks`], [`backoff`], [`watch`]: supervised background work, waiting between tries, and
-//!   for files to change
-//! - [`causes`]: an error in one sentence
+//! - [`program`], [`cli`], [`flags`], [`server_address`], [`duration`]: `main`, the command line, and
+//!   the flags of both programs
+//! - [`api`], [`codec`]: the generated gRPC API (the node stream, and kiam v4's service) and its codec
+//! - [`role`], [`outcome`], [`pod_uid`], [`metadata_address`]: the terms of the domain
+//! - [`credentials`]: session credentials, which are zeroed on drop and never printed
+//! - [`tls`]: mutual TLS whose certificates can change at run time
+//! - [`telemetry`], [`admin`], [`page`], [`readiness`]: logs, metrics, status pages, probes
+//! - [`listen`], [`limits`]: handover of a port, resource limits
+//! - [`tasks`], [`backoff`], [`watch`]: supervised tasks, waits between retries, changes to files
+//! - [`error_chain`]: an error and its sources on one line
 //!
-//! The domain modules (`role`, `credentials`) know neither tonic, hyper, kube nor AWS.
+//! The domain modules (`role`, `outcome`, `pod_uid`, `credentials`) do not depend on tonic, hyper,
+//! kube or AWS.
+#![warn(missing_docs)]
 
 pub mod admin;
 pub mod api;
 pub mod backoff;
-pub mod causes;
 pub mod cli;
 pub mod codec;
 pub mod credentials;
 pub mod duration;
+pub mod error_chain;
 pub mod flags;
 pub mod http_client;
 pub mod limits;
 pub mod listen;
+pub mod metadata_address;
+pub mod outcome;
 pub mod page;
+pub mod pod_uid;
+pub mod program;
 pub mod readiness;
 pub mod role;
 pub mod server_address;

@@ -1,4 +1,4 @@
-//! A port that two processes of one user share while the one takes over from the other.
+//! A listening port that an older and a newer process of the same user share during a handover.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,24 +7,24 @@ use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-/// Connections that wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be less.
+/// Connections that wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// The class of classic BPF's instruction that returns its operand (include/uapi/linux/bpf_common.h).
+/// Class of the classic BPF instruction that returns its operand (include/uapi/linux/bpf_common.h).
 const BPF_RET: u16 = 0x06;
 
-/// Listens at `address`, beside an earlier process that may do so still. New connections go to
-/// the earlier one, as long as it is there, until [`take_over`].
+/// Listens on `address`, beside an earlier process that may still listen there. New connections go
+/// to the earlier process, while it exists, until [`take_over`].
 ///
 /// # Errors
-/// When the address cannot be bound: somebody else has it.
-pub fn share(address: SocketAddr) -> io::Result<TcpListener> {
+/// When the address cannot be bound, because a process that does not share the port has it.
+pub fn bind_shared(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_nonblocking(true)?;
-    // Connections of an earlier process that are still closing do not matter.
+    // Connections of an earlier process in TIME_WAIT do not block the port.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
@@ -34,17 +34,17 @@ pub fn share(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// From now on new connections come to this listener, and no more to an earlier one.
+/// Directs new connections to this listener, no longer to an earlier one.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses the program that selects the listener.
 pub fn take_over(listener: &TcpListener) -> io::Result<()> {
     prefer(listener, 1)
 }
 
-/// Gives new connections to the listener that came to the port as number `index`. Listeners move up
-/// when one goes; where there is none of that number the kernel chooses among those that there
-/// are (`reuseport_select_sock` in net/core/sock_reuseport.c).
+/// Directs new connections to the listener with the given index, in the order of binding. The
+/// indexes shift down when a listener closes; with an index out of range the kernel falls back to
+/// its own choice (`reuseport_select_sock` in net/core/sock_reuseport.c).
 fn prefer(listener: &TcpListener, index: u32) -> io::Result<()> {
     let mut program = [libc::sock_filter {
         code: BPF_RET,
@@ -70,39 +70,39 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: Duration = Duration::from_millis(20);
+    const NO_CONNECTION: Duration = Duration::from_millis(20);
 
-    /// Connects ten times, and checks that all come to `to`, and none to `other`.
-    async fn all_come_to(to: &TcpListener, other: &TcpListener) {
+    /// Connects ten times, and asserts that `to` accepts all connections and `other` none.
+    async fn all_reach(to: &TcpListener, other: &TcpListener) {
         let address = to.local_addr().unwrap();
         for _ in 0..10 {
             let _client = TcpStream::connect(address).await.unwrap();
             to.accept().await.unwrap();
         }
-        assert!(timeout(NOBODY, other.accept()).await.is_err());
+        assert!(timeout(NO_CONNECTION, other.accept()).await.is_err());
     }
 
     #[tokio::test]
-    async fn the_later_one_takes_over_when_it_says_so() {
-        let first = share((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    async fn a_later_listener_receives_connections_only_after_it_takes_over() {
+        let first = bind_shared((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = first.local_addr().unwrap();
         take_over(&first).unwrap();
-        let second = share(address).unwrap();
-        all_come_to(&first, &second).await;
+        let second = bind_shared(address).unwrap();
+        all_reach(&first, &second).await;
         take_over(&second).unwrap();
-        all_come_to(&second, &first).await;
-        // What is left is all that there is, also for the next one.
+        all_reach(&second, &first).await;
+        // The index of the second listener is 0 now, and that of the third is 1.
         drop(first);
-        let third = share(address).unwrap();
-        all_come_to(&second, &third).await;
+        let third = bind_shared(address).unwrap();
+        all_reach(&second, &third).await;
         take_over(&third).unwrap();
-        all_come_to(&third, &second).await;
+        all_reach(&third, &second).await;
     }
 
     #[tokio::test]
-    async fn a_port_of_somebody_else_is_refused() {
+    async fn a_port_that_is_not_shared_is_in_use() {
         let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let error = share(other.local_addr().unwrap()).unwrap_err();
+        let error = bind_shared(other.local_addr().unwrap()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -1,20 +1,20 @@
-//! Reports for operators: as JSON, and as pages of tables, without scripts, and with one style that
-//! is known by its hash. Everything on a page that is not a tag of its own is escaped.
+//! Reports on the admin port: JSON, and HTML pages of tables. Pages have no scripts, and a single
+//! style that the content security policy allows by its hash. All text is escaped.
 
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::admin::{Answer, text, with_type};
+use crate::admin::{PageResponse, text, with_type};
 use crate::duration;
 
-/// Of any text that comes from elsewhere, in characters.
+/// The longest text from an outside source, in characters.
 const MAX_TEXT_CHARS: usize = 500;
-/// How a page looks. The policy below lets no other style in.
+/// The style of all pages. The content security policy below contains its hash.
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem;color:#1b1f24;background:#fff}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;overflow-wrap:break-word}th{background:#f6f8fa;white-space:nowrap}td:first-child{font-weight:600}";
 
-/// Nothing of a page may run, load, be framed or be sent anywhere, or be kept.
+/// Headers that forbid a page to run scripts, load resources, be framed, submit forms, or be cached.
 const GUARDS: [(HeaderName, &str); 3] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -24,32 +24,29 @@ const GUARDS: [(HeaderName, &str); 3] = [
     (header::CACHE_CONTROL, "no-store"),
 ];
 
-/// A report for programs.
-#[must_use]
-pub fn json(report: &impl Serialize) -> Answer {
+/// A response of JSON.
+pub fn json(report: &impl Serialize) -> PageResponse {
     match serde_json::to_vec_pretty(report) {
         Ok(body) => guarded(with_type(StatusCode::OK, "application/json", body)),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
-/// A [`document`] for people.
-#[must_use]
-pub fn html(document: String) -> Answer {
+/// A response of HTML, made by [`document`].
+pub fn html(document: String) -> PageResponse {
     let kind = "text/html; charset=utf-8";
     guarded(with_type(StatusCode::OK, kind, document))
 }
 
-fn guarded(mut answer: Answer) -> Answer {
+fn guarded(mut response: PageResponse) -> PageResponse {
     for (name, value) in GUARDS {
         let value = HeaderValue::from_static(value);
-        answer.headers_mut().insert(name, value);
+        response.headers_mut().insert(name, value);
     }
-    answer
+    response
 }
 
-/// A whole page of these elements.
-#[must_use]
+/// A complete HTML document. The elements must be escaped already; the title is escaped here.
 pub fn document(title: &str, elements: &str) -> String {
     let title = escaped(title);
     format!(
@@ -58,8 +55,7 @@ pub fn document(title: &str, elements: &str) -> String {
     )
 }
 
-/// A table; every cell is escaped.
-#[must_use]
+/// An HTML table. Cells are escaped.
 pub fn table<const N: usize>(
     columns: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
@@ -75,13 +71,12 @@ pub fn table<const N: usize>(
     format!("<table>\n{head}{rows}</table>\n")
 }
 
-/// One element; its text is escaped.
-#[must_use]
+/// An HTML element. Its text is escaped.
 pub fn element(tag: &str, text: &str) -> String {
     format!("<{tag}>{}</{tag}>\n", escaped(text))
 }
 
-/// As text between tags; control characters would be no valid HTML.
+/// Escapes text, and replaces control characters, which are invalid in HTML.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -98,18 +93,16 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Cut to a length that a report can bear.
-#[must_use]
-pub fn cut(text: &str) -> String {
+/// Truncates a text to the longest length that a report contains.
+pub fn truncate(text: &str) -> String {
     match text.char_indices().nth(MAX_TEXT_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-/// A number of seconds, to read.
-#[must_use]
-pub fn readable(seconds: u64) -> String {
+/// Formats seconds for people.
+pub fn format_seconds(seconds: u64) -> String {
     duration::format(Duration::from_secs(seconds))
 }
 
@@ -122,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_lets_in_the_page_s_own_style_and_no_other() {
+    fn the_content_security_policy_allows_only_the_style_of_the_page() {
         let hash = STANDARD.encode(Sha256::digest(STYLE));
         let policy = html(document("x", "")).headers()[header::CONTENT_SECURITY_POLICY].clone();
         let policy = policy.to_str().unwrap();
@@ -134,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_of_the_page_s_own_is_escaped() {
+    fn titles_and_cells_are_escaped() {
         let hostile = "<b>&\"'\u{1b}";
         let page = document(
             hostile,

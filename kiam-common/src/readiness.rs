@@ -1,87 +1,85 @@
-//! Whether a program is ready to serve: when nothing that it awaits is left.
+//! Readiness of a program: it is ready once every condition that it awaits is met.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// What a program still awaits before it is ready.
+/// The conditions that a program awaits before it is ready.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);
 
-/// Keeps a program unready; dropping it, or [`Awaited::done`], ends that.
+/// A condition of readiness. It is met by [`Awaited::done`], or when this is dropped.
 #[derive(Debug)]
 pub struct Awaited {
-    what: &'static str,
+    condition: &'static str,
     readiness: Readiness,
-    may_come: bool,
+    failed: bool,
 }
 
 impl Readiness {
-    /// Ready at once, as nothing is awaited yet.
-    #[must_use]
+    /// A program that is ready, because no condition is awaited yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Not ready until the returned value is dropped.
+    /// Adds a condition. The program is not ready until the returned value is dropped.
     #[must_use]
-    pub fn awaits(&self, what: &'static str) -> Awaited {
+    pub fn awaits(&self, condition: &'static str) -> Awaited {
         self.0.send_modify(|pending| {
-            pending.insert(what);
+            pending.insert(condition);
         });
         Awaited {
-            what,
+            condition,
             readiness: self.clone(),
-            may_come: true,
+            failed: false,
         }
     }
 
-    /// What is still awaited; empty when ready.
-    #[must_use]
+    /// Returns the conditions that are not met; empty when ready.
     pub fn pending(&self) -> Vec<&'static str> {
         self.0.borrow().iter().copied().collect()
     }
 
-    /// Waits until nothing else than `what` is awaited.
-    pub async fn all_but(&self, what: &str) {
+    /// Waits until all conditions except `condition` are met.
+    pub async fn all_but(&self, condition: &str) {
         let mut pending = self.0.subscribe();
-        let alone = |pending: &BTreeSet<&'static str>| pending.iter().all(|other| *other == what);
-        // As below.
-        drop(pending.wait_for(alone).await);
+        let met = |pending: &BTreeSet<&'static str>| pending.iter().all(|name| *name == condition);
+        // Cannot fail: `self` holds a sender.
+        drop(pending.wait_for(met).await);
     }
 
-    /// Waits until nothing is awaited.
+    /// Waits until all conditions are met.
     pub async fn ready(&self) {
         let mut pending = self.0.subscribe();
-        // It ends with the last of the senders only, and one of them is here.
+        // Cannot fail: `self` holds a sender.
         drop(pending.wait_for(BTreeSet::is_empty).await);
     }
 }
 
 impl Awaited {
-    /// It has come.
+    /// Marks the condition as met.
     pub fn done(self) {}
 
-    /// It will not come: the program is not ready until it ends.
+    /// Marks the condition as impossible to meet: the program stays unready until it ends.
     pub fn never(mut self) {
-        self.may_come = false;
+        self.failed = true;
     }
 }
 
 impl Drop for Awaited {
     fn drop(&mut self) {
-        if !self.may_come {
+        if self.failed {
             return;
         }
         self.readiness.0.send_modify(|pending| {
-            pending.remove(self.what);
+            pending.remove(self.condition);
         });
         let pending = self.readiness.pending();
         if pending.is_empty() {
             tracing::info!("ready");
         } else {
-            tracing::info!(done = self.what, still = ?pending, "not ready yet");
+            tracing::info!(done = self.condition, still = ?pending, "not ready yet");
         }
     }
 }
@@ -91,7 +89,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_never_comes_is_awaited_for_good_and_others_go_on() {
+    async fn a_condition_that_fails_stays_pending_and_does_not_block_the_others() {
         let readiness = Readiness::new();
         let check = readiness.awaits("check");
         readiness.all_but("check").await;
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ready_when_all_have_come() {
+    async fn a_program_is_ready_once_all_conditions_are_met() {
         let readiness = Readiness::new();
         let pods = readiness.awaits("pods");
         let namespaces = readiness.awaits("namespaces");

@@ -1,77 +1,79 @@
-//! IAM roles: full ARNs, and the shorter spellings that annotations use.
+//! IAM roles: full ARNs, and the short names that annotations use.
 //!
-//! A spelling is a full ARN, or a role's name with or without its path, completed by the base
-//! ARN that the server is given. Anything else is refused with a reason: the text comes from
-//! whoever may annotate a pod.
+//! An annotation contains a full ARN, or the name of a role with or without its path, which the base
+//! ARN of the server completes. Anything else is rejected with a reason: the text is untrusted
+//! input, from anyone who may annotate a pod.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The longest ARN that STS takes, in bytes (STS API reference, `AssumeRole`, `RoleArn`).
+/// The longest ARN that STS accepts, in bytes (STS API reference, `AssumeRole`, `RoleArn`).
 const MAX_ARN_BYTES: usize = 2048;
 /// The longest role name (IAM API reference, `CreateRole`, `RoleName`).
 const MAX_NAME_BYTES: usize = 64;
 
-/// Why a text names no role.
+/// The error of a text that does not name a role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoleError {
-    /// There is no text.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// It is longer than any ARN.
-    #[error("it is {bytes} bytes long, and AWS allows {MAX_ARN_BYTES}")]
+    /// The text is longer than any ARN.
+    #[error("it is {bytes} bytes long; AWS allows {MAX_ARN_BYTES}")]
     TooLong {
-        /// Its length.
+        /// The length of the text.
         bytes: usize,
     },
-    /// It has a character that no ARN has: a space, a control character, one outside of ASCII.
-    #[error("it has the character {character:?} at position {position}, which no role ARN has")]
+    /// The text contains a character that is invalid in an ARN: a space, a control character, or a
+    /// character outside ASCII.
+    #[error(
+        "it contains the character {character:?} at position {position}, which is invalid in a role ARN"
+    )]
     Character {
-        /// The character.
+        /// The invalid character.
         character: char,
-        /// Its place, counted in characters from 1.
+        /// Its position, counted in characters from 1.
         position: usize,
     },
-    /// It begins like an ARN and is not one of a role.
+    /// The text starts like an ARN, but is not the ARN of a role.
     #[error(
-        "it is no role ARN: {problem}; expected arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME, as in arn:aws:iam::123456789012:role/reader"
+        "it is not a role ARN: {problem}; expected arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME, for example arn:aws:iam::123456789012:role/reader"
     )]
     Arn {
-        /// Which part is wrong.
+        /// The invalid part.
         problem: &'static str,
     },
-    /// The role's name is none that IAM would create.
+    /// The name of the role is invalid in IAM.
     #[error(
-        "its last part {name:?} is no role name: 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 + = , . @ _ -"
+        "its last part {name:?} is not a valid role name: expected 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 + = , . @ _ -"
     )]
     Name {
         /// The part after the last slash.
         name: String,
     },
-    /// A short name was given, and there is nothing to complete it with.
+    /// The text is a short name, and no base ARN is configured.
     #[error(
         "it is a short name, and the server has no --role-base-arn to complete it with; use the role's full ARN, or set the flag"
     )]
     NoBase,
 }
 
-/// The ARN of an IAM role, checked. Cheap to clone.
+/// The validated ARN of an IAM role. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoleArn(Arc<str>);
 
 impl RoleArn {
-    /// Reads a full ARN.
+    /// Parses a full ARN.
     ///
     /// # Errors
     /// When the text is not the ARN of an IAM role.
     pub fn parse(text: &str) -> Result<Self, RoleError> {
         check_characters(text)?;
         let resource = split_prefix(text)?.2;
-        // IAM allows such paths, and nobody has them: but for somebody who hopes that one of the
-        // many readers of an ARN resolves them.
+        // IAM allows such paths, but their only use is an attack on a parser that resolves them.
         if resource.split('/').any(|part| part == "." || part == "..") {
-            let problem = "its path has a part . or ..";
+            let problem = "its path contains a part . or ..";
             return Err(RoleError::Arn { problem });
         }
         let name = last_part(resource);
@@ -84,36 +86,32 @@ impl RoleArn {
         Ok(Self(text.into()))
     }
 
-    /// The whole ARN.
-    #[must_use]
+    /// Returns the whole ARN.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether a client's spelling of a role means this one: its name, its path and name or the end
-    /// of that, or its full ARN.
-    #[must_use]
-    pub fn is_spelled(&self, spelling: &str) -> bool {
-        if spelling == &*self.0 {
+    /// Returns whether `name` refers to this role: its name, a suffix of its path with its name, or
+    /// its full ARN.
+    pub fn matches(&self, name: &str) -> bool {
+        if name == &*self.0 {
             return true;
         }
         let Some((_, path)) = self.0.split_once(":role/") else {
             return false;
         };
-        match path.strip_suffix(spelling) {
-            Some(before) => !spelling.is_empty() && (before.is_empty() || before.ends_with('/')),
+        match path.strip_suffix(name) {
+            Some(before) => !name.is_empty() && (before.is_empty() || before.ends_with('/')),
             None => false,
         }
     }
 
-    /// The role's name without its path: what the metadata service lists.
-    #[must_use]
+    /// Returns the name without the path, as the metadata service lists it.
     pub fn name(&self) -> &str {
         last_part(&self.0)
     }
 
-    /// The twelve digits of the account that owns the role.
-    #[must_use]
+    /// Returns the twelve digits of the account that owns the role.
     pub fn account(&self) -> &str {
         self.0.split(':').nth(4).unwrap_or_default()
     }
@@ -131,15 +129,15 @@ impl fmt::Debug for RoleArn {
     }
 }
 
-/// What completes a short role name: `arn:aws:iam::123456789012:role/`, maybe with a path.
+/// The prefix that completes a short role name: `arn:aws:iam::123456789012:role/`, or with a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseArn(String);
 
 impl BaseArn {
-    /// Reads a base ARN. A missing slash at its end is added.
+    /// Parses a base ARN, and appends a missing slash.
     ///
     /// # Errors
-    /// When a role's name behind it would not make a role's ARN.
+    /// When a role name appended to it would not give the ARN of a role.
     pub fn parse(text: &str) -> Result<Self, RoleError> {
         check_characters(text)?;
         let base = if text.ends_with('/') {
@@ -151,40 +149,39 @@ impl BaseArn {
         Ok(Self(base))
     }
 
-    /// The base ARN of the account that an instance profile (as `iam/info` of the metadata
-    /// service names it) belongs to, in its partition.
+    /// Returns the base ARN for the account and partition of an instance profile, whose ARN is in
+    /// `iam/info` of the metadata service.
     ///
     /// # Errors
-    /// When the text is no instance profile's ARN.
+    /// When the text is not the ARN of an instance profile.
     pub fn of_instance_profile(arn: &str) -> Result<Self, RoleError> {
         check_characters(arn)?;
         let Some((prefix, _)) = arn.split_once(":instance-profile/") else {
             return Err(RoleError::Arn {
-                problem: "it is not of an instance profile",
+                problem: "it is not the ARN of an instance profile",
             });
         };
         Self::parse(&format!("{prefix}:role/"))
     }
 
-    /// The base ARN itself, ending in a slash.
-    #[must_use]
+    /// Returns the base ARN, which ends with a slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The role that `spelling` names: a full ARN as it is, else `base` with the spelling behind it,
-/// less one leading slash.
+/// Resolves the name of a role: returns a full ARN unchanged, and appends anything else to `base`
+/// without its leading slash.
 ///
 /// # Errors
-/// When the spelling, completed, is no role's ARN.
-pub fn resolve(spelling: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
-    check_characters(spelling)?;
-    if spelling.starts_with("arn:") {
-        return RoleArn::parse(spelling);
+/// When the result is not the ARN of a role.
+pub fn resolve(name: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
+    check_characters(name)?;
+    if name.starts_with("arn:") {
+        return RoleArn::parse(name);
     }
     let base = base.ok_or(RoleError::NoBase)?;
-    let relative = spelling.strip_prefix('/').unwrap_or(spelling);
+    let relative = name.strip_prefix('/').unwrap_or(name);
     RoleArn::parse(&format!("{}{relative}", base.0))
 }
 
@@ -208,7 +205,7 @@ fn check_characters(text: &str) -> Result<(), RoleError> {
     }
 }
 
-/// Partition, account, and what stands behind `role/`.
+/// Splits a role ARN into its partition, its account, and its path and name.
 fn split_prefix(arn: &str) -> Result<(&str, &str, &str), RoleError> {
     let problem = |problem| RoleError::Arn { problem };
     let mut parts = arn.splitn(6, ':');
@@ -216,20 +213,20 @@ fn split_prefix(arn: &str) -> Result<(&str, &str, &str), RoleError> {
     let (scheme, partition, service, region, account, resource) =
         (next(), next(), next(), next(), next(), next());
     if scheme != "arn" {
-        return Err(problem("it does not begin with arn:"));
+        return Err(problem("it does not start with arn:"));
     }
     let known_form = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase());
     let mut words = partition.split('-');
     if words.next() != Some("aws") || !words.all(known_form) {
         return Err(problem(
-            "its partition is none of aws, aws-cn, aws-us-gov, aws-iso, …",
+            "its partition is not one of aws, aws-cn, aws-us-gov, aws-iso, …",
         ));
     }
     if service != "iam" {
         return Err(problem("its service is not iam"));
     }
     if !region.is_empty() {
-        return Err(problem("it has a region, and IAM has none"));
+        return Err(problem("it has a region, but IAM is global"));
     }
     if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
         return Err(problem("its account is not twelve digits"));

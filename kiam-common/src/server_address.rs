@@ -1,11 +1,11 @@
-//! Where a server is, as `--server-address` says it.
+//! The address of a server, as in `--server-address`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use rustls::pki_types::ServerName;
 
-/// A server's name or address, and its port.
+/// The host name or IP address of a server, and its port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerAddress {
     host: String,
@@ -13,51 +13,48 @@ pub struct ServerAddress {
     name: ServerName<'static>,
 }
 
-/// Why a text is no server's address.
+/// The error of a text that is not a server address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// There is no port.
-    #[error("it has no port; expected HOST:PORT, as in kiam-server:9610 or [fd00::1]:9610")]
+    /// The port is missing.
+    #[error("it has no port; expected HOST:PORT, for example kiam-server:9610 or [fd00::1]:9610")]
     NoPort,
-    /// The port is none.
-    #[error("{port:?} is no port; expected a number from 1 to 65535")]
+    /// The port is invalid.
+    #[error("invalid port {port:?}; expected a number from 1 to 65535")]
     Port {
-        /// What stands behind the last colon.
+        /// The text after the last colon.
         port: String,
     },
-    /// The host is none.
-    #[error("{host:?} is neither a DNS name nor an IP address")]
+    /// The host is invalid.
+    #[error("invalid host {host:?}; expected a DNS name or an IP address")]
     Host {
-        /// What stands before the last colon.
+        /// The text before the last colon.
         host: String,
     },
 }
 
 impl ServerAddress {
-    /// The addresses that the host has now.
+    /// Resolves the host.
     ///
     /// # Errors
-    /// When its name cannot be resolved.
+    /// When the name cannot be resolved.
     pub async fn lookup(&self) -> std::io::Result<Vec<std::net::SocketAddr>> {
         let found = tokio::net::lookup_host((self.host(), self.port())).await?;
         Ok(found.collect())
     }
 
-    /// The name or address, without brackets.
-    #[must_use]
+    /// Returns the host name or IP address, without brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port.
-    #[must_use]
+    /// Returns the port.
     pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// What the server's certificate must be for.
-    #[must_use]
+    /// Returns the name that the certificate of the server must have.
     pub fn name(&self) -> ServerName<'static> {
         self.name.clone()
     }

@@ -1,8 +1,8 @@
-//! Background work with an owner who sees it die.
+//! Supervised background tasks.
 //!
-//! Every long-running future of a program is spawned through one [`Tasks`]. None of them is meant
-//! to end before the program does: the first that does, by a panic too, ends the program in order,
-//! and is named.
+//! Every long-running future of a program is spawned through one [`Tasks`]. No task may end before
+//! the program does: the first one that returns or panics is reported by name, and the program shuts
+//! down.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,30 +10,30 @@ use std::time::Duration;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Why a program's background work stopped.
+/// The failure of a background task.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    /// A task returned though nobody asked it to.
-    #[error("the task {name:?} ended by itself, which it never should")]
+    /// A task returned before the program was asked to stop.
+    #[error("the task {name:?} ended unexpectedly; the log before this line says why")]
     Ended {
-        /// The task.
+        /// The name of the task.
         name: &'static str,
     },
     /// A task panicked.
-    #[error("the task {name:?} panicked; its message is on standard error")]
+    #[error("the task {name:?} panicked; the panic message is on standard error")]
     Panicked {
-        /// The task.
+        /// The name of the task.
         name: &'static str,
     },
-    /// Tasks were still running when the time to stop was over.
-    #[error("stopped before it was done: {}", names.join(", "))]
+    /// Tasks were still running at the end of the grace period.
+    #[error("tasks did not stop in time: {}", names.join(", "))]
     Abandoned {
-        /// The tasks.
+        /// The names of the tasks.
         names: Vec<&'static str>,
     },
 }
 
-/// The background work of one program.
+/// The background tasks of one program.
 #[derive(Debug, Default)]
 pub struct Tasks {
     running: JoinSet<()>,
@@ -42,14 +42,12 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// No work yet.
-    #[must_use]
+    /// No tasks yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Cancelled when the program is to stop. Tasks finish in order when they see it.
-    #[must_use]
+    /// Returns the token that is cancelled when the program stops. Tasks return when they see it.
     pub fn stop(&self) -> CancellationToken {
         self.stop.clone()
     }
@@ -60,7 +58,7 @@ impl Tasks {
         self.names.push((id, name));
     }
 
-    /// Waits until a task ends by itself. Does not return while all is well.
+    /// Waits until a task ends before the program does.
     pub async fn failed(&mut self) -> TaskError {
         match self.running.join_next_with_id().await {
             Some(Ok((id, ()))) => TaskError::Ended {
@@ -73,10 +71,10 @@ impl Tasks {
         }
     }
 
-    /// Tells all tasks to stop, and waits for them, `grace` at most.
+    /// Tells all tasks to stop, and waits for them, for at most `grace`.
     ///
     /// # Errors
-    /// When tasks had to be abandoned, or one panicked while it stopped.
+    /// When a task did not stop in time, or panicked meanwhile.
     pub async fn shut_down(mut self, grace: Duration) -> Result<(), TaskError> {
         self.stop.cancel();
         let mut outcome = Ok(());
@@ -114,23 +112,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_to_end_is_named() {
+    async fn the_first_task_to_end_is_named() {
         let mut tasks = Tasks::new();
         tasks.spawn("forever", std::future::pending());
         tasks.spawn("short", async {});
         assert_eq!(
             tasks.failed().await.to_string(),
-            "the task \"short\" ended by itself, which it never should"
+            "the task \"short\" ended unexpectedly; the log before this line says why"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn shutting_down_waits_and_names_what_did_not_stop() {
+    async fn shutdown_waits_for_tasks_and_names_those_that_did_not_stop() {
         let mut tasks = Tasks::new();
         let stop = tasks.stop();
         tasks.spawn("obedient", async move { stop.cancelled().await });
         tasks.spawn("deaf", std::future::pending());
         let error = tasks.shut_down(Duration::from_secs(1)).await.unwrap_err();
-        assert_eq!(error.to_string(), "stopped before it was done: deaf");
+        assert_eq!(error.to_string(), "tasks did not stop in time: deaf");
     }
 }

@@ -1,5 +1,5 @@
-//! Logs: JSON or text on standard error, at a level that can be changed while running. And the
-//! registry that metrics are in.
+//! Logs on standard error, as JSON or text, at a level that can change at run time; and the registry
+//! of metrics.
 
 use std::sync::OnceLock;
 
@@ -7,34 +7,34 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, fmt as format, reload};
 
-/// Changes the level. Of the process, as the subscriber is that it belongs to.
+/// Changes the log level. Global, as the subscriber that it belongs to.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Why a text is no log level.
+/// The error of an invalid log level.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{text:?} is no log level; write debug, info, warn or error, or targets as in info,kiam_agent=debug: {source}"
+    "invalid log level {text:?}: {source}; write debug, info, warn or error, or levels per module such as info,kiam_agent=debug"
 )]
 pub struct LevelError {
     text: String,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Why logging could not be set up.
+/// The error of [`init`].
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The level is none.
+    /// The log level is invalid.
     #[error(transparent)]
     Level(#[from] LevelError),
-    /// The process logs already.
-    #[error("logging was set up before: {0}")]
+    /// Logging is set up already.
+    #[error("logging is set up already: {0}")]
     Twice(#[from] TryInitError),
 }
 
-/// Begins to log.
+/// Sets up logging.
 ///
 /// # Errors
-/// When the level is none, or the process logs already.
+/// When the level is invalid, or logging is set up already.
 pub fn init(json: bool, level: &str) -> Result<(), TelemetryError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let registry = tracing_subscriber::registry().with(filter);
@@ -50,21 +50,20 @@ pub fn init(json: bool, level: &str) -> Result<(), TelemetryError> {
             .with(format::layer().with_ansi(ansi).with_writer(std::io::stderr))
             .try_init()?;
     }
-    // It is the first: there can be one subscriber only.
+    // Unset until here: `try_init` succeeds once per process.
     drop(LEVEL.set(handle));
     Ok(())
 }
 
-/// What is logged now; none if nothing is.
-#[must_use]
+/// Returns the log level, or `None` if logging is not set up.
 pub fn level() -> Option<String> {
     LEVEL.get()?.with_current(ToString::to_string).ok()
 }
 
-/// Logs at `level` from now on.
+/// Changes the log level.
 ///
 /// # Errors
-/// When the text is no level, or nothing is logged; what was logged still is.
+/// When the level is invalid, or logging is not set up. The level does not change then.
 pub fn set_level(level: &str) -> Result<(), LevelError> {
     let filter = filter(level)?;
     let error = |source| LevelError {
@@ -73,13 +72,13 @@ pub fn set_level(level: &str) -> Result<(), LevelError> {
     };
     let handle = LEVEL
         .get()
-        .ok_or_else(|| error("this process does not log".into()))?;
+        .ok_or_else(|| error("logging is not set up".into()))?;
     handle
         .reload(filter)
         .map_err(|source| error(Box::new(source)))
 }
 
-/// A registry for a program's metrics, with those of the process itself (`process_*`) in it.
+/// A registry for the metrics of a program, which contains those of the process (`process_*`).
 ///
 /// # Errors
 /// When these cannot be registered.

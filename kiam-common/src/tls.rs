@@ -1,15 +1,15 @@
-//! Mutual TLS between agents and servers, with certificates that are replaced while it runs.
+//! Mutual TLS between agents and servers, with certificates that can change at run time.
 //!
-//! TLS 1.3 only: both ends are kiam's, and kiam's own Go agents speak it too.
+//! TLS 1.3 only: both ends are kiam programs, and the Go agents of kiam v3 and v4 support it too.
 //!
 //! ```text
-//! material   the three PEM files, read and checked
-//! reload     the configuration made of them, swapped when they change; a bad new one never is
-//! accept     the server's end: connections whose handshake is done
-//! connect    the agent's end: a gRPC channel to one server
-//! keepalive  how both find that the other is gone
-//! peer       the other end of a connection, and the names in its certificate
-//! explain    what a failed handshake means, for people
+//! material   the three PEM files, read and validated
+//! reload     the TLS configuration, replaced when the files change and are valid
+//! accept     server side: connections after their handshake
+//! connect    agent side: a gRPC channel to one server
+//! keepalive  detection of dead connections
+//! peer       the peer of a connection, and the names in its certificate
+//! explain    the cause of a failed handshake, for people
 //! ```
 
 mod accept;

@@ -1,4 +1,4 @@
-//! Wakes whoever reads files when they may have changed.
+//! Notification of changes to files.
 
 use std::path::PathBuf;
 
@@ -6,53 +6,55 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
-/// News of folders. Dropping it ends the watch.
+/// The changes in a set of folders. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Changes {
-    news: mpsc::Receiver<()>,
+    events: mpsc::Receiver<()>,
     _watcher: RecommendedWatcher,
 }
 
-/// Watches folders: a file that is replaced by renaming another over it, or by swapping a link,
-/// is seen in its folder and not by itself.
+/// Watches folders rather than files: when another file is renamed over a file, or a symbolic link
+/// is replaced, only the folder has an event.
 ///
 /// # Errors
 /// When a folder cannot be watched.
 pub fn folders(folders: &[PathBuf]) -> notify::Result<Changes> {
-    let (changed, news) = mpsc::channel(1);
+    let (changed, events) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // An error means that news may have been lost. A full channel already holds the news.
-        if event.is_ok_and(|event| is_reading(event.kind)) {
+        // An error means that events may be lost: it counts as a change.
+        if event.is_ok_and(|event| is_read(event.kind)) {
             return;
         }
+        // A full channel already holds the notification.
         let _ = changed.try_send(());
     })?;
     for folder in folders {
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
     }
     Ok(Changes {
-        news,
+        events,
         _watcher: watcher,
     })
 }
 
 impl Changes {
-    /// Resolves when something may have changed since it last did.
+    /// Resolves when something may have changed since the last call.
     pub async fn next(&mut self) {
-        if self.news.recv().await.is_none() {
-            // The watcher, and with it the sender, lives as long as this.
+        if self.events.recv().await.is_none() {
+            // Unreachable: `self` owns the watcher, which owns the sender.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Forgets what has been heard so far: what changed is about to be read.
+    /// Discards the pending notification. Call it before reading the files.
     pub fn forget(&mut self) {
-        while self.news.try_recv().is_ok() {}
+        while self.events.try_recv().is_ok() {}
     }
 }
 
-/// Whoever reads the files on news of them must not be woken by that.
-const fn is_reading(kind: EventKind) -> bool {
+/// Returns whether an event is a read: the caller reads the files after each change, and must not be
+/// woken by that.
+const fn is_read(kind: EventKind) -> bool {
     matches!(kind, EventKind::Access(access) if !matches!(access, AccessKind::Close(AccessMode::Write)))
 }
 
@@ -63,7 +65,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn writing_wakes_and_reading_does_not() {
+    async fn writes_and_renames_wake_and_reads_do_not() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "old").unwrap();

@@ -1,7 +1,7 @@
-//! `cgroup/connect4` and `connect6`: redirect, or refuse.
+//! `cgroup/connect4` and `connect6`: redirects a connect to the metadata service, or refuses it.
 //!
-//! An `AF_INET6` socket that connects to `::ffff:169.254.169.254` runs connect6 and not connect4
-//! (net/ipv6/tcp_ipv6.c, `tcp_v6_pre_connect`), so both must know the address.
+//! A connect of an `AF_INET6` socket to `::ffff:169.254.169.254` runs connect6 and not connect4
+//! (net/ipv6/tcp_ipv6.c, `tcp_v6_pre_connect`), so both programs check for that address.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock_addr;
@@ -21,19 +21,19 @@ use crate::state::{
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
-/// Its first subflow is TCP, and connects through here too (net/mptcp/protocol.c).
+/// The first subflow of MPTCP is TCP, and connects through here too (net/mptcp/protocol.c).
 const IPPROTO_MPTCP: u32 = 262;
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let address = unsafe { &mut *ctx.sock_addr };
-    let asked = match address.user_ip4 {
+    let requested = match address.user_ip4 {
         METADATA_V4 => REDIRECTED_V4,
         ip if ip == container_v4() => REDIRECTED_CONTAINER,
         _ => return PROCEED,
     };
-    let decision = decide(&ctx, address, asked);
+    let decision = decide(&ctx, address, requested);
     if decision.verdict.is_refusal() {
         return refuse(Hook::Connect4, decision.verdict, About::Caller);
     }
@@ -49,9 +49,9 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let address = unsafe { &mut *ctx.sock_addr };
-    // Word by word: the verifier takes no other reads of this field.
+    // Word by word: the verifier accepts no other reads of this field.
     let last = address.user_ip6[3];
-    let asked = if last == METADATA_V4 || last == container_v4() {
+    let requested = if last == METADATA_V4 || last == container_v4() {
         if address.user_ip6[0] != MAPPED_PREFIX[0]
             || address.user_ip6[1] != MAPPED_PREFIX[1]
             || address.user_ip6[2] != MAPPED_PREFIX[2]
@@ -74,13 +74,13 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     } else {
         return PROCEED;
     };
-    let decision = decide(&ctx, address, asked);
+    let decision = decide(&ctx, address, requested);
     if decision.verdict.is_refusal() {
         return refuse(Hook::Connect6, decision.verdict, About::Caller);
     }
     count(Hook::Connect6, decision.verdict, About::Caller);
     if decision.verdict == Verdict::Redirected {
-        // The agent is on IPv4. A socket that is for IPv6 alone cannot follow, and fails.
+        // The agent listens on IPv4. A socket that is limited to IPv6 cannot follow, and fails.
         address.user_ip6[0] = MAPPED_PREFIX[0];
         address.user_ip6[1] = MAPPED_PREFIX[1];
         address.user_ip6[2] = MAPPED_PREFIX[2];
@@ -92,8 +92,8 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 
 /// Outcome of a connect to the metadata service.
 ///
-/// Every field always has a value, unlike in an enum: speculation may read those of another variant
-/// (see [`events`](crate::events)).
+/// Every field always has a value, unlike in an enum: speculative execution may read the fields of
+/// another variant (see [`events`](crate::events)).
 #[derive(Clone, Copy)]
 struct Decision {
     verdict: Verdict,
@@ -103,10 +103,10 @@ struct Decision {
     port: u32,
 }
 
-/// Decides where a connect to the metadata service goes: to the agent, where it was going
+/// Decides where a connect to the metadata service goes: to the agent, to its original destination
 /// (`HostNetwork`), or nowhere.
 #[inline(always)]
-fn decide(ctx: &SockAddrContext, address: &bpf_sock_addr, asked: u32) -> Decision {
+fn decide(ctx: &SockAddrContext, address: &bpf_sock_addr, requested: u32) -> Decision {
     let Some(config) = config() else {
         return Decision {
             verdict: Verdict::Unconfigured,
@@ -115,14 +115,19 @@ fn decide(ctx: &SockAddrContext, address: &bpf_sock_addr, asked: u32) -> Decisio
         };
     };
     Decision {
-        verdict: judge(ctx, address, config, asked),
+        verdict: verdict(ctx, address, config, requested),
         host: config.host_v4,
         port: u32::from(config.port),
     }
 }
 
 #[inline(always)]
-fn judge(ctx: &SockAddrContext, address: &bpf_sock_addr, config: &Config, asked: u32) -> Verdict {
+fn verdict(
+    ctx: &SockAddrContext,
+    address: &bpf_sock_addr,
+    config: &Config,
+    requested: u32,
+) -> Verdict {
     // SAFETY: the helper takes the context of this program type (since Linux 5.7).
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if netns == config.host_netns_cookie {
@@ -132,7 +137,7 @@ fn judge(ctx: &SockAddrContext, address: &bpf_sock_addr, config: &Config, asked:
                 return Verdict::ConnectRefused;
             }
             _ => {
-                note(ctx, HOST_NETWORK);
+                remember(ctx, HOST_NETWORK);
                 return Verdict::HostNetwork;
             }
         }
@@ -142,14 +147,14 @@ fn judge(ctx: &SockAddrContext, address: &bpf_sock_addr, config: &Config, asked:
     if !tcp || port != METADATA_PORT as u32 {
         return Verdict::ConnectRefused;
     }
-    note(ctx, asked);
+    remember(ctx, requested);
     Verdict::Redirected
 }
 
-/// None of [`host_pod`]: the agent has said nothing of the pod.
+/// Not a value of [`host_pod`]: the agent has made no entry for the pod.
 const NO_HOST_POD: u32 = 0;
 
-/// Returns what the agent has said of the `hostNetwork` pod that connects.
+/// Returns the entry that the agent has made for the `hostNetwork` pod that connects.
 #[inline(never)]
 fn host_pod(config: &Config) -> u32 {
     // SAFETY: a helper that takes a level only (since Linux 5.7).
@@ -161,26 +166,26 @@ fn host_pod(config: &Config) -> u32 {
             return NO_HOST_POD;
         }
     }
-    // The pod's cgroup is in that of its class of service, if that has one.
+    // A pod's cgroup is below that of its QoS class, if the class has one.
     for level in [level + 1, level + 2] {
         // SAFETY: read at once.
-        if let Some(fate) = unsafe { HOST_PODS.get(&ancestor(level)) } {
-            return *fate;
+        if let Some(target) = unsafe { HOST_PODS.get(&ancestor(level)) } {
+            return *target;
         }
     }
     NO_HOST_POD
 }
 
-/// Remembers a socket's fate as long as it lives.
+/// Stores the disposition of a socket for as long as the socket lives.
 #[inline(always)]
-fn note(ctx: &SockAddrContext, fate: u32) {
-    let mut socket = Socket { fate };
-    // SAFETY: the storage belongs to the context's socket, which outlives this program. A socket
-    // that connects again has storage already, which is written over.
+fn remember(ctx: &SockAddrContext, disposition: u32) {
+    let mut socket = Socket { disposition };
+    // SAFETY: the storage belongs to the socket of the context, which outlives this program. A
+    // socket that connects again has storage already, which is overwritten.
     unsafe {
-        let kept = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut socket));
-        if !kept.is_null() {
-            (*kept).fate = fate;
+        let stored = SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut socket));
+        if !stored.is_null() {
+            (*stored).disposition = disposition;
         }
     }
 }

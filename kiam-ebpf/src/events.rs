@@ -1,9 +1,9 @@
-//! Decisions of the programs, one by one, for whoever listens.
+//! Decisions of the programs, one by one, for `--kernel-log`.
 //!
-//! The level is a constant to the verifier, which removes all of this where nobody does. An event
-//! is a whole value that one helper copies: without `CAP_PERFMON` the verifier walks these branches
-//! too, as speculation may (`sanitize_speculative_path` in kernel/bpf/verifier.c), and before Linux
-//! 6.17 an error there refuses the program.
+//! The level is a constant to the verifier, which removes all of this where nothing is logged. An
+//! event is one value that one helper copies: without `CAP_PERFMON` the verifier also walks the
+//! branches that speculative execution may take (`sanitize_speculative_path` in
+//! kernel/bpf/verifier.c), and before Linux 6.17 an error there rejects the program.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::RingBuf;
@@ -14,16 +14,16 @@ use kiam_ebpf::{EVENTS_SIZE, Event, Hook, Verdict, event_level};
 #[btf_map]
 static EVENTS: RingBuf<Event, { EVENTS_SIZE as usize }> = RingBuf::new();
 
-/// [`kiam_ebpf::EVENT_LEVEL`].
+/// See [`kiam_ebpf::EVENT_LEVEL`].
 #[unsafe(no_mangle)]
 static EVENT_LEVEL: u32 = event_level::OFF;
 
 /// Subject of a decision.
 #[derive(Clone, Copy)]
 pub(crate) enum About {
-    /// The process that runs.
+    /// The current process.
     Caller,
-    /// The sender of this packet.
+    /// The socket that sends this packet.
     Sender(*mut __sk_buff),
 }
 
@@ -35,11 +35,11 @@ pub(crate) fn report(hook: Hook, verdict: Verdict, about: About) {
     } else {
         event_level::ALL
     };
-    // SAFETY: an aligned constant; volatile, as the compiler must not know its value.
+    // SAFETY: an aligned constant; volatile, since the compiler must not assume its value.
     if level > unsafe { core::ptr::read_volatile(&raw const EVENT_LEVEL) } {
         return;
     }
-    // SAFETY: helpers of the program types that each is about (since Linux 4.18).
+    // SAFETY: helpers of the program types that use the respective variant (since Linux 4.18).
     let cgroup = unsafe {
         match about {
             About::Caller => bpf_get_current_cgroup_id(),

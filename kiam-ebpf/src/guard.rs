@@ -1,8 +1,9 @@
-//! `cgroup_skb/egress`: lets no packet out to the metadata service, and notes who calls the agent.
+//! `cgroup_skb/egress`: drops packets to the metadata service, and attests connections to the
+//! agent.
 //!
-//! Runs for every packet that a pod sends, so a packet that is none of its business costs a few
-//! reads and comparisons. It sees what connect hooks do not: UDP, raw sockets, connections that
-//! were open before. The note is taken when the SYN leaves, before the agent can see it.
+//! Runs for every packet that a pod sends, so any other packet costs a few reads and comparisons.
+//! It sees what the connect hooks do not: UDP, raw sockets, connections that were open before. An
+//! attestation is recorded when the SYN leaves, before the agent can see the SYN.
 
 use core::mem::offset_of;
 
@@ -23,7 +24,7 @@ const IPV6_DESTINATION: usize = 24;
 
 #[cgroup_skb(egress)]
 pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
-    // The program sees packets from the network header on, which no packet is shorter than.
+    // A program of this type sees packets from the network header on, and no packet is shorter.
     let Some(header) = read::<Ipv4>(&ctx, 0) else {
         return refuse(Hook::Egress, Verdict::PacketDropped, sender(&ctx));
     };
@@ -39,7 +40,7 @@ fn guard_v4(ctx: &SkBuffContext, header: &Ipv4) -> i32 {
     if header.destination == METADATA_V4 {
         return to_metadata(ctx);
     }
-    // A header with options is longer; sockets may set them. Its length is in words.
+    // A header with options is longer, and sockets may set options. The length is in words.
     let length = (header.version_and_length & 0x0f) as usize * 4;
     if length != size_of::<Ipv4>() && routes_to_metadata(ctx, length) {
         return to_metadata(ctx);
@@ -74,12 +75,12 @@ fn guard_v6(ctx: &SkBuffContext) -> i32 {
     PROCEED
 }
 
-/// Returns whether the metadata service is in the header's options: a source route goes by way of
-/// the destination to an address there (RFC 791). An address may start at any byte. Options that
-/// cannot be read count as such a route.
+/// Returns whether the options of the header name the metadata service: a source route leads over
+/// the destination to an address in the options (RFC 791). An address may start at any byte.
+/// Options that cannot be read count as such a route.
 ///
-/// The words are written out: a loop would be left too late by speculation, which the verifier
-/// refuses before Linux 6.17 (see [`events`](crate::events)).
+/// The words are unrolled: before Linux 6.17 the verifier rejects a loop here, since speculative
+/// execution may leave it too late (see [`events`](crate::events)).
 #[inline(never)]
 fn routes_to_metadata(ctx: &SkBuffContext, length: usize) -> bool {
     let mut before = 0;
@@ -105,8 +106,8 @@ fn routes_to_metadata(ctx: &SkBuffContext, length: usize) -> bool {
         }
 }
 
-/// Returns whether the metadata service's address ends in this word of the packet, and starts there
-/// or in the one before.
+/// Returns whether the address of the metadata service ends in this word of the packet, and starts
+/// in this word or in the one before.
 #[inline(always)]
 fn ends_in(before: u32, word: u32) -> bool {
     const METADATA: u32 = u32::from_be(METADATA_V4);
@@ -117,8 +118,8 @@ fn ends_in(before: u32, word: u32) -> bool {
         || (both >> 24) as u32 == METADATA
 }
 
-/// Only a socket of the node's own namespace, which connect let through, may; or all, if the agent
-/// says so.
+/// Lets a packet pass if it is from a socket of the node's network namespace that a connect hook
+/// let through, or if the agent has opened egress for all.
 #[inline(never)]
 fn to_metadata(ctx: &SkBuffContext) -> i32 {
     if config().is_some_and(|config| config.egress == egress::OPEN) {
@@ -128,13 +129,17 @@ fn to_metadata(ctx: &SkBuffContext) -> i32 {
     if sk.is_null() {
         return refuse(Hook::Egress, Verdict::PacketDropped, sender(ctx));
     }
-    // SAFETY: the socket was checked to be whole; the storage, if there is one, is its own.
-    let fate = unsafe {
+    // SAFETY: the socket was checked to be a full one; the storage, if there is any, belongs to it.
+    let disposition = unsafe {
         let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
-        let kept = bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Socket>();
-        if kept.is_null() { 0 } else { (*kept).fate }
+        let stored = bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Socket>();
+        if stored.is_null() {
+            0
+        } else {
+            (*stored).disposition
+        }
     };
-    if fate == HOST_NETWORK {
+    if disposition == HOST_NETWORK {
         PROCEED
     } else {
         refuse(Hook::Egress, Verdict::PacketDropped, sender(ctx))

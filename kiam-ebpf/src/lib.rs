@@ -1,124 +1,128 @@
-//! What the kernel programs and the agent say to each other: the layouts of the maps, and the
-//! addresses of the metadata service. Defined once, used by both sides.
+//! Interface between the kernel programs and the agent: the layouts of the maps, and the addresses
+//! of the metadata service.
 //!
-//! Numbers from packets and sockets are kept as they are there, in network byte order; fields
-//! that are say so.
-
+//! Numbers from packets and sockets are in network byte order, as the docs of their fields say.
+#![warn(missing_docs)]
 #![cfg_attr(target_arch = "bpf", no_std)]
 
-/// The names of the programs, as the agent finds them in the object.
+/// Names of the programs in the object.
 pub mod programs {
-    /// `cgroup/connect4`: redirects.
+    /// `cgroup/connect4`: redirects connects of IPv4 sockets.
     pub const CONNECT4: &str = "connect4";
-    /// `cgroup/connect6`: redirects sockets of the IPv6 family.
+    /// `cgroup/connect6`: redirects connects of IPv6 sockets.
     pub const CONNECT6: &str = "connect6";
-    /// `cgroup/getpeername4`: gives the application the address that it asked for.
+    /// `cgroup/getpeername4`: returns the address that the application connected to.
     pub const GETPEERNAME4: &str = "getpeername4";
-    /// `cgroup/getpeername6`.
+    /// `cgroup/getpeername6`: the same for IPv6 sockets.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// `cgroup_skb/egress`: lets nothing else out to the metadata service, and notes who calls.
+    /// `cgroup_skb/egress`: drops packets to the metadata service, and attests connections to the
+    /// agent.
     pub const GUARD: &str = "guard";
 }
 
-/// The names of the maps, as the agent finds them in the object. The kernel shows 15 characters.
+/// Names of the maps in the object. The kernel shows 15 characters.
+///
+/// A name is part of the path that a map is pinned at, which other versions of the agent use too:
+/// it stays when a constant is renamed (docs/adr/0011-versions-of-maps.md).
 pub mod maps {
     /// One [`Config`](super::Config).
     pub const CONFIG: &str = "CONFIG";
-    /// [`Caller`](super::Caller) → [`Attestation`](super::Attestation).
+    /// [`Peer`](super::Peer) → [`Attestation`](super::Attestation).
     pub const ATTESTATIONS: &str = "ATTESTATIONS";
-    /// How many notes the guard has made, by [`bucket`](super::bucket).
-    pub const NOTED: &str = "NOTED";
-    /// How many of them the agent has taken out, by [`bucket`](super::bucket).
-    pub const TAKEN: &str = "TAKEN";
-    /// A count for each [`Hook`](super::Hook) and [`Verdict`](super::Verdict), on each CPU.
+    /// Attestations that the guard has recorded, by [`bucket`](super::bucket).
+    pub const RECORDED: &str = "NOTED";
+    /// Attestations that the agent has consumed, by [`bucket`](super::bucket).
+    pub const CONSUMED: &str = "TAKEN";
+    /// A count for each [`Hook`](super::Hook) and [`Verdict`](super::Verdict), per CPU.
     pub const VERDICTS: &str = "VERDICTS";
-    /// A socket's fate since it connected, kept with the socket.
+    /// Disposition of a socket since its connect, stored with the socket.
     pub const SOCKETS: &str = "SOCKETS";
 
-    /// The id of a `hostNetwork` pod's cgroup → one of [`host_pod`](super::host_pod).
+    /// Cgroup id of a `hostNetwork` pod → one of [`host_pod`](super::host_pod).
     pub const HOST_PODS: &str = "HOST_PODS";
-    /// How many connections from before the programs have been closed.
+    /// Number of connections older than the programs that were closed.
     pub const CLOSED: &str = "CLOSED";
-    /// A ring buffer of [`Event`](super::Event)s. It ends with the agent that loaded it.
+    /// A ring buffer of [`Event`](super::Event)s. Not pinned: it ends with the agent that loaded
+    /// it.
     pub const EVENTS: &str = "EVENTS";
-    /// The key of the tokens that agents give, once there is one.
+    /// The key of IMDSv2 tokens, once an agent has made one.
     pub const TOKEN_KEY: &str = "TOKEN_KEY";
 
-    /// A map that outlives the agent. What is in it has a version: agents and programs of the same one
-    /// share the map, others each have their own.
+    /// A map that is pinned, and outlives the agent. Agents and programs that know the same version
+    /// share the map; other versions have maps of their own.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub struct Kept {
+    pub struct Pinned {
         /// One of the names above.
         pub name: &'static str,
-        /// Another one whenever a key or value, or what it means, is another.
+        /// Changes whenever the layout or the meaning of a key or value does.
         pub version: u32,
-        /// A key, in bytes.
+        /// Size of a key, in bytes.
         pub key: usize,
-        /// A value, in bytes; on one CPU.
+        /// Size of a value, in bytes; for one CPU.
         pub value: usize,
-        /// How many there may be. Zero where the kernel has no bound.
+        /// Maximum number of entries. Zero where the kernel has no limit.
         pub entries: usize,
     }
 
-    /// All of them.
-    pub const KEPT: [Kept; 9] = [
-        Kept {
+    /// All pinned maps.
+    pub const PINNED: [Pinned; 9] = [
+        Pinned {
             name: CONFIG,
             version: super::LAYOUT,
             key: 4,
             value: size_of::<super::Config>(),
             entries: 1,
         },
-        Kept {
+        Pinned {
             name: ATTESTATIONS,
             version: 1,
-            key: size_of::<super::Caller>(),
+            key: size_of::<super::Peer>(),
             value: size_of::<super::Attestation>(),
             entries: super::MAX_ATTESTATIONS as usize,
         },
-        Kept {
-            name: NOTED,
+        Pinned {
+            name: RECORDED,
             version: 1,
             key: 4,
             value: 8,
             entries: super::BUCKETS as usize,
         },
-        Kept {
-            name: TAKEN,
+        Pinned {
+            name: CONSUMED,
             version: 1,
             key: 4,
             value: 8,
             entries: super::BUCKETS as usize,
         },
-        Kept {
+        Pinned {
             name: VERDICTS,
             version: super::LAYOUT,
             key: 4,
             value: 8,
             entries: super::VERDICTS,
         },
-        Kept {
+        Pinned {
             name: SOCKETS,
             version: 1,
             key: 4,
             value: 4,
             entries: 0,
         },
-        Kept {
+        Pinned {
             name: HOST_PODS,
             version: 1,
             key: 8,
             value: 4,
             entries: super::MAX_HOST_PODS as usize,
         },
-        Kept {
+        Pinned {
             name: CLOSED,
             version: 1,
             key: 4,
             value: 8,
             entries: 1,
         },
-        Kept {
+        Pinned {
             name: TOKEN_KEY,
             version: 1,
             key: 4,
@@ -137,20 +141,21 @@ pub const METADATA_V6: [u32; 4] = [
     0,
     u32::from_ne_bytes([0, 0, 0x02, 0x54]),
 ];
-/// What stands before an IPv4 address in one of IPv6 that maps it: `::ffff:0:0/96`.
+/// Prefix of IPv6 addresses that map IPv4 addresses: `::ffff:0:0/96`.
 pub const MAPPED_PREFIX: [u32; 3] = [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff])];
 /// The port of the metadata service, in network byte order.
 pub const METADATA_PORT: u16 = u16::from_ne_bytes(80_u16.to_be_bytes());
 
-/// The name of the program's constant that holds another address whose port 80 is redirected, in
-/// network byte order: where containers' SDKs ask. [`METADATA_V4`] if there is none.
+/// Name of the constant of the programs that holds a second address whose port 80 is redirected, in
+/// network byte order: the address of `--container-credentials-address`. [`METADATA_V4`] if there
+/// is none.
 pub const CONTAINER_V4: &str = "CONTAINER_V4";
 
-/// The name of the program's constant that says which decisions become [`Event`]s: one of
+/// Name of the constant of the programs that selects the decisions that become [`Event`]s: one of
 /// [`event_level`].
 pub const EVENT_LEVEL: &str = "EVENT_LEVEL";
 
-/// Which decisions become [`Event`]s.
+/// Decisions that become [`Event`]s.
 pub mod event_level {
     /// None.
     pub const OFF: u32 = 0;
@@ -163,71 +168,70 @@ pub mod event_level {
 /// Size of the ring buffer of [`Event`]s, in bytes: a power of two, and whole pages.
 pub const EVENTS_SIZE: u32 = 128 * 1024;
 
-/// The version of [`Config`] and of the counts of verdicts. A planted one is the next version's, for tests
-/// of what becomes of a node that goes from the one to the other.
+/// Version of [`Config`] and of the verdict counts. The planted one stands for the next version, in
+/// tests of a node that is upgraded and downgraded between the two.
 pub const LAYOUT: u32 = if cfg!(feature = "planted-next-layout") {
     2
 } else {
     1
 };
 
-/// Connections to the agent that may be under way on a node, from SYN to the agent's reading of
-/// who it is. When there are more the newest are refused: none is ever pushed out by another.
+/// Maximum number of connections to the agent that are not yet identified, from the SYN on. Beyond
+/// it the newest are refused: no attestation is evicted for another.
 pub const MAX_ATTESTATIONS: u32 = 32_768;
-/// Of these, how many a pod or container may have: it takes 128 of them to use up all.
-pub const MAX_PER_SHARE: u32 = 256;
-/// Below the cgroup of all pods, the level by which notes are counted. The pod, or with the class
-/// of service that has no cgroup of its own, the container: never one that these have made.
-pub const SHARE_LEVEL: i32 = 2;
-/// How deep the cgroup of all pods may be: a node may itself be in a container.
+/// Maximum number of these per quota cgroup: it takes 128 cgroups to use up all.
+pub const MAX_PER_QUOTA_CGROUP: u32 = 256;
+/// Level of the quota cgroup below the cgroup of all pods: the pod, or the container for pods of
+/// the QoS class that has no cgroup. It is never a cgroup that a pod can make itself.
+pub const QUOTA_CGROUP_LEVEL: i32 = 2;
+/// Maximum depth of the cgroup of all pods: the node may itself be in a container.
 pub const MAX_PODS_LEVEL: i32 = 16;
-/// An attestation that is older gives way to another cgroup's of the same address and port, and is
-/// swept out once no connection waits to be accepted: its connection never came about. By then a SYN
-/// has been sent four times.
+/// Age at which an attestation may be replaced by another cgroup's of the same address and port,
+/// and at which it is swept once no connection waits to be accepted. Its connection was never
+/// established: within that time a SYN is sent four times.
 pub const ATTESTATION_LIFE_NANOS: u64 = 10_000_000_000;
 
-/// The length of the key in [`maps::TOKEN_KEY`].
+/// Length of the key in [`maps::TOKEN_KEY`].
 pub const TOKEN_KEY_BYTES: usize = 32;
 
-/// How many counts of notes there are: see [`bucket`].
+/// Number of counters of attestations: see [`bucket`].
 pub const BUCKETS: u32 = 4096;
 
-/// Where the notes of a share are counted. Ids are given in order, so that the cgroups of a node
-/// seldom have one in common.
-#[must_use]
-pub const fn bucket(share: u64) -> u32 {
-    (share % BUCKETS as u64) as u32
+/// Returns the index of the counter for a quota cgroup. Ids are given out in order, so that two
+/// cgroups of a node rarely share a counter.
+pub const fn bucket(quota_cgroup: u64) -> u32 {
+    (quota_cgroup % BUCKETS as u64) as u32
 }
 
-/// Where the agent is. As long as `layout` is not [`LAYOUT`], everything is refused.
+/// Configuration of the programs. They refuse everything unless `layout` is [`LAYOUT`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// [`LAYOUT`], written last in meaning: a map that was never filled has zero here.
+    /// [`LAYOUT`]; zero in a map that was never written.
     pub layout: u32,
-    /// An address of the node that pods reach, in network byte order.
+    /// The address of the node that the agent listens on, in network byte order.
     pub host_v4: u32,
-    /// The agent's port there, in network byte order.
+    /// The port that the agent listens on, in network byte order.
     pub port: u16,
-    /// One of [`host_network`]: what becomes of `hostNetwork` pods that are not in
+    /// One of [`host_network`]: the treatment of `hostNetwork` pods that are not in
     /// [`maps::HOST_PODS`].
     pub host_network: u16,
-    /// One of [`egress`]: what becomes of packets to the metadata service.
+    /// One of [`egress`]: the treatment of packets to the metadata service.
     pub egress: u16,
     /// Zero.
     pub reserved: u16,
-    /// The cookie of the node's own network namespace, by which sockets of `hostNetwork` pods are
-    /// known.
+    /// Cookie of the node's network namespace, by which sockets of `hostNetwork` pods are
+    /// recognized.
     pub host_netns_cookie: u64,
-    /// The id of the cgroup that all pods are in, which the programs are attached to.
+    /// Id of the cgroup of all pods, which the programs are attached to.
     pub pods_cgroup: u64,
-    /// What an earlier version knows nothing of.
+    /// Something that an earlier version does not know.
     #[cfg(feature = "planted-next-layout")]
     pub planted: [u64; 3],
 }
 
 impl Config {
-    /// As it is in a map that was never filled.
+    /// The content of a map that was never written.
     pub const NONE: Self = Self {
         layout: 0,
         host_v4: 0,
@@ -242,37 +246,37 @@ impl Config {
     };
 }
 
-/// What becomes of a packet that a pod sends to the metadata service.
+/// Treatment of a packet that a pod sends to the metadata service.
 pub mod egress {
-    /// It is dropped.
+    /// The packet is dropped.
     pub const GUARDED: u16 = 0;
-    /// It goes there.
+    /// The packet is sent.
     pub const OPEN: u16 = 1;
 }
 
-/// What becomes of a connect to the metadata service from the node's own network namespace.
+/// Treatment of a connect to the metadata service from the node's network namespace.
 pub mod host_network {
-    /// It goes there.
+    /// It reaches the real metadata service.
     pub const REAL: u16 = 0;
     /// It is refused.
     pub const REFUSED: u16 = 1;
 }
 
-/// What becomes of one `hostNetwork` pod's connects to the metadata service.
+/// Target of the connects of one `hostNetwork` pod to the metadata service.
 pub mod host_pod {
-    /// They go there.
+    /// The real metadata service.
     pub const REAL: u32 = 1;
-    /// They go to the agent, as other pods' do.
+    /// The agent, as for other pods.
     pub const AGENT: u32 = 2;
 }
 
-/// `hostNetwork` pods of a node that something else becomes of than of the rest.
+/// Maximum number of `hostNetwork` pods with an entry of their own.
 pub const MAX_HOST_PODS: u32 = 1024;
 
-/// What identifies a connection to the agent on the agent's side: its other end.
+/// Remote end of a connection to the agent.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caller {
+pub struct Peer {
     /// Source address, in network byte order.
     pub address: u32,
     /// Source port, in network byte order.
@@ -281,16 +285,16 @@ pub struct Caller {
     pub reserved: u16,
 }
 
-/// The kernel's word on who made a connection to the agent.
+/// The process that made a connection to the agent, as the kernel attests it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attestation {
-    /// The cgroup of the connecting socket.
+    /// Cgroup of the connecting socket.
     pub cgroup: u64,
-    /// The cgroup among whose notes this one is counted: a pod's or a container's. Those that
-    /// they may make themselves are below.
-    pub share: u64,
-    /// When its SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
+    /// The cgroup whose quota the attestation counts against: that of the pod or container. Cgroups
+    /// that these can make themselves are below it.
+    pub quota_cgroup: u64,
+    /// When the SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
 }
 
@@ -302,11 +306,11 @@ pub struct Event {
     pub hook: u32,
     /// A [`Verdict`], by its number.
     pub verdict: u32,
-    /// The id of the cgroup that the decision is about.
+    /// Id of the cgroup that the decision is about.
     pub cgroup: u64,
 }
 
-/// Where a program is attached that counts what it does.
+/// Attachment point of a program that counts its verdicts.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
@@ -319,11 +323,10 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All, in the order of their indexes.
+    /// All hooks, in the order of their indexes.
     pub const ALL: [Self; 3] = [Self::Connect4, Self::Connect6, Self::Egress];
 
-    /// For metrics.
-    #[must_use]
+    /// Returns the value of the label `hook`.
     pub const fn as_label(self) -> &'static str {
         match self {
             Self::Connect4 => "connect4",
@@ -333,15 +336,15 @@ impl Hook {
     }
 }
 
-/// What a program did with a connect or a packet.
+/// Verdict of a program on a connect or a packet.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// A connect to the metadata service was sent to the agent.
+    /// A connect to the metadata service was redirected to the agent.
     Redirected = 0,
-    /// A connect to the metadata service that is not TCP to port 80 was refused.
+    /// A connect to the metadata service was refused: it is not TCP to port 80.
     ConnectRefused = 1,
-    /// A connect was refused because there is no configuration.
+    /// A connect was refused: there is no configuration.
     Unconfigured = 2,
     /// A socket of a `hostNetwork` pod was let through to the metadata service.
     HostNetwork = 3,
@@ -349,22 +352,22 @@ pub enum Verdict {
     PacketDropped = 4,
     /// A connection to the agent was attested.
     Attested = 5,
-    /// A SYN to the agent was dropped that no TCP socket of that address and port sent.
+    /// A SYN to the agent was dropped: no TCP socket of that address and port sent it.
     Forged = 6,
-    /// A SYN to the agent was dropped because another cgroup's, from the same address and port,
-    /// has not been taken out yet.
+    /// A SYN to the agent was dropped: an attestation of another cgroup for the same address and
+    /// port has not been consumed yet.
     Contested = 7,
-    /// A SYN to the agent was dropped because too many of its pod or container are under way.
+    /// A SYN to the agent was dropped: the quota of its pod or container is used up.
     Flooding = 8,
-    /// A SYN to the agent was dropped because too many of all pods are under way.
+    /// A SYN to the agent was dropped: there is no space for another attestation.
     Overflow = 9,
-    /// What an earlier version knows nothing of.
+    /// Something that an earlier version does not know.
     #[cfg(feature = "planted-next-layout")]
     Planted = 10,
 }
 
 impl Verdict {
-    /// All, in the order of their indexes.
+    /// All verdicts, in the order of their indexes.
     pub const ALL: [Self; if cfg!(feature = "planted-next-layout") {
         11
     } else {
@@ -384,14 +387,12 @@ impl Verdict {
         Self::Planted,
     ];
 
-    /// Whether a connect or a packet went nowhere by it.
-    #[must_use]
+    /// Returns whether the connect was refused or the packet dropped.
     pub const fn is_refusal(self) -> bool {
         !matches!(self, Self::Redirected | Self::HostNetwork | Self::Attested)
     }
 
-    /// For metrics.
-    #[must_use]
+    /// Returns the value of the label `verdict`.
     pub const fn as_label(self) -> &'static str {
         match self {
             Self::Redirected => "redirected",
@@ -410,11 +411,10 @@ impl Verdict {
     }
 }
 
-/// How many counts there are.
+/// Number of verdict counts.
 pub const VERDICTS: usize = Hook::ALL.len() * Verdict::ALL.len();
 
-/// Where a hook's count of a verdict is.
-#[must_use]
+/// Returns the index of the count of a verdict at a hook.
 pub const fn count_index(hook: Hook, verdict: Verdict) -> u32 {
     hook as u32 * Verdict::ALL.len() as u32 + verdict as u32
 }
@@ -422,25 +422,25 @@ pub const fn count_index(hook: Hook, verdict: Verdict) -> u32 {
 #[cfg(feature = "user")]
 #[expect(
     unsafe_code,
-    reason = "the trait promises what repr(C) and the fields' types show"
+    reason = "aya::Pod is an unsafe trait; repr(C) and the field types satisfy it"
 )]
 mod user {
-    use super::{Attestation, Caller, Config};
+    use super::{Attestation, Config, Peer};
 
     // SAFETY: repr(C), integers only, no padding (checked below): any bytes are a value, and all
-    // bytes are initialised.
+    // bytes are initialized.
     unsafe impl aya::Pod for Config {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Caller {}
-    // SAFETY: as above.
+    // SAFETY: the same as for `Config`.
+    unsafe impl aya::Pod for Peer {}
+    // SAFETY: the same as for `Config`.
     unsafe impl aya::Pod for Attestation {}
 }
 
 #[cfg(not(feature = "planted-next-layout"))]
 const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8 + 8);
-const _: () = assert!(size_of::<Caller>() == 4 + 2 + 2);
+const _: () = assert!(size_of::<Peer>() == 4 + 2 + 2);
 const _: () = assert!(size_of::<Attestation>() == 3 * 8);
-const _: () = assert!(MAX_PER_SHARE * 100 < MAX_ATTESTATIONS);
+const _: () = assert!(MAX_PER_QUOTA_CGROUP * 100 < MAX_ATTESTATIONS);
 
 #[cfg(test)]
 mod tests {
@@ -449,7 +449,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_the_metadata_service_s() {
+    fn addresses_are_those_of_the_metadata_service() {
         assert_eq!(
             Ipv4Addr::from(METADATA_V4.to_ne_bytes()),
             Ipv4Addr::new(169, 254, 169, 254)
@@ -468,25 +468,26 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "planted-next-layout"))]
-    fn what_is_in_a_kept_map_is_its_version_s() {
-        // Something else in it is a new version, and not another line here.
+    fn layouts_of_pinned_maps_match_their_versions() {
+        // A changed layout needs a new version, not only another line here.
         let known = [
             (maps::CONFIG, 1, 4, 32, 1),
             (maps::ATTESTATIONS, 1, 8, 24, 32_768),
-            (maps::NOTED, 1, 4, 8, 4096),
-            (maps::TAKEN, 1, 4, 8, 4096),
+            (maps::RECORDED, 1, 4, 8, 4096),
+            (maps::CONSUMED, 1, 4, 8, 4096),
             (maps::VERDICTS, 1, 4, 8, 30),
             (maps::SOCKETS, 1, 4, 4, 0),
             (maps::HOST_PODS, 1, 8, 4, 1024),
             (maps::CLOSED, 1, 4, 8, 1),
             (maps::TOKEN_KEY, 1, 4, 32, 1),
         ];
-        let kept = maps::KEPT.map(|map| (map.name, map.version, map.key, map.value, map.entries));
-        assert_eq!(kept, known);
+        let pinned =
+            maps::PINNED.map(|map| (map.name, map.version, map.key, map.value, map.entries));
+        assert_eq!(pinned, known);
     }
 
     #[test]
-    fn every_hook_s_verdict_has_a_count_of_its_own() {
+    fn each_verdict_of_each_hook_has_its_own_count() {
         let indexes = Hook::ALL
             .into_iter()
             .flat_map(|hook| Verdict::ALL.map(|verdict| count_index(hook, verdict) as usize));
@@ -494,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroups_made_one_after_another_are_counted_apart() {
+    fn cgroups_created_in_sequence_have_different_counters() {
         assert_ne!(bucket(1 << 40), bucket((1 << 40) + 1));
     }
 }

@@ -1,22 +1,22 @@
-//! kiam's kernel programs. They attach to the cgroup of the pods, and to nothing else.
+//! The kernel programs of kiam. They attach to the cgroup of all pods only.
 //!
 //! ```text
-//! connect    a TCP connect to port 80 of the metadata service goes to the agent instead;
-//!            any other connect to it is refused
-//! peername   the application is shown the address that it asked for
-//! guard      no packet leaves for the metadata service; a SYN to the agent is noted with the
-//!            cgroup that sent it
-//! events     what is decided, one by one, for whoever listens
+//! connect    redirects a TCP connect to port 80 of the metadata service to the agent;
+//!            refuses any other connect to it
+//! peername   shows the application the address that it connected to
+//! guard      drops packets to the metadata service; attests the cgroup that sends a SYN
+//!            to the agent
+//! events     decisions, one by one, for --kernel-log
 //! ```
 //!
-//! Built by `cargo xtask build-ebpf`; a build for the host is a program that says so.
+//! Built by `cargo xtask build-ebpf`; the build for the host only prints that.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
         unsafe_code,
-        reason = "contexts and packets are the kernel's memory, checked by its verifier"
+        reason = "contexts and packets are kernel memory, checked by the verifier"
     )
 )]
 
@@ -35,7 +35,7 @@ mod peername;
 #[cfg(target_arch = "bpf")]
 mod state;
 
-/// The helpers that are used are for programs under a licence compatible with the GPL.
+/// Some helpers are available only to programs under a license compatible with the GPL.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -44,12 +44,12 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Nothing panics: the verifier would refuse the endless loop.
+    // Nothing panics: the verifier would reject the endless loop.
     loop {}
 }
 
 #[cfg(not(target_arch = "bpf"))]
-#[expect(clippy::print_stderr, reason = "all that this build does")]
+#[expect(clippy::print_stderr, reason = "the only thing that this build does")]
 fn main() {
     eprintln!("kiam-ebpf: these are kernel programs; build them with `cargo xtask build-ebpf`");
 }

@@ -1,4 +1,4 @@
-//! A packet as a `cgroup_skb` program sees it, from the network header on, and who sends it.
+//! Packets as a `cgroup_skb` program sees them, from the network header on, and their senders.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
@@ -8,7 +8,7 @@ use crate::events::About;
 
 pub(crate) const IPPROTO_TCP: u8 = 6;
 
-/// RFC 791, without options.
+/// IPv4 header (RFC 791), without options.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Ipv4 {
@@ -24,7 +24,7 @@ pub(crate) struct Ipv4 {
     pub(crate) destination: u32,
 }
 
-/// RFC 9293, as far as it matters.
+/// The beginning of a TCP header (RFC 9293).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Tcp {
@@ -37,7 +37,7 @@ pub(crate) struct Tcp {
     pub(crate) window: u16,
 }
 
-/// The socket that sends the packet, if there is one and it is a whole one.
+/// Returns the socket that sends the packet, if it is a full socket; else null.
 #[inline(always)]
 pub(crate) fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
     // SAFETY: the context is valid while the program runs; the helper checks the socket.
@@ -51,17 +51,17 @@ pub(crate) fn socket(ctx: &SkBuffContext) -> *mut bpf_sock {
     }
 }
 
-/// Whoever sends the packet, to tell of.
+/// Returns the sender of the packet, as the subject of an event.
 #[inline(always)]
 pub(crate) fn sender(ctx: &SkBuffContext) -> About {
     About::Sender(ctx.skb.skb)
 }
 
-/// Reads from the packet itself, without a helper.
+/// Reads from the packet directly, without a helper.
 #[inline(always)]
 pub(crate) fn read<T: Copy>(ctx: &SkBuffContext, offset: usize) -> Option<T> {
-    // SAFETY: the verifier has seen the bounds checked right here. Headers are where their fields
-    // are aligned, or on machines that do not mind (NET_IP_ALIGN, include/linux/skbuff.h).
+    // SAFETY: the verifier sees the bounds check right here. Header fields are aligned, or the
+    // machine does not require it (NET_IP_ALIGN, include/linux/skbuff.h).
     unsafe {
         let start = (*ctx.skb.skb).data as usize;
         let end = (*ctx.skb.skb).data_end as usize;

@@ -1,4 +1,5 @@
-//! `cgroup/getpeername4` and `getpeername6`: the application sees the address that it asked for.
+//! `cgroup/getpeername4` and `getpeername6`: shows the application the address that it connected
+//! to.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -15,7 +16,7 @@ pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
     if !is_agent(address.user_ip4, address.user_port) {
         return PROCEED;
     }
-    address.user_ip4 = match fate(&ctx) {
+    address.user_ip4 = match disposition(&ctx) {
         REDIRECTED_V4 => METADATA_V4,
         REDIRECTED_CONTAINER => container_v4(),
         _ => return PROCEED,
@@ -31,12 +32,12 @@ pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
     if !is_agent(address.user_ip6[3], address.user_port) {
         return PROCEED;
     }
-    match fate(&ctx) {
-        asked @ (REDIRECTED_V4 | REDIRECTED_CONTAINER) => {
+    match disposition(&ctx) {
+        requested @ (REDIRECTED_V4 | REDIRECTED_CONTAINER) => {
             address.user_ip6[0] = MAPPED_PREFIX[0];
             address.user_ip6[1] = MAPPED_PREFIX[1];
             address.user_ip6[2] = MAPPED_PREFIX[2];
-            address.user_ip6[3] = if asked == REDIRECTED_V4 {
+            address.user_ip6[3] = if requested == REDIRECTED_V4 {
                 METADATA_V4
             } else {
                 container_v4()
@@ -60,12 +61,16 @@ fn is_agent(address: u32, port: u32) -> bool {
     config().is_some_and(|config| address == config.host_v4 && port == config.port as u32)
 }
 
-/// What was decided when the socket connected; zero if nothing was.
+/// Returns the disposition of the socket since its connect; zero if there is none.
 #[inline(always)]
-fn fate(ctx: &SockAddrContext) -> u32 {
-    // SAFETY: the storage, if there is one, belongs to the context's socket.
+fn disposition(ctx: &SockAddrContext) -> u32 {
+    // SAFETY: the storage, if there is any, belongs to the socket of the context.
     unsafe {
-        let kept = SOCKETS.get_ptr_mut(ctx);
-        if kept.is_null() { 0 } else { (*kept).fate }
+        let stored = SOCKETS.get_ptr_mut(ctx);
+        if stored.is_null() {
+            0
+        } else {
+            (*stored).disposition
+        }
     }
 }

@@ -1,32 +1,34 @@
-//! The maps, and what all programs do with them.
+//! The maps, and the operations on them that all programs share.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use kiam_ebpf::{
-    Attestation, BUCKETS, Caller, Config, Hook, LAYOUT, MAX_ATTESTATIONS, MAX_HOST_PODS,
-    METADATA_V4, TOKEN_KEY_BYTES, Verdict, count_index,
+    Attestation, BUCKETS, Config, Hook, LAYOUT, MAX_ATTESTATIONS, MAX_HOST_PODS, METADATA_V4, Peer,
+    TOKEN_KEY_BYTES, Verdict, count_index,
 };
 
 use crate::events::{About, report};
 
-/// What a hook answers: let it be, as it may have been rewritten.
+/// Return value of a hook: continue, with the address as it is now.
 pub(crate) const PROCEED: i32 = 1;
-/// Refuse it: the caller sees `EPERM`.
+/// Return value of a hook: refuse, so that the caller sees `EPERM`.
 pub(crate) const REFUSE: i32 = 0;
 
 #[btf_map]
 static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map]
-pub(crate) static ATTESTATIONS: HashMap<Caller, Attestation, { MAX_ATTESTATIONS as usize }> =
+pub(crate) static ATTESTATIONS: HashMap<Peer, Attestation, { MAX_ATTESTATIONS as usize }> =
     HashMap::new();
 
-/// Written here only, so that no count is lost; what is under way is this less `TAKEN`.
+/// Counts recorded attestations ([`kiam_ebpf::maps::RECORDED`]). Written here only, so that no
+/// count is lost; the number of pending ones is this less `TAKEN`.
 #[btf_map]
 pub(crate) static NOTED: Array<u64, { BUCKETS as usize }> = Array::new();
 
-/// Written by agents only, which share its memory.
+/// Counts consumed attestations ([`kiam_ebpf::maps::CONSUMED`]). Written only by agents, which map
+/// its memory.
 #[btf_map]
 pub(crate) static TAKEN: Array<u64, { BUCKETS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
@@ -34,51 +36,51 @@ pub(crate) static TAKEN: Array<u64, { BUCKETS as usize }, { BPF_F_MMAPABLE as us
 #[btf_map]
 static VERDICTS: PerCpuArray<u64, { kiam_ebpf::VERDICTS }> = PerCpuArray::new();
 
-/// Written by the agent only.
+/// Written only by the agent.
 #[btf_map]
 pub(crate) static HOST_PODS: HashMap<u64, u32, { MAX_HOST_PODS as usize }> = HashMap::new();
 
-/// Written and read by agents only: it is among the maps so that it outlives them.
+/// Written and read only by agents: it is a pinned map so that it outlives them.
 #[btf_map]
 static CLOSED: Array<u64, 1> = Array::new();
 
-/// As above. A hash map, in which the first who writes an entry can be told.
+/// The same. A hash map, since an insertion can tell whether it was the first.
 #[btf_map]
 static TOKEN_KEY: HashMap<u32, [u8; TOKEN_KEY_BYTES], 1> = HashMap::new();
 
-/// [`kiam_ebpf::CONTAINER_V4`]. A constant to the verifier, set when the program is loaded.
+/// See [`kiam_ebpf::CONTAINER_V4`]. A constant to the verifier, set when the program is loaded.
 #[unsafe(no_mangle)]
 static CONTAINER_V4: u32 = METADATA_V4;
 
-/// Where containers' SDKs ask; the metadata service's own address if nowhere else.
+/// Returns the address of `--container-credentials-address`, or that of the metadata service.
 #[inline(always)]
 pub(crate) fn container_v4() -> u32 {
-    // SAFETY: an aligned constant; volatile, as the compiler must not know its value.
+    // SAFETY: an aligned constant; volatile, since the compiler must not assume its value.
     unsafe { core::ptr::read_volatile(&raw const CONTAINER_V4) }
 }
 
-/// What was decided about a socket when it connected; gone with the socket.
+/// Dispositions of sockets; each entry is freed with its socket.
 #[btf_map]
 pub(crate) static SOCKETS: SkStorage<Socket> = SkStorage::new();
 
-/// What was decided about a socket when it connected.
+/// Disposition of a socket, decided when it connected.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Socket {
     /// One of the constants below.
-    pub(crate) fate: u32,
+    pub(crate) disposition: u32,
 }
 
-/// It was sent to the agent instead of the metadata service's IPv4 address.
+/// Redirected to the agent from the IPv4 address of the metadata service.
 pub(crate) const REDIRECTED_V4: u32 = 1;
-/// It was sent to the agent instead of the metadata service's IPv6 address.
+/// Redirected to the agent from the IPv6 address of the metadata service.
 pub(crate) const REDIRECTED_V6: u32 = 2;
-/// It was sent to the agent instead of the address where containers' SDKs ask.
+/// Redirected to the agent from the address of `--container-credentials-address`.
 pub(crate) const REDIRECTED_CONTAINER: u32 = 4;
-/// It is of the node's own network namespace, and may talk to the metadata service.
+/// In the node's network namespace, and permitted to reach the metadata service.
 pub(crate) const HOST_NETWORK: u32 = 3;
 
-/// The configuration, unless it is missing or of another layout.
+/// Returns the configuration, unless it is missing or has another layout.
 #[inline(always)]
 pub(crate) fn config() -> Option<&'static Config> {
     CONFIG.get(0).filter(|config| config.layout == LAYOUT)
@@ -88,7 +90,7 @@ pub(crate) fn config() -> Option<&'static Config> {
 pub(crate) fn count(hook: Hook, verdict: Verdict, about: About) {
     report(hook, verdict, about);
     if let Some(count) = VERDICTS.get_ptr_mut(count_index(hook, verdict)) {
-        // SAFETY: this CPU's own slot of the map, which lives as long as the program.
+        // SAFETY: this CPU's element of the map, which lives as long as the program.
         unsafe { *count += 1 };
     }
 }

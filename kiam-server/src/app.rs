@@ -1,4 +1,4 @@
-//! The server, put together: everything is bound and checked first, then it runs.
+//! Assembly of the server: validates the configuration, binds all ports, then serves.
 
 mod drain;
 mod health;
@@ -30,8 +30,8 @@ use crate::cluster::Cluster;
 use crate::credentials::{
     CredentialAges, ExpiryContract, Issuer, Limits, ScheduleError, Store, StoreMetrics,
 };
-use crate::instance::InstanceError;
-use crate::legacy::{Holds, LegacyService};
+use crate::ec2::Ec2Error;
+use crate::legacy::{Leases, LegacyService};
 use crate::node::proof::{NodeProof, ReviewMetrics, TokenProof, Tokens};
 use crate::node::{Service, StreamAge, StreamMetrics};
 use crate::report::AuditError;
@@ -39,127 +39,153 @@ use crate::source::{FileError, Files, SourceFlag, WatchMetrics, Watches};
 use crate::status::Status;
 use crate::sts::Sts;
 
-/// Agents find another server meanwhile.
+/// The time for tasks to stop. Agents have moved to another server by then.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// The limits of calls to STS.
 const LIMITS: Limits = Limits {
     concurrency: 16,
     per_second: 100.0,
 };
 
-/// Why the server does not start.
+/// The error of a server that cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// Durations that make no sense.
+    /// The session durations are inconsistent.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// Longer sessions than there can be.
+    /// The sessions are longer than role chaining allows.
     #[error(
-        "--{flag} is {}; with --assume-role-arn AWS allows one hour, since sessions of a session (role chaining) last no longer", duration::format(*duration)
+        "--{flag} is {}; with --assume-role-arn AWS allows at most 1h (role chaining)", duration::format(*duration)
     )]
     Chaining {
         /// The flag.
         flag: &'static str,
-        /// What it says.
+        /// The value of the flag.
         duration: Duration,
     },
-    /// A role or base ARN that is none.
-    #[error("--{flag} {text:?} cannot be used: {source}")]
+    /// A role or base ARN is invalid.
+    #[error("invalid --{flag} {text:?}: {source}")]
     Role {
         /// The flag.
         flag: &'static str,
-        /// As given.
+        /// The value of the flag.
         text: String,
-        /// Why.
+        /// The cause.
         source: RoleError,
     },
-    /// A base ARN that could not be detected.
+    /// The base ARN could not be detected.
     #[error("--role-base-arn-autodetect: {0}")]
-    Instance(#[from] InstanceError),
-    /// TLS files that cannot be used.
+    Ec2(#[from] Ec2Error),
+    /// The TLS files cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// An address that cannot be bound.
+    /// An address cannot be bound.
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen {
-        /// The flag that named it.
+        /// The flag that contains the address.
         flag: &'static str,
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the kernel.
         source: std::io::Error,
     },
-    /// Files that cannot be read at all.
+    /// The files of `--source` cannot be read.
     #[error("--source: {0}")]
     Files(#[from] FileError),
-    /// A kubeconfig that cannot be used.
+    /// The kubeconfig cannot be used.
     #[error("cannot use the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: kube::config::KubeconfigError,
     },
-    /// Nothing says how to reach the API.
+    /// No configuration of a Kubernetes API was found.
     #[error(
-        "no Kubernetes API is known: {0}; run in a cluster, give --kubeconfig, or use --source=file:PATH"
+        "found no Kubernetes API: {0}; run in a cluster, set --kubeconfig, or use --source=file:PATH"
     )]
     NoCluster(kube::config::InferConfigError),
-    /// The API's client cannot be made.
-    #[error("cannot make a client of the Kubernetes API: {0}")]
+    /// The client of the Kubernetes API cannot be created.
+    #[error("cannot create a client of the Kubernetes API: {0}")]
     Client(kube::Error),
-    /// Tokens need an API to check them.
+    /// Tokens cannot be reviewed without a Kubernetes API.
     #[error(
-        "--node-authorization=token needs a Kubernetes API to check tokens with, which --source=file has not; use --node-authorization=certificate"
+        "--node-authorization=token needs a Kubernetes API to review tokens, which --source=file does not provide; use --node-authorization=certificate"
     )]
     TokenWithoutApi,
-    /// Taints are the API's.
-    #[error("--node-taint needs a Kubernetes API, which --source=file has not")]
+    /// Taints cannot be changed without a Kubernetes API.
+    #[error(
+        "--node-taint needs a Kubernetes API, which --source=file does not provide; remove one of the flags"
+    )]
     TaintWithoutApi,
-    /// An audit log that cannot be written.
+    /// The audit log cannot be opened.
     #[error("--audit-log: {0}")]
     Audit(#[from] AuditError),
-    /// A metric was registered twice.
-    #[error("metrics: {0}")]
+    /// A metric is registered already.
+    #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The services' own description cannot be read.
-    #[error("cannot describe the services: {0}")]
+    /// The descriptors for gRPC reflection are invalid.
+    #[error("cannot serve gRPC reflection: {0}")]
     Reflection(tonic_reflection::server::Error),
-    /// A socket is gone.
-    #[error("cannot read a socket's address: {0}")]
+    /// The address of a socket cannot be read.
+    #[error("cannot read the address of a socket: {0}")]
     Socket(std::io::Error),
 }
 
-/// A server that runs.
+impl StartError {
+    /// Returns whether other flags or files would avoid the error.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Schedule(_)
+            | Self::Chaining { .. }
+            | Self::Role { .. }
+            | Self::Tls(_)
+            | Self::Kubeconfig { .. }
+            | Self::NoCluster(_)
+            | Self::Client(_)
+            | Self::TokenWithoutApi
+            | Self::TaintWithoutApi => true,
+            // An address of another machine; a port in use is a state of this one.
+            Self::Listen { source, .. } => source.kind() == std::io::ErrorKind::AddrNotAvailable,
+            Self::Files(error) => error.is_usage(),
+            Self::Audit(error) => error.is_usage(),
+            Self::Ec2(_) | Self::Metrics(_) | Self::Reflection(_) | Self::Socket(_) => false,
+        }
+    }
+}
+
+/// A server that accepts connections.
 #[derive(Debug)]
 pub struct Bound {
-    /// Where agents reach it.
+    /// The address for agents.
     pub address: SocketAddr,
-    /// Where the operator does.
+    /// The address of the admin port.
     pub admin: Option<SocketAddr>,
     tasks: Tasks,
 }
 
 impl Bound {
-    /// Runs until `interrupted` resolves, or something that must not end does.
+    /// Runs until `stop` resolves or a task ends.
     ///
     /// # Errors
     /// When a task ended by itself, or did not stop in time.
-    pub async fn run_until(
-        mut self,
-        interrupted: impl Future<Output = ()>,
-    ) -> Result<(), TaskError> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), TaskError> {
         let failed = tokio::select! {
-            () = interrupted => None,
+            () = stop => None,
             failed = self.tasks.failed() => Some(failed),
         };
+        match &failed {
+            None => tracing::info!("stopping"),
+            Some(error) => tracing::error!("stopping: {error}"),
+        }
         let stopped = self.tasks.shut_down(SHUTDOWN_GRACE).await;
         failed.map_or(stopped, Err)
     }
 }
 
-/// Puts the server together. Returns once it accepts connections; it is ready when it has read
-/// the cluster.
+/// Starts the server. Returns once it accepts connections; it is ready after it has read the
+/// cluster.
 ///
 /// # Errors
 /// When a flag, a file, a certificate or an address cannot be used.
@@ -167,10 +193,10 @@ pub async fn build(args: Args) -> Result<Bound, StartError> {
     Box::pin(build_with(args, None)).await
 }
 
-/// As [`build`], with another source of credentials than STS.
+/// Like [`build`], with an issuer in place of STS.
 ///
 /// # Errors
-/// As [`build`].
+/// The same as [`build`].
 pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<Bound, StartError> {
     let Args {
         bind,
@@ -183,7 +209,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         compat,
     } = args;
     for (flag, why) in compat.given() {
-        tracing::warn!("{flag} of kiam has no effect here: {why}");
+        tracing::warn!("{flag} has no effect, unlike in kiam: {why}");
     }
     let registry = kiam_common::telemetry::registry()?;
     let readiness = Readiness::new();
@@ -191,7 +217,7 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
 
     let contract = ExpiryContract::new(roles.session_duration, roles.session_refresh)?;
     let base = roles.base_arn().await?;
-    let reading = roles.reading(base.as_ref());
+    let options = roles.permission_options(base.as_ref());
     let sts = roles.sts(base.as_ref())?;
     let settings = Arc::new(roles.settings(base));
     let tls = ServerTls::server(tls, TlsMetrics::new(TlsSide::Server, &registry)?)?;
@@ -206,15 +232,15 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             let watches = Watches::new(
                 client.clone(),
                 Arc::clone(&cluster),
-                reading,
+                options,
                 WatchMetrics::new(&registry, Arc::new(SystemClock))?,
             );
-            tasks.spawn("watches", watches.run(tasks.stop()));
+            watches.spawn(&mut tasks);
             Some(client)
         }
         SourceFlag::Files(path) => {
-            let files = Files::new(path.clone(), Arc::clone(&cluster), reading)?;
-            tasks.spawn("files", files.run(tasks.stop()));
+            let files = Files::new(path.clone(), Arc::clone(&cluster), options)?;
+            tasks.spawn("source files", files.run(tasks.stop()));
             None
         }
     };
@@ -236,12 +262,13 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
     CredentialAges::register(&registry, Arc::clone(&store), Arc::new(SystemClock))?;
     let legacy = nodes.legacy_agents.then(|| {
         tracing::warn!(
-            "--legacy-agents: agents of kiam v4 prove no node, and get the credentials of any pod \
-             whose address they name; take the flag away when the last of them is gone"
+            "--legacy-agents: agents of kiam v4 do not prove their node, and can get the \
+             credentials of any pod; remove the flag after the migration"
         );
-        let holds = Holds::new(Arc::clone(&store), roles.session_duration);
+        let leases = Leases::new(Arc::clone(&store), roles.session_duration);
         let clock = Arc::new(SystemClock);
-        let service = LegacyService::new(Arc::clone(&cluster), Arc::clone(&settings), holds, clock);
+        let service =
+            LegacyService::new(Arc::clone(&cluster), Arc::clone(&settings), leases, clock);
         KiamServiceServer::new(service)
     });
     let service = Service::new(
@@ -250,13 +277,13 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         Arc::clone(&settings),
         proof,
         StreamAge {
-            most: nodes.grpc_max_connection_age_duration,
+            max: nodes.grpc_max_connection_age_duration,
             random: rand::random::<f64>,
         },
         StreamMetrics::new(&registry)?,
         tasks.stop(),
     )
-    .reporting_to(reports);
+    .with_reports(reports);
     taint::start(&nodes, client, service.streams(), &registry, &mut tasks)?;
     let status = Status::new(
         Arc::clone(&cluster),
@@ -273,9 +300,9 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         .build_v1()
         .map_err(StartError::Reflection)?;
     let stop = tasks.stop();
-    tasks.spawn("certificates", tls.follow(tasks.stop()));
-    tasks.spawn("accept", acceptor.run(tasks.stop()));
-    tasks.spawn("grpc", async move {
+    tasks.spawn("certificates", tls.run(tasks.stop()));
+    tasks.spawn("TLS acceptor", acceptor.run(tasks.stop()));
+    tasks.spawn("gRPC server", async move {
         let server = tonic::transport::Server::builder()
             .add_service(NodeServiceServer::new(service))
             .add_optional_service(legacy)
@@ -285,7 +312,10 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
         drain::until_drained(server, stop).await;
     });
     let stop = tasks.stop();
-    tasks.spawn("health", health::report(reporter, cluster, synced, stop));
+    tasks.spawn(
+        "health service",
+        health::report(reporter, cluster, synced, stop),
+    );
 
     let mut admin_address = None;
     if let Some(address) = telemetry.prometheus_listen_addr {
@@ -297,8 +327,9 @@ pub async fn build_with(args: Args, issuer: Option<Arc<dyn Issuer>>) -> Result<B
             })?;
         admin_address = Some(admin.address().map_err(StartError::Socket)?);
         let pages = vec![status.page()];
-        tasks.spawn("admin", admin.run(pages, tasks.stop()));
+        tasks.spawn("admin port", admin.run(pages, tasks.stop()));
     }
+    tracing::info!(%address, admin = ?admin_address, "serving agents");
     Ok(Bound {
         address,
         admin: admin_address,
@@ -355,8 +386,8 @@ fn node_proof(
         NodeAuthorization::Certificate => NodeProof::Certificate,
         NodeAuthorization::None => {
             tracing::warn!(
-                "--node-authorization=none: any agent whose certificate comes from --ca can ask \
-                 for the credentials of every node's pods"
+                "--node-authorization=none: every client with a certificate of --ca can get the \
+                 credentials of the pods of every node"
             );
             NodeProof::None
         }

@@ -20,7 +20,7 @@ pub use command::{Cli, Command, ExplainArgs, Explained, HealthArgs, PodName};
 pub use compat::CompatFlags;
 
 /// Decides which pods may have which IAM roles, gets their credentials from STS, and streams them
-/// to the agents of the pods' nodes.
+/// to the agents on the nodes of the pods.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kiam-server", version = kiam_common::cli::version(), after_help = AFTER_HELP)]
 pub struct Args {
@@ -29,27 +29,24 @@ pub struct Args {
     pub bind: SocketAddr,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub tls: TlsFlags,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub cluster: ClusterFlags,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub nodes: NodeFlags,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub roles: RoleFlags,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub telemetry: TelemetryFlags,
 
-    /// Write a line of JSON for each grant, refusal and revocation of a pod's role: to stdout (where
-    /// nothing else goes), to file:PATH, or off
+    /// Write the audit log to stdout, to file:PATH, or nowhere (off)
+    ///
+    /// The audit log has one line of JSON for each grant, refusal and revocation of a pod's role.
+    /// Nothing else is written to stdout.
     #[arg(
         long,
         default_value = "off",
@@ -59,49 +56,53 @@ pub struct Args {
     pub audit_log: AuditLog,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub compat: CompatFlags,
 }
 
 const AFTER_HELP: &str = "\
-The AWS SDK's environment variables hold: AWS_REGION, AWS_ENDPOINT_URL_STS, AWS_USE_FIPS_ENDPOINT,
-AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_FULL_URI, …";
+The environment variables of the AWS SDK apply: AWS_REGION, AWS_ENDPOINT_URL_STS,
+AWS_USE_FIPS_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_WEB_IDENTITY_TOKEN_FILE,
+AWS_CONTAINER_CREDENTIALS_FULL_URI, …";
 
-/// Where the cluster's objects come from.
+/// Flags for the source of the objects of the cluster.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Cluster")]
 pub struct ClusterFlags {
-    /// kubernetes, or file:PATH for a YAML file (or a folder of them) of the same objects
+    /// Read the objects of the cluster from kubernetes, or from file:PATH
+    ///
+    /// PATH is a YAML file of Kubernetes objects, or a folder of such files.
     #[arg(long, default_value = "kubernetes", value_name = "SOURCE")]
     pub source: SourceFlag,
 
-    /// Reach the API as this file says; without it as a pod of the cluster, or as KUBECONFIG says
+    /// Use this kubeconfig. Without it: the one in KUBECONFIG, or the service account of the pod
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// How agents prove their node.
+/// Flags for agents and their nodes.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Nodes")]
 pub struct NodeFlags {
-    /// How an agent proves which node it is on
+    /// Proof that an agent gives of the node that it runs on
     #[arg(long, value_enum, default_value_t = NodeAuthorization::Token)]
     pub node_authorization: NodeAuthorization,
 
-    /// Serve agents of kiam v3 and v4 too, while a cluster is migrated. They prove no node: any
-    /// certificate of --ca is good for any pod's credentials
+    /// Also serve agents of kiam v3 and v4, during a migration
+    ///
+    /// These agents do not prove their node: with any certificate of --ca they can get the
+    /// credentials of any pod.
     #[arg(long)]
     pub legacy_agents: bool,
 
-    /// The audience that agents' tokens must be meant for
+    /// Audience that the tokens of agents must have
     #[arg(long, default_value = "kiam-server", value_name = "NAME")]
     pub token_audience: String,
 
-    /// End node streams after about this long, so that agents spread over new servers
+    /// Close node streams after about this time, so that agents spread over new servers
     #[arg(long, default_value = "30m", value_parser = duration::parse, value_name = "DURATION")]
     pub grpc_max_connection_age_duration: Duration,
 
-    /// The service account that agents run as
+    /// Service account of the agents
     #[arg(
         long,
         default_value = "kube-system/kiam-agent",
@@ -109,84 +110,88 @@ pub struct NodeFlags {
     )]
     pub agent_service_account: ServiceAccountName,
 
-    /// Take this taint off nodes once their agents guard them, as in
-    /// kiam.io/agent-not-ready:NoSchedule, and put it back when the agent is gone
+    /// Remove this taint from nodes whose agent guards them, and add it when the agent is gone
+    ///
+    /// For example kiam.io/agent-not-ready:NoSchedule.
     #[arg(long, value_name = "KEY[:EFFECT]")]
     pub node_taint: Option<Taint>,
 
-    /// Put the taint back when a node has had no agent's pod for this long
+    /// Add the taint to a node that has had no pod of an agent for this time
     #[arg(long, default_value = "5m", value_parser = duration::parse, value_name = "DURATION")]
     pub node_taint_after: Duration,
 }
 
-/// How an agent proves which node it is on.
+/// The proof that an agent gives of the node that it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum NodeAuthorization {
-    /// By its pod's service-account token, checked with the Kubernetes API
+    /// The service account token of its pod, reviewed by the Kubernetes API
     Token,
-    /// By the name in its certificate: NODE.node.kiam, or spiffe://DOMAIN/node/NODE
+    /// A name in its certificate: NODE.node.kiam, or spiffe://DOMAIN/node/NODE
     Certificate,
-    /// Not at all: every agent may ask for every node
+    /// No proof: every agent may ask for every node
     None,
 }
 
-/// How roles are named and sessions made.
+/// Flags for roles and sessions.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Roles and sessions")]
 pub struct RoleFlags {
-    /// Completes short role names, as in arn:aws:iam::123456789012:role/
+    /// Prefix that completes short role names, for example arn:aws:iam::123456789012:role/
     #[arg(long, value_name = "ARN")]
     pub role_base_arn: Option<String>,
 
-    /// Complete short role names with the account and partition of this machine's instance profile,
-    /// asked for at start by IMDSv2
+    /// Complete short role names with the account and partition of the instance profile of this machine
+    ///
+    /// They are read from the metadata service at start, with IMDSv2.
     #[arg(long, conflicts_with = "role_base_arn")]
     pub role_base_arn_autodetect: bool,
 
-    /// Names the sessions of pods that name none, behind kiam-
+    /// Session name, after kiam-, for pods without the annotation iam.amazonaws.com/session-name
     #[arg(long, default_value = "kiam", value_name = "NAME")]
     pub session: String,
 
-    /// How long sessions last
+    /// Duration of sessions
     #[arg(long, default_value = "60m", value_parser = duration::parse, value_name = "DURATION")]
     pub session_duration: Duration,
 
-    /// How long before their end sessions are renewed
+    /// Renew sessions this long before they expire
     #[arg(long, default_value = "30m", value_parser = duration::parse, value_name = "DURATION")]
     pub session_refresh: Duration,
 
-    /// The longest session that a pod may ask for by iam.amazonaws.com/session-duration; AWS allows
-    /// one hour to servers whose own credentials are of a role
+    /// Longest duration that a pod may request with iam.amazonaws.com/session-duration
+    ///
+    /// AWS allows at most one hour if the credentials of the server are those of a role.
     #[arg(long, default_value = "60m", value_parser = duration::parse, value_name = "DURATION")]
     pub max_session_duration: Duration,
 
-    /// Assume this role first (a name or an ARN), and the pods' roles from it
+    /// Assume this role (a name or an ARN) first, and the roles of pods from it
     #[arg(long, value_name = "ROLE")]
     pub assume_role_arn: Option<String>,
 
-    /// Ask the STS of this region; else as the AWS SDK's environment says, else us-east-1
+    /// Use STS in this region. Without it: the region of the AWS SDK's environment, or us-east-1
     #[arg(long, value_name = "REGION")]
     pub region: Option<String>,
 
-    /// Let namespaces' expressions match any part of a role's ARN, as kiam before v4 did
+    /// Let the expressions of namespaces match any part of a role ARN, as in kiam before v4
     #[arg(long)]
     pub disable_strict_namespace_regexp: bool,
 
-    /// Read kube2iam's annotation iam.amazonaws.com/allowed-roles of namespaces, too: a JSON list of
-    /// names, paths or ARNs, in which a * stands for anything. What either annotation permits is
-    /// permitted
+    /// Also read kube2iam's annotation iam.amazonaws.com/allowed-roles of namespaces
+    ///
+    /// The annotation is a JSON list of role names, paths or ARNs, in which * matches anything. A role
+    /// is permitted if either annotation permits it.
     #[arg(long)]
     pub kube2iam_allowed_roles: bool,
 
-    /// Tag sessions with these, separated by commas
+    /// Session tags, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TAGS")]
     pub session_tags: Vec<SessionTag>,
 
-    /// Let sessions that pods make from theirs carry the same tags
+    /// Make the session tags transitive: sessions that a pod creates from its own inherit them
     #[arg(long, requires = "session_tags")]
     pub transitive_session_tags: bool,
 
-    /// The cluster's name, for the session tag cluster-name
+    /// Name of the cluster, for the session tag cluster-name
     #[arg(
         long,
         default_value = "",
@@ -195,8 +200,9 @@ pub struct RoleFlags {
     )]
     pub cluster_name: String,
 
-    /// Make NAMESPACE.SERVICE-ACCOUNT the sessions' source identity, which roles' trust policies must
-    /// allow (sts:SetSourceIdentity)
+    /// Set the source identity of sessions to NAMESPACE.SERVICE-ACCOUNT
+    ///
+    /// The trust policies of the roles must allow sts:SetSourceIdentity.
     #[arg(long)]
     pub source_identity: bool,
 }
@@ -204,15 +210,13 @@ pub struct RoleFlags {
 /// Namespace and name of a service account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAccountName {
-    /// The namespace.
     pub namespace: String,
-    /// The name.
     pub name: String,
 }
 
-/// Why a text names no service account.
+/// The error of a text that is not NAMESPACE/NAME.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("write NAMESPACE/NAME")]
+#[error("expected NAMESPACE/NAME")]
 pub struct ServiceAccountNameError;
 
 impl FromStr for ServiceAccountName {
@@ -241,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_need_others_say_so() {
+    fn invalid_flags_are_rejected_with_a_hint() {
         let args = parse(&[
             "--session-tags=namespace,pod-name",
             "--transitive-session-tags",
@@ -272,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn kiam_s_own_manifest_starts_it() {
+    fn the_flags_of_kiam_are_accepted() {
         // kiam v4.2, deploy/server.daemonset.yaml.
         let args = parse(&[
             "--json-log",

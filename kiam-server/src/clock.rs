@@ -1,11 +1,11 @@
-//! The wall clock, as a value, so that a test can set it.
+//! The wall clock, as a trait, so that tests can set it.
 
 use std::fmt;
 use std::time::SystemTime;
 
-/// Says what time it is.
+/// A wall clock.
 pub trait Clock: Send + Sync + 'static {
-    /// The time of day. It may jump, in both directions.
+    /// Returns the time, which may jump in both directions.
     fn now(&self) -> SystemTime;
 }
 
@@ -15,7 +15,7 @@ impl fmt::Debug for dyn Clock {
     }
 }
 
-/// The machine's clock.
+/// The clock of the machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

@@ -1,8 +1,8 @@
-//! What the server knows of the cluster: pods, namespaces and service accounts, cut down to
-//! what decides about roles, and indexed by node.
+//! The state of the cluster: pods, namespaces and service accounts, reduced to the fields that
+//! decide about roles, and indexed by node.
 //!
-//! A source (the Kubernetes API, or files) writes; the node streams read their node's part and
-//! are woken when it may look different. The module knows neither kube nor tonic.
+//! A source (the Kubernetes API, or files) writes it. Each node stream reads the part of its node,
+//! and is woken when that may have changed. The module does not depend on kube or tonic.
 
 mod addresses;
 mod by_uid;
@@ -18,20 +18,20 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, watch};
 
 use self::index::Index;
-pub use self::index::Member;
+pub use self::index::PodContext;
 use self::object::{Kind, Namespace, Object, ObjectKey, Pod, ServiceAccount};
 
-/// Wakes whoever reads a node's part of the cluster. Wake-ups in quick succession are one.
+/// Wakes a reader of a part of the cluster. Several wake-ups in quick succession count as one.
 pub type Signal = Arc<Notify>;
 
-/// What the server knows of the cluster.
+/// The state of the cluster.
 #[derive(Debug, Default)]
 pub struct Cluster {
     index: RwLock<Index>,
     synced: watch::Sender<HashSet<Kind>>,
 }
 
-/// A reader's place at a node; dropping it ends the wake-ups.
+/// A subscription to the changes of a node. Dropping it ends the wake-ups.
 #[derive(Debug)]
 pub struct Subscription {
     cluster: Arc<Cluster>,
@@ -40,13 +40,12 @@ pub struct Subscription {
 }
 
 impl Cluster {
-    /// Knows nothing yet.
-    #[must_use]
+    /// An empty cluster.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An object is there, or has changed. Nobody is woken if nothing about it matters here.
+    /// Adds or replaces an object. No reader is woken if none of the retained fields changed.
     pub fn apply(&self, object: Object) {
         let mut index = self.write();
         match object {
@@ -56,71 +55,65 @@ impl Cluster {
         }
     }
 
-    /// An object is gone.
+    /// Removes an object.
     pub fn delete(&self, key: &ObjectKey) {
         self.write().delete(key);
     }
 
-    /// All objects of a kind have been listed: what is not in `listed` is gone, and from now on
-    /// the kind counts as known.
+    /// Removes the objects of a kind that are not in `listed`, a complete list, and marks the kind
+    /// as known.
     pub fn listed(&self, kind: Kind, listed: &HashSet<ObjectKey>) {
         self.write().retain(kind, listed);
         self.synced.send_if_modified(|synced| synced.insert(kind));
     }
 
-    /// Waits until every kind has been listed once.
+    /// Waits until every kind is known.
     pub async fn synced(&self) {
         let mut synced = self.synced.subscribe();
-        // The sender lives as long as this borrow of self.
+        // Cannot fail: `self` holds the sender.
         let _ = synced
             .wait_for(|synced| Kind::ALL.iter().all(|kind| synced.contains(kind)))
             .await;
     }
 
-    /// Whether every kind has been listed once.
-    #[must_use]
+    /// Returns whether every kind is known.
     pub fn is_synced(&self) -> bool {
         self.synced.borrow().len() == Kind::ALL.len()
     }
 
-    /// The pods of a node in the order of their UIDs, and what decides about each of them.
-    #[must_use]
-    pub fn node(&self, node: &str) -> Vec<Member> {
+    /// Returns the pods of a node, ordered by UID.
+    pub fn node(&self, node: &str) -> Vec<PodContext> {
         self.read().node(node)
     }
 
-    /// Has pods found by their address from now on, at the cost of memory.
-    pub fn keep_addresses(&self) {
-        self.write().keep_addresses();
+    /// Enables [`Self::by_address`], at the cost of an index.
+    pub fn index_addresses(&self) {
+        self.write().index_addresses();
     }
 
-    /// The pod that has an address, and what decides about it. Of several that claim it, the newest;
-    /// never one that is in its node's network.
-    #[must_use]
-    pub fn at(&self, address: IpAddr) -> Option<Member> {
-        self.read().at(address)
+    /// Returns the pod with an address: the newest if several claim it, and never one in the network
+    /// namespace of its node.
+    pub fn by_address(&self, address: IpAddr) -> Option<PodContext> {
+        self.read().by_address(address)
     }
 
-    /// A pod by its UID.
-    #[must_use]
+    /// Returns a pod by its UID.
     pub fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
         self.read().pod(uid)
     }
 
-    /// A pod by its UID, and what decides about it.
-    #[must_use]
-    pub fn member(&self, uid: &str) -> Option<Member> {
+    /// Returns a pod by its UID, with the objects that decide about it.
+    pub fn context(&self, uid: &str) -> Option<PodContext> {
         let index = self.read();
-        index.pod(uid).map(|pod| index.member(&pod))
+        index.pod(uid).map(|pod| index.context(&pod))
     }
 
-    /// How many pods, namespaces and service accounts are known.
-    #[must_use]
+    /// Returns the number of objects of each kind.
     pub fn counts(&self) -> [(Kind, usize); 3] {
         self.read().counts()
     }
 
-    /// Has `signal` woken whenever the node's part may look different.
+    /// Wakes `signal` whenever the part of a node may have changed.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, node: &str, signal: Signal) -> Subscription {
         let node: Arc<str> = node.into();

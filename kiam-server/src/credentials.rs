@@ -1,9 +1,9 @@
-//! The credentials of every identity that a pod on an attached node was granted.
+//! The credentials of every identity that a pod of a connected node was granted.
 //!
-//! One identity has one entry and one refresh loop: however many readers there are, there is one
-//! call to AWS at a time for it, detached from all of them. Failures are remembered and backed
-//! off from, while what is still valid stays in use. An entry that nobody reads any more is
-//! dropped. Where credentials come from is an [`Issuer`]; the module knows neither AWS nor tonic.
+//! Each identity has one entry and one refresh loop, regardless of the number of readers: at most
+//! one call to AWS is in flight for it, and no reader can cancel it. After a failure the loop backs
+//! off, and valid credentials stay in use. An entry without readers is dropped. The credentials come
+//! from an [`Issuer`]; the module does not depend on AWS or tonic.
 
 mod ages;
 mod entry;
@@ -25,42 +25,41 @@ pub use metrics::StoreMetrics;
 pub use schedule::{ExpiryContract, ScheduleError};
 pub use store::{Lease, Limits, Store};
 
-/// Where credentials come from: STS, or a test's double of it.
+/// The source of credentials: STS, or a test double.
 #[async_trait::async_trait]
 pub trait Issuer: Send + Sync + 'static {
-    /// Asks for new credentials, once, without retries of its own.
+    /// Requests new credentials once, without retries.
     async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError>;
 }
 
-/// Why credentials were not issued.
+/// The error of a request for credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct IssueError {
-    /// What kind of failure it is: how soon another try makes sense.
+    /// The kind of the failure, which determines the wait before the next attempt.
     pub kind: IssueErrorKind,
-    /// What AWS said, on one line, without secrets.
+    /// The message of AWS, on one line, without secrets.
     pub message: String,
 }
 
-/// Kinds of failures, by what helps against them.
+/// Kinds of failures, by remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IssueErrorKind {
-    /// AWS asks for fewer calls.
+    /// AWS throttles calls.
     Throttled,
-    /// The role does not trust the server, or does not exist: STS does not say which.
+    /// The role does not trust the server, or does not exist: STS does not distinguish the two.
     AccessDenied,
-    /// AWS refuses the request itself (a session longer than the role allows, say).
+    /// AWS rejects the request, for example a session longer than the role allows.
     Rejected,
-    /// The server has no valid credentials of its own.
+    /// The server has no valid AWS credentials.
     ServerCredentials,
-    /// AWS was not reached, or did not answer in time.
+    /// AWS was unreachable, or did not respond in time.
     Network,
-    /// AWS answered, and it makes no sense (already expired credentials, a fault of its own).
+    /// AWS returned an internal error or an invalid response, such as expired credentials.
     Fault,
 }
 
 impl IssueErrorKind {
-    /// All kinds.
     pub const ALL: [Self; 6] = [
         Self::Throttled,
         Self::AccessDenied,
@@ -70,8 +69,7 @@ impl IssueErrorKind {
         Self::Fault,
     ];
 
-    /// For metrics.
-    #[must_use]
+    /// Returns the value of the label `kind` of metrics.
     pub const fn as_label(self) -> &'static str {
         match self {
             Self::Throttled => "throttled",
@@ -83,8 +81,7 @@ impl IssueErrorKind {
         }
     }
 
-    /// Whether another try cannot help until somebody changes something in AWS or the cluster.
-    #[must_use]
+    /// Returns whether retries fail until someone changes something in AWS or in the cluster.
     pub const fn is_permanent(self) -> bool {
         matches!(self, Self::AccessDenied | Self::Rejected)
     }

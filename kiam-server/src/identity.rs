@@ -1,32 +1,30 @@
-//! What distinguishes one set of credentials from another.
+//! The identity of a session, which distinguishes one set of credentials from another.
 
 use std::time::Duration;
 
 use kiam_common::role::RoleArn;
 
-/// Everything that goes into a session. Pods of the same identity share their credentials.
+/// All parameters of a session. Pods of the same identity share credentials.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The role to assume.
     pub role: RoleArn,
-    /// Names the session in AWS's logs.
+    /// The name of the session in CloudTrail.
     pub session_name: String,
-    /// What the role's trust policy may ask for. Treated as a secret.
+    /// The external ID that the trust policy of the role may require. Treated as a secret.
     pub external_id: Option<Box<str>>,
-    /// How long the session is to last.
+    /// The requested duration.
     pub duration: Duration,
-    /// Tags of the session, in the order in which they were chosen.
+    /// The session tags, in the order of `--session-tags`.
     pub tags: Vec<Tag>,
-    /// Who is behind the session, for AWS's logs.
+    /// The source identity of the session in CloudTrail.
     pub source_identity: Option<String>,
 }
 
 /// A session tag.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tag {
-    /// Its key.
     pub key: &'static str,
-    /// Its value.
     pub value: Box<str>,
 }
 

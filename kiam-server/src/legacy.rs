@@ -1,18 +1,18 @@
-//! kiam v4's own service, for its agents while a cluster is migrated.
+//! The gRPC service of kiam v4, for its agents during a migration.
 //!
 //! ```text
-//! service   the three calls: kiam's messages, statuses and texts
-//! holds     the identities that are kept fresh for its agents
+//! service   the three calls, with the messages and status texts of kiam
+//! leases    the identities that are refreshed for these agents
 //! ```
 //!
-//! Its agents name a pod by its address and prove no node: whoever has a certificate may ask for
-//! any pod's credentials. Policies are this server's; where they are stricter than kiam's, so is
-//! this.
+//! These agents identify a pod by its address and do not prove their node: every client with a
+//! certificate can get the credentials of any pod. The policies are those of this server, which are
+//! stricter than kiam's in some cases.
 
-mod holds;
+mod leases;
 mod service;
 #[cfg(test)]
 mod tests;
 
-pub use holds::Holds;
-pub use service::LegacyService;
+pub(crate) use leases::Leases;
+pub(crate) use service::LegacyService;

@@ -1,5 +1,5 @@
-//! kiam's server: decides which pods may have which IAM roles, gets the credentials, and streams
-//! them to the agents of the pods' nodes.
+//! The server: decides which pods may have which IAM roles, gets their credentials from STS, and
+//! streams them to the agents on the nodes of the pods.
 //!
 //! ```text
 //!  source ──► cluster ──► policy ──► node ──► agents
@@ -8,8 +8,8 @@
 //!                                      └─► report ──► Events, the audit log
 //! ```
 //!
-//! `cluster`, `policy`, `identity` and `credentials` know neither kube, tonic nor AWS: `source`,
-//! `node` and `sts` are their edges.
+//! `cluster`, `policy`, `identity` and `credentials` do not depend on kube, tonic or AWS; `source`,
+//! `node` and `sts` connect them to those.
 
 pub mod app;
 pub mod args;
@@ -17,17 +17,17 @@ pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod credentials;
-mod decision;
+mod decision_log;
+mod ec2;
 pub mod identity;
-pub mod instance;
-pub mod legacy;
+mod legacy;
 pub mod node;
 pub mod permitted;
 pub mod policy;
-pub mod report;
-pub mod source;
-pub mod status;
-pub mod sts;
-pub mod taint;
+mod report;
+mod source;
+mod status;
+mod sts;
+mod taint;
 #[cfg(test)]
 mod testing;

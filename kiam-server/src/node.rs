@@ -1,11 +1,11 @@
-//! The node stream: what the agent of one node is told, and the proof that it is that node's.
+//! The node stream: pods and credentials for the agent of one node, after the proof of the node.
 //!
 //! ```text
-//! service   the gRPC call: proof first, then a session
-//! proof     which node is calling: by service-account token, by certificate, or by its word
-//! session   one stream: the node's part of the cluster, decided, compared with what was sent
-//! message   the wire form of what a session says
-//! streams   how many there may be, and for how long
+//! service   the gRPC call: checks the proof, then runs a session
+//! proof     proof of the node: by service account token, by certificate, or none
+//! session   one stream: decides about the pods of the node, and sends the changes
+//! message   the wire format of messages
+//! streams   the open streams, their number and lifetime
 //! ```
 
 mod message;
@@ -24,22 +24,21 @@ pub use service::Service;
 pub use session::{Closed, Message, Sender, Session};
 pub use streams::{Attached, StreamAge, StreamMetrics, Streams};
 
-/// A Kubernetes node's name, checked: a DNS subdomain (Kubernetes API conventions, names).
+/// The validated name of a Kubernetes node: a DNS subdomain (Kubernetes documentation, "Object Names
+/// and IDs").
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct NodeName(Arc<str>);
 
-/// Why a text is no node's name.
+/// The error of an invalid node name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no node's name: 1 to 253 of the characters a-z 0-9 . - beginning and ending with a letter or digit"
+    "invalid node name {text:?}; expected 1 to 253 of the characters a-z 0-9 . - with a letter or digit at both ends"
 )]
 pub struct NodeNameError {
     text: String,
 }
 
 impl NodeName {
-    /// The name.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,26 +1,26 @@
-//! The expression by which a namespace permits roles.
+//! The roles that a namespace permits, by an expression in its annotations.
 
-mod allowed;
+mod kube2iam;
 
 use regex_automata::meta::{BuildError, Config, Regex};
 
-pub use allowed::{AllowedRoles, MAX_EXPRESSION_BYTES};
+pub use kube2iam::{Kube2iamOptions, MAX_EXPRESSION_BYTES};
 
-/// The most memory that one compiled expression may take, in bytes. Whoever may annotate a
-/// namespace must not be able to fill the server's memory.
+/// The largest compiled expression, in bytes: anyone who may annotate a namespace must not be able to
+/// exhaust the memory of the server.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 const KIAM: &str = "annotation iam.amazonaws.com/permitted";
 const KUBE2IAM: &str = "annotation iam.amazonaws.com/allowed-roles";
 const BOTH: &str = "annotations iam.amazonaws.com/permitted and iam.amazonaws.com/allowed-roles";
 
-/// How much of a role's ARN an expression must match.
+/// The part of a role ARN that an expression must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Anchoring {
-    /// All of it.
+    /// The whole ARN.
     #[default]
     Whole,
-    /// Any part: kiam's `--disable-strict-namespace-regexp`.
+    /// Any part of it: `--disable-strict-namespace-regexp`.
     Part,
 }
 
@@ -33,16 +33,16 @@ impl Anchoring {
     }
 }
 
-/// Which annotations of namespaces count, and how.
+/// Options that determine which annotations of namespaces count, and how.
 #[derive(Debug, Clone, Default)]
-pub struct Reading {
-    /// How much of an ARN `iam.amazonaws.com/permitted` must match.
+pub struct PermissionOptions {
+    /// The part of an ARN that `iam.amazonaws.com/permitted` must match.
     pub anchoring: Anchoring,
-    /// How kube2iam's `iam.amazonaws.com/allowed-roles` is read; not at all if not given.
-    pub allowed: Option<AllowedRoles>,
+    /// Options for kube2iam's `iam.amazonaws.com/allowed-roles`; `None` ignores the annotation.
+    pub allowed: Option<Kube2iamOptions>,
 }
 
-impl From<Anchoring> for Reading {
+impl From<Anchoring> for PermissionOptions {
     fn from(anchoring: Anchoring) -> Self {
         Self {
             anchoring,
@@ -51,48 +51,46 @@ impl From<Anchoring> for Reading {
     }
 }
 
-/// What a namespace permits, compiled once when its annotation changes.
+/// The roles that a namespace permits, compiled once when its annotations change.
 #[derive(Debug, Clone)]
 pub enum Permitted {
-    /// It has no annotation, or an empty one.
+    /// No role: the namespace has no annotation, or an empty one.
     Nothing,
-    /// ARNs that the expression matches from end to end.
+    /// The roles whose ARN matches.
     Matching {
-        /// As annotated.
+        /// The annotation.
         expression: Box<str>,
-        /// Compiled and anchored.
+        /// The compiled and anchored expression.
         compiled: Regex,
-        /// Which annotations, in words.
+        /// The name of the annotations, for messages.
         annotations: &'static str,
     },
-    /// The annotation is no expression, so nothing is permitted.
+    /// No role: the annotation is invalid.
     Invalid {
-        /// As annotated.
+        /// The annotation.
         expression: Box<str>,
-        /// Why, on one line.
+        /// The error, on one line.
         problem: Box<str>,
-        /// Which annotation, in words.
+        /// The name of the annotation, for messages.
         annotations: &'static str,
     },
 }
 
-/// What an expression says of a role.
+/// The verdict of a namespace on a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// It is permitted.
     Permitted,
-    /// The namespace permits nothing.
+    /// The namespace permits no role.
     Nothing,
-    /// The namespace permits others: its expression.
+    /// The namespace permits other roles, by this expression.
     Other(&'a str),
-    /// The namespace's expression is none: why.
+    /// The expression of the namespace is invalid, for this reason.
     Invalid(&'a str),
 }
 
 impl Permitted {
-    /// Compiles an annotation. One that must match the whole ARN is anchored as
-    /// `^(?:expression)$`, so that no alternative of it is left open at one end.
-    #[must_use]
+    /// Compiles the annotation `iam.amazonaws.com/permitted`. An expression that must match the whole
+    /// ARN is anchored as `^(?:expression)$`, so that both ends of each alternative are anchored.
     pub fn compile(annotation: Option<&str>, anchoring: Anchoring) -> Self {
         let Some(expression) = annotation.filter(|text| !text.is_empty()) else {
             return Self::Nothing;
@@ -105,10 +103,10 @@ impl Permitted {
         if expression.len() > MAX_EXPRESSION_BYTES {
             let bytes = expression.len();
             return invalid(format!(
-                "it is {bytes} bytes long; {MAX_EXPRESSION_BYTES} are allowed"
+                "it is {bytes} bytes long; the limit is {MAX_EXPRESSION_BYTES}"
             ));
         }
-        // Compiled by itself first: `a)|(b` must not become one by the parentheses around it.
+        // Compiled unanchored first: `a)|(b` must not become valid inside the parentheses.
         let compiled = build(expression).and_then(|_| build(&anchoring.pattern(expression)));
         match compiled {
             Ok(compiled) => Self::Matching {
@@ -120,13 +118,15 @@ impl Permitted {
         }
     }
 
-    /// Compiles what both annotations permit; one that cannot be read permits nothing, whatever the
-    /// other says.
-    #[must_use]
-    pub fn read(permitted: Option<&str>, allowed: Option<&str>, reading: &Reading) -> Self {
-        let of_kiam = Self::compile(permitted, reading.anchoring);
+    /// Compiles both annotations. If one of them is invalid, no role is permitted.
+    pub fn read(
+        permitted: Option<&str>,
+        allowed: Option<&str>,
+        options: &PermissionOptions,
+    ) -> Self {
+        let of_kiam = Self::compile(permitted, options.anchoring);
         let allowed = allowed.filter(|text| !text.is_empty());
-        let (Some(how), Some(annotation)) = (&reading.allowed, allowed) else {
+        let (Some(how), Some(annotation)) = (&options.allowed, allowed) else {
             return of_kiam;
         };
         let invalid = |problem: String| Self::Invalid {
@@ -142,7 +142,7 @@ impl Permitted {
             Self::Nothing => (globs, annotation.to_owned(), KUBE2IAM),
             Self::Invalid { .. } => return of_kiam,
             Self::Matching { expression, .. } => (
-                format!("(?:{})|{globs}", reading.anchoring.pattern(&expression)),
+                format!("(?:{})|{globs}", options.anchoring.pattern(&expression)),
                 format!("{expression} and {annotation}"),
                 BOTH,
             ),
@@ -157,8 +157,7 @@ impl Permitted {
         }
     }
 
-    /// The annotations that say so, in words.
-    #[must_use]
+    /// Returns the name of the annotations, for messages.
     pub const fn annotations(&self) -> &'static str {
         match self {
             Self::Nothing => KIAM,
@@ -166,8 +165,7 @@ impl Permitted {
         }
     }
 
-    /// What it says of a role's ARN.
-    #[must_use]
+    /// Returns the verdict on a role ARN.
     pub fn verdict(&self, arn: &str) -> Verdict<'_> {
         match self {
             Self::Nothing => Verdict::Nothing,
@@ -187,7 +185,7 @@ impl Permitted {
     }
 }
 
-/// Equal expressions of the same annotations compile to equal things.
+/// Equal annotations compile to equal expressions.
 impl PartialEq for Permitted {
     fn eq(&self, other: &Self) -> bool {
         self.expression() == other.expression() && self.annotations() == other.annotations()
@@ -196,9 +194,9 @@ impl PartialEq for Permitted {
 
 impl Eq for Permitted {}
 
-/// Compiled; or why not, on one line.
+/// Compiles an expression, or returns the error on one line.
 fn build(pattern: &str) -> Result<Regex, String> {
-    // Without tables of states, which take several KiB for each namespace.
+    // Without DFAs, which need several KiB for each namespace.
     let config = Config::new()
         .nfa_size_limit(Some(MAX_COMPILED_BYTES))
         .dfa(false)
@@ -208,7 +206,7 @@ fn build(pattern: &str) -> Result<Regex, String> {
     built.map_err(|error| one_line(&error))
 }
 
-/// The regex crates draw their errors over several lines; the last one says what is wrong.
+/// Returns the last line of the error, which has the message; the others quote the expression.
 fn one_line(error: &BuildError) -> String {
     let text = match (error.syntax_error(), error.size_limit()) {
         (Some(error), _) => error.to_string(),

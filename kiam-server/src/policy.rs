@@ -1,10 +1,10 @@
-//! Which pod may have which role: the two policies, decided from the objects alone.
+//! The policies, which decide from Kubernetes objects alone which pod may have which role.
 //!
-//! 1. The pod's own annotation, else its service account's, names the role.
-//! 2. The namespace's `iam.amazonaws.com/permitted` expression matches the role's ARN.
+//! 1. The annotation of the pod, or that of its service account, names the role.
+//! 2. The expression in `iam.amazonaws.com/permitted` of the namespace matches the ARN of the role.
 //!
-//! Every refusal is one line for the pod's owner: what refused, and which annotation to change.
-//! The module knows neither kube nor tonic nor AWS.
+//! Every refusal has one line for the owner of the pod: which policy refused, and which annotation to
+//! change. The module does not depend on kube, tonic or AWS.
 
 mod session;
 mod session_name;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use kiam_common::role::{BaseArn, resolve};
 
-use crate::cluster::Member;
+use crate::cluster::PodContext;
 use crate::identity::Identity;
 use crate::permitted::Verdict;
 pub use session::{SessionSettings, SessionTag};
@@ -29,68 +29,31 @@ pub const PERMITTED: &str = "iam.amazonaws.com/permitted";
 pub const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
 /// The annotation of a pod that names its session.
 pub const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-/// The annotation of a pod with the external id that its role's trust policy asks for.
+/// The annotation of a pod with the external ID that the trust policy of its role requires.
 pub const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-/// The annotation of a pod that says how long its sessions last.
+/// The annotation of a pod with the duration of its sessions.
 pub const SESSION_DURATION: &str = "iam.amazonaws.com/session-duration";
 
 /// The longest quotation of an annotation, in characters.
 const MAX_QUOTED: usize = 100;
 
-/// What is the same for all pods.
+/// Settings that apply to all pods.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Completes short role names.
     pub base_arn: Option<BaseArn>,
-    /// How sessions are made.
     pub session: SessionSettings,
 }
 
-/// What the policies say of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nobody asks for a role.
-    NoRole,
-    /// It gets the credentials of this identity.
-    Granted(Arc<Identity>),
-    /// It gets nothing.
-    Forbidden {
-        /// The role as it was asked for, cut to a readable length.
-        role: String,
-        /// One line: what refused it, and which annotation to change.
-        reason: String,
-    },
-    /// Something that decides is not known yet.
-    Undecided {
-        /// What that is.
-        awaiting: String,
-    },
-}
+/// What the policies decided about a pod. A granted pod gets the credentials of the identity.
+pub type Outcome = kiam_common::outcome::Outcome<Arc<Identity>>;
 
-impl Outcome {
-    /// What [`as_label`](Self::as_label) may say.
-    pub const LABELS: [&'static str; 4] = ["no_role", "granted", "forbidden", "undecided"];
-
-    /// For metrics.
-    #[must_use]
-    pub const fn as_label(&self) -> &'static str {
-        let [no_role, granted, forbidden, undecided] = Self::LABELS;
-        match self {
-            Self::NoRole => no_role,
-            Self::Granted(_) => granted,
-            Self::Forbidden { .. } => forbidden,
-            Self::Undecided { .. } => undecided,
-        }
-    }
-}
-
-/// The role that is named for a pod, as it is spelled, and whether the pod itself names it, and
-/// not its service account.
-#[must_use]
-pub fn annotated(member: &Member) -> Option<(&str, bool)> {
-    let of_pod = member.pod.annotations.as_deref();
+/// Returns the role in the annotations of a pod, unresolved, and whether the annotation is that of
+/// the pod itself rather than of its service account.
+pub fn annotated(context: &PodContext) -> Option<(&str, bool)> {
+    let of_pod = context.pod.annotations.as_deref();
     let of_pod = of_pod.and_then(|annotations| annotations.role.as_deref());
-    let of_account = || member.service_account.as_ref()?.role.as_deref();
+    let of_account = || context.service_account.as_ref()?.role.as_deref();
     match of_pod {
         Some(role) => Some((role, true)),
         None => of_account().map(|role| (role, false)),
@@ -98,10 +61,9 @@ pub fn annotated(member: &Member) -> Option<(&str, bool)> {
 }
 
 /// Decides about one pod.
-#[must_use]
-pub fn decide(member: &Member, settings: &Settings) -> Outcome {
-    let Member { pod, namespace, .. } = member;
-    let Some((spelling, of_pod)) = annotated(member) else {
+pub fn decide(context: &PodContext, settings: &Settings) -> Outcome {
+    let PodContext { pod, namespace, .. } = context;
+    let Some((name, of_pod)) = annotated(context) else {
         return Outcome::NoRole;
     };
     let holder = if of_pod {
@@ -109,23 +71,23 @@ pub fn decide(member: &Member, settings: &Settings) -> Outcome {
     } else {
         format!("service account {}/{}", pod.namespace, pod.service_account)
     };
-    let forbidden = |reason| Outcome::Forbidden {
-        role: quotable(spelling),
-        reason,
+    let forbidden = |reason: String| Outcome::Forbidden {
+        role: truncated(name).into(),
+        reason: reason.into(),
     };
 
-    let role = match resolve(spelling, settings.base_arn.as_ref()) {
+    let role = match resolve(name, settings.base_arn.as_ref()) {
         Ok(role) => role,
         Err(error) => {
-            let quoted = quoted(spelling);
+            let quoted = quoted(name);
             return forbidden(format!(
-                "the annotation {ROLE} of {holder}, {quoted}, names no role: {error}"
+                "the annotation {ROLE} of {holder}, {quoted}, does not name a role: {error}"
             ));
         }
     };
     let Some(namespace) = namespace else {
         return Outcome::Undecided {
-            awaiting: format!("namespace {}", pod.namespace),
+            awaiting: format!("namespace {}", pod.namespace).into(),
         };
     };
     let name = &namespace.name;
@@ -140,26 +102,26 @@ pub fn decide(member: &Member, settings: &Settings) -> Outcome {
         )),
         Verdict::Other(expression) => forbidden(format!(
             "namespace {name} does not permit {role}: its {}, {}, does not \
-             match it from end to end; change the expression, or the pod's role",
+             match the whole ARN; change the expression, or the role of the pod",
             namespace.permitted.annotations(),
             quoted(expression)
         )),
         Verdict::Invalid(problem) => forbidden(format!(
-            "namespace {name} permits no roles: its {} is no regular expression: {problem}",
+            "namespace {name} permits no roles: its {} is not a valid expression: {problem}",
             namespace.permitted.annotations()
         )),
     }
 }
 
-/// Cut to a readable length, for a log or an event.
-fn quotable(text: &str) -> String {
+/// Truncates a text for a log or an Event.
+fn truncated(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-/// In quotation marks, with control characters escaped: a pod must not write into a log.
+/// Quotes a truncated text, and escapes control characters: untrusted text must not control a log.
 fn quoted(text: &str) -> String {
-    format!("{:?}", quotable(text))
+    format!("{:?}", truncated(text))
 }

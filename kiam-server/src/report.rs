@@ -1,31 +1,31 @@
-//! What is told to others than the agent: Kubernetes Events to a pod's owner, and the audit log.
+//! Reports: Kubernetes Events for the owners of pods, and the audit log.
 //!
 //! ```text
 //!  session ──► Reports ──► ledger ──► queue ──► audit    one JSON line per grant, refusal, revocation
-//!                     └──► notices ─► queue ──► events   Events on the pod, few of them
+//!                     └──► notices ─► queue ──► events   Events on the pod, rate-limited
 //! ```
 //!
-//! A session says what it decided and what became of its identities, and never waits: both queues
-//! are bounded, and what finds no room is dropped and counted. `events` is the edge to kube,
-//! `audit` the edge to files; the rest knows neither.
+//! A session reports its decisions and the results of its identities, and never waits: both queues
+//! are bounded, and items that do not fit are dropped and counted. `events` depends on kube, and
+//! `audit` on files; the other modules depend on neither.
 //!
-//! # What the audit log holds
+//! # Content of the audit log
 //!
-//! - A **grant**: a pod of an attached node is permitted a role, and there are credentials for it,
-//!   which its agent is sent next. The record has the access key id of these; renewals are no new
-//!   grant (the server's log names each: `issued credentials`).
-//! - A **refusal**: the policies refuse a pod its role, or AWS refuses the server the role for good
-//!   (access denied, request rejected). Failures that pass by themselves are none.
-//! - A **revocation**: a grant has ended: the pod is gone, or what decided about it has changed.
+//! - A **grant**: the policies permit the role of a pod on a connected node, and there are
+//!   credentials, which are sent to the agent next. The record has their access key ID. Renewals are
+//!   not grants (the server logs each of them: `issued credentials`).
+//! - A **refusal**: the policies forbid the role of a pod, or AWS permanently refuses it to the server
+//!   (access denied, request rejected). Temporary failures are not refusals.
+//! - A **revocation**: a grant ended, because the pod was deleted or the decision changed.
 //!
-//! Sessions end and begin again all the time (an agent is updated, a stream ends for age), and a
-//! grant does not end with them: the agent keeps it. So what was recorded lives in the replica, by
-//! node, not in the session: see `ledger`. Each replica records what it granted itself; a node that
-//! moves to another replica has a grant recorded there too, and both record its end. With the
-//! process the ledger ends: after a restart, grants that go on are recorded once more.
+//! Sessions end and restart all the time (an agent is updated, the lifetime of a stream is over), and
+//! do not end grants: the agent keeps them. The ledger is therefore kept per node in the server, not
+//! in the session: see `ledger`. Each replica records the grants that it made; for a node that moves
+//! to another replica, both record the grant and its end. The ledger is lost with the process: after
+//! a restart, existing grants are recorded once more.
 
-pub mod audit;
-pub mod events;
+pub(crate) mod audit;
+pub(crate) mod events;
 mod ledger;
 mod metrics;
 mod notices;
@@ -46,17 +46,19 @@ use crate::cluster::object::Pod;
 use crate::credentials::Snapshot;
 use crate::identity::Identity;
 use crate::policy::Outcome;
-pub use audit::{AuditError, AuditLog};
-pub use metrics::ReportMetrics;
-pub use notices::{Notice, PublishError, Publisher, Reason, publish};
-pub use record::{Action, Record};
+pub(crate) use audit::{AuditError, AuditLog};
+pub(crate) use metrics::ReportMetrics;
+pub(crate) use notices::{Notice, PublishError, Publisher, Reason, publish};
+#[cfg(test)]
+pub(crate) use record::Action;
+pub(crate) use record::Record;
 
-/// Audit records that wait to be written.
+/// The capacity of the queue of audit records.
 const MAX_RECORDS: usize = 8192;
-/// Events that wait to be published: at their rate, a few minutes' worth.
+/// The capacity of the queue of Events: a few minutes at their rate.
 const MAX_NOTICES: usize = 256;
 
-/// Takes reports of all sessions. Cheap to clone.
+/// The receiver of the reports of all sessions. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Reports {
     ledger: Option<Arc<Ledger>>,
@@ -64,17 +66,16 @@ pub struct Reports {
     clock: Option<Arc<dyn Clock>>,
 }
 
-/// The records that a writer is to write.
-pub type Records = tokio::sync::mpsc::Receiver<Record>;
+/// The queue of records for a writer.
+pub(crate) type Records = tokio::sync::mpsc::Receiver<Record>;
 
 impl Reports {
-    /// Tells nobody anything.
-    #[must_use]
+    /// No reports.
     pub fn off() -> Self {
         Self::default()
     }
 
-    /// As this, and with an audit log: whoever holds the records writes them.
+    /// Enables the audit log, and returns its queue of records.
     #[must_use]
     pub fn with_audit(
         mut self,
@@ -89,7 +90,7 @@ impl Reports {
         (self, records)
     }
 
-    /// As this, and with Events: whoever holds the notices [publishes](publish) them.
+    /// Enables Events, and returns the queue for [`publish`].
     #[must_use]
     pub fn with_events(
         mut self,
@@ -103,21 +104,21 @@ impl Reports {
         (self, from)
     }
 
-    /// Records the end of grants on nodes whose agents are not attached, until told to stop.
-    pub async fn follow(self, stop: CancellationToken) {
+    /// Records the end of grants on nodes without a session, until `stop` is cancelled.
+    pub async fn run_ledger(self, stop: CancellationToken) {
         match &self.ledger {
-            Some(ledger) => ledger.follow(stop).await,
+            Some(ledger) => ledger.run(stop).await,
             None => stop.cancelled().await,
         }
     }
 
-    /// How many nodes and pods the ledger holds.
+    /// Returns the numbers of nodes and pods in the ledger.
     #[cfg(test)]
     pub(crate) fn recorded(&self) -> (usize, usize) {
         self.ledger.as_ref().map_or((0, 0), |ledger| ledger.len())
     }
 
-    /// For a session of this node, for as long as it lasts.
+    /// Returns the receiver of the reports of one session of a node.
     #[must_use]
     pub fn of_node(&self, node: Arc<str>) -> NodeReports {
         if let Some(ledger) = &self.ledger {
@@ -130,7 +131,7 @@ impl Reports {
     }
 }
 
-/// Takes one session's reports; dropping it ends them, and ends no grant.
+/// The receiver of the reports of one session. Dropping it does not end any grant.
 #[derive(Debug)]
 pub struct NodeReports {
     reports: Reports,
@@ -138,14 +139,14 @@ pub struct NodeReports {
 }
 
 impl NodeReports {
-    /// The session begins: pods that are not `there` were granted in vain by those before it.
-    pub fn begin(&self, there: impl Fn(&str) -> bool) {
+    /// Reports the start of the session. Grants of pods that no longer exist have ended.
+    pub fn begin(&self, exists: impl Fn(&str) -> bool) {
         if let Some(ledger) = &self.reports.ledger {
-            ledger.begin(&self.node, there);
+            ledger.begin(&self.node, exists);
         }
     }
 
-    /// A pod was decided about, for the first time or anew.
+    /// Reports a new or changed decision about a pod.
     pub fn decided(&self, pod: &Arc<Pod>, outcome: &Outcome) {
         if let Some(ledger) = &self.reports.ledger {
             ledger.decided(&self.node, pod, outcome);
@@ -153,13 +154,13 @@ impl NodeReports {
         if let (Some(notices), Outcome::Forbidden { role, reason }) =
             (&self.reports.notices, outcome)
         {
-            // kiam's words.
+            // The text of kiam's Events.
             let note = format!("failed assuming role {role:?}: {reason}");
             notices.offer(pod, Reason::RoleForbidden, note);
         }
     }
 
-    /// The identity that a pod was granted has credentials, or none, or new ones.
+    /// Reports a new state of the identity that a pod was granted.
     pub fn identity(&self, pod: &Arc<Pod>, identity: &Arc<Identity>, snapshot: &Snapshot) {
         let Some(clock) = &self.reports.clock else {
             return;
@@ -181,7 +182,7 @@ impl NodeReports {
                 (None, None) => {}
             }
         }
-        // A renewal that will be tried again in time is nothing to the pod's owner.
+        // A failed renewal with time left for retries does not concern the owner of the pod.
         let concerns_owner = if valid.is_some() { refused } else { failure };
         if let (Some(notices), Some(error)) = (&self.reports.notices, concerns_owner) {
             let message = without_secrets(&error.message, identity);
@@ -190,15 +191,14 @@ impl NodeReports {
         }
     }
 
-    /// A pod is gone.
-    pub fn gone(&self, pod: &Pod) {
+    /// Reports the deletion of a pod.
+    pub fn deleted(&self, pod: &Pod) {
         if let Some(ledger) = &self.reports.ledger {
-            ledger.gone(&self.node, &pod.uid);
+            ledger.deleted(&self.node, pod.uid.as_str());
         }
     }
 
-    /// Whether [`NodeReports::identity`] has any effect.
-    #[must_use]
+    /// Returns whether [`NodeReports::identity`] has any effect.
     pub const fn is_on(&self) -> bool {
         self.reports.clock.is_some()
     }
@@ -212,7 +212,7 @@ impl Drop for NodeReports {
     }
 }
 
-/// AWS quotes a parameter that it finds invalid, an external id too.
+/// Redacts the external ID: AWS quotes invalid parameters in its messages.
 fn without_secrets(message: &str, identity: &Identity) -> String {
     match identity.external_id.as_deref() {
         Some(id) if !id.is_empty() => message.replace(id, "[redacted]"),

@@ -1,4 +1,4 @@
-//! Where the cluster's objects come from: the Kubernetes API, or files of the same objects.
+//! Sources of the objects of the cluster: the Kubernetes API, or files.
 
 mod files;
 mod kubernetes;
@@ -11,25 +11,23 @@ mod tests;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use files::{FileError, Files};
-pub use kubernetes::Watches;
-pub use lookup::{LookupError, lookup};
-pub use manifest::{ManifestError, PodManifest};
-pub use metrics::WatchMetrics;
+pub(crate) use files::{FileError, Files};
+pub(crate) use kubernetes::Watches;
+pub(crate) use lookup::{LookupError, lookup};
+pub(crate) use metrics::WatchMetrics;
 
-/// A source as `--source` names it.
+/// The value of `--source`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceFlag {
-    /// The Kubernetes API.
     Kubernetes,
-    /// A file, or a folder of files, of the same objects.
+    /// A file of Kubernetes objects, or a folder of such files.
     Files(PathBuf),
 }
 
-/// Why a text names no source.
+/// The error of an invalid `--source`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no source; write kubernetes, or file:PATH for a YAML file or a folder of them"
+    "invalid source {text:?}; write kubernetes, or file:PATH for a YAML file or a folder of them"
 )]
 pub struct SourceFlagError {
     text: String,

@@ -1,7 +1,7 @@
-//! `/status`: what this server knows and what fails, as JSON and as a page to read.
+//! `/status`: the state and the failures of this server, as JSON and as HTML.
 //!
-//! No secret is on it: no access key id, no external id, no session tag. Its size is bounded: of
-//! each list the entries that matter most, and how many there are in all.
+//! It contains no secrets: no access key IDs, external IDs or session tags. Its size is bounded: each
+//! list has the most important entries, and the total number.
 
 mod pod;
 mod render;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use kiam_common::admin::Page;
-use kiam_common::page::{self, cut};
+use kiam_common::page::{self, truncate};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
@@ -23,15 +23,15 @@ use crate::identity::Identity;
 use crate::node::Streams;
 use crate::policy::{Outcome, Settings, decide};
 
-pub use pod::{PATH, PodStatus};
+pub(crate) use pod::{PATH, PodStatus};
 
-/// Entries of each list.
+/// The limit for the entries of each list.
 const MAX_LISTED: usize = 100;
-/// Pods that are decided about for one answer: it must not keep the server from its work.
+/// The limit for decisions per response, which must not delay other work of the server.
 const MAX_DECIDED: usize = 20_000;
 
-/// Where the state is read.
-pub struct Status {
+/// The sources of the report.
+pub(crate) struct Status {
     cluster: Arc<Cluster>,
     store: Arc<Store>,
     settings: Arc<Settings>,
@@ -43,7 +43,7 @@ pub struct Status {
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    /// Whether the whole cluster has been read.
+    /// Whether the server has read the whole cluster.
     synced: bool,
     objects: Vec<Objects>,
     nodes: Nodes,
@@ -57,7 +57,7 @@ struct Objects {
     known: usize,
 }
 
-/// The nodes whose agents have a stream open to this replica. Those without a guard come first.
+/// The nodes whose agents are connected to this replica. Unguarded nodes come first.
 #[derive(Debug, Serialize)]
 struct Nodes {
     attached: usize,
@@ -73,46 +73,44 @@ struct Node {
     stream_age_seconds: u64,
 }
 
-/// The identities whose credentials are held. Those that fail come first, then those that expire
-/// soonest.
+/// The identities whose credentials are held. Failing ones come first, then those that expire first.
 #[derive(Debug, Serialize)]
 struct Identities {
     held: usize,
     failing: usize,
     expired: usize,
-    listed: Vec<Held>,
+    listed: Vec<HeldCredentials>,
 }
 
-/// An identity's credentials, as they are held.
+/// The credentials of an identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    /// The role's ARN.
+pub(crate) struct HeldCredentials {
+    /// The ARN of the role.
     pub role: String,
-    /// The session's name.
     pub session_name: String,
-    /// None without credentials.
+    /// `None` without credentials.
     pub age_seconds: Option<u64>,
-    /// Zero once they have expired.
+    /// Zero after the expiration.
     pub expires_in_seconds: Option<u64>,
-    /// Why there are no newer ones.
-    pub failure: Option<Failing>,
+    /// The failure of the last STS call.
+    pub failure: Option<StsFailure>,
 }
 
-/// A failure of STS's.
+/// A failed STS call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failing {
-    /// As in `kiam_sts_errors_total`.
+pub(crate) struct StsFailure {
+    /// The label `kind` of `kiam_sts_errors_total`.
     pub kind: String,
-    /// What STS said.
+    /// The message of STS.
     pub error: String,
-    /// When it is asked again.
+    /// The time until the next attempt.
     pub retry_in_seconds: u64,
 }
 
-/// The pods of attached nodes: who gets nothing, and why.
+/// The pods of connected nodes, and why some of them get no credentials.
 #[derive(Debug, Serialize)]
 struct Pods {
-    /// Fewer than there are if there are very many.
+    /// The number of pods, up to [`MAX_DECIDED`].
     examined: usize,
     granted: usize,
     without_role: usize,
@@ -137,9 +135,7 @@ impl fmt::Debug for Status {
 }
 
 impl Status {
-    /// Of these.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         cluster: Arc<Cluster>,
         store: Arc<Store>,
         settings: Arc<Settings>,
@@ -155,10 +151,9 @@ impl Status {
         }
     }
 
-    /// `/status` as JSON, and `/status.html` to read.
-    #[must_use]
-    pub fn page(self) -> Page {
-        Arc::new(move |asked| match asked.path {
+    /// Returns the page for `/status` (JSON), `/status.html`, and `/status/pods/UID` (JSON).
+    pub(crate) fn page(self) -> Page {
+        Arc::new(move |request| match request.path {
             "/status" => Some(page::json(&self.report())),
             "/status.html" => Some(page::html(render::render(&self.report()))),
             path => {
@@ -189,7 +184,7 @@ impl Status {
         nodes.sort_by(|a, b| (a.guarded, a.node.as_str()).cmp(&(b.guarded, b.node.as_str())));
         let listed = nodes.iter().take(MAX_LISTED).map(|agent| Node {
             node: agent.node.to_string(),
-            agent_version: cut(&agent.agent_version),
+            agent_version: truncate(&agent.agent_version),
             guarded: agent.guarded,
             stream_age_seconds: agent.since.elapsed().as_secs(),
         });
@@ -224,7 +219,7 @@ impl Status {
             listed: held
                 .iter()
                 .take(MAX_LISTED)
-                .map(|(identity, snapshot)| Held::of(identity, snapshot, now))
+                .map(|(identity, snapshot)| HeldCredentials::of(identity, snapshot, now))
                 .collect(),
         }
     }
@@ -240,15 +235,15 @@ impl Status {
         };
         let mut nodes = self.streams.newest();
         nodes.sort_by(|a, b| a.node.as_str().cmp(b.node.as_str()));
-        let members = nodes.iter().flat_map(|agent| {
-            let members = self.cluster.node(agent.node.as_str());
-            members
+        let contexts = nodes.iter().flat_map(|agent| {
+            let contexts = self.cluster.node(agent.node.as_str());
+            contexts
                 .into_iter()
-                .map(|member| (agent.node.as_str(), member))
+                .map(|context| (agent.node.as_str(), context))
         });
-        for (node, member) in members.take(MAX_DECIDED) {
+        for (node, context) in contexts.take(MAX_DECIDED) {
             pods.examined += 1;
-            let reason = match decide(&member, &self.settings) {
+            let reason = match decide(&context, &self.settings) {
                 Outcome::Granted(_) => {
                     pods.granted += 1;
                     continue;
@@ -263,15 +258,15 @@ impl Status {
                 }
                 Outcome::Undecided { awaiting } => {
                     pods.undecided += 1;
-                    format!("awaiting {awaiting}")
+                    format!("awaiting {awaiting}").into()
                 }
             };
             if pods.listed.len() < MAX_LISTED {
                 pods.listed.push(Refused {
-                    namespace: cut(&member.pod.namespace),
-                    name: cut(&member.pod.name),
+                    namespace: truncate(&context.pod.namespace),
+                    name: truncate(&context.pod.name),
                     node: node.to_owned(),
-                    reason: cut(&reason),
+                    reason: truncate(&reason),
                 });
             }
         }
@@ -279,19 +274,19 @@ impl Status {
     }
 }
 
-impl Held {
+impl HeldCredentials {
     fn of(identity: &Identity, snapshot: &Snapshot, now: SystemTime) -> Self {
         let since = |earlier| now.duration_since(earlier).unwrap_or_default().as_secs();
         let until = |later: SystemTime| later.duration_since(now).unwrap_or_default().as_secs();
         let credentials = snapshot.credentials.as_ref();
         Self {
-            role: cut(identity.role.as_str()),
-            session_name: cut(&identity.session_name),
+            role: truncate(identity.role.as_str()),
+            session_name: truncate(&identity.session_name),
             age_seconds: credentials.map(|credentials| since(credentials.issued)),
             expires_in_seconds: credentials.map(|credentials| until(credentials.expiration)),
-            failure: snapshot.failure.as_ref().map(|failure| Failing {
+            failure: snapshot.failure.as_ref().map(|failure| StsFailure {
                 kind: failure.error.kind.as_label().to_owned(),
-                error: cut(&failure.error.message),
+                error: truncate(&failure.error.message),
                 retry_in_seconds: until(failure.retry_at),
             }),
         }

@@ -1,5 +1,5 @@
-//! STS by the AWS SDK: the server's own credentials by its default chain, region and endpoint by
-//! its standard environment variables.
+//! STS through the AWS SDK. The credentials of the server come from the SDK's default provider chain,
+//! region and endpoint from its standard environment variables.
 
 use std::error::Error;
 use std::time::{Duration, SystemTime};
@@ -22,34 +22,34 @@ use kiam_common::role::RoleArn;
 use crate::credentials::{IssueError, IssueErrorKind, Issuer};
 use crate::identity::Identity;
 
-/// Where nothing names a region, as kiam did: the global endpoint is in this one.
+/// The region if none is configured, as in kiam: that of the global endpoint.
 const DEFAULT_REGION: &str = "us-east-1";
-/// The name of the server's own session, where it assumes a role first.
+/// The name of the session of the server with `--assume-role-arn`.
 const SERVER_SESSION: &str = "kiam-server";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What STS is asked as, and where.
+/// Settings for STS.
 #[derive(Debug, Clone, Default)]
-pub struct StsSettings {
-    /// The role that the server itself assumes first, and assumes the pods' roles from.
+pub(crate) struct StsSettings {
+    /// The role that the server assumes first.
     pub assume_role: Option<RoleArn>,
-    /// The region whose STS is asked, before what the environment says.
+    /// The region, which overrides that of the environment.
     pub region: Option<String>,
-    /// Whether sessions that a pod makes from its own carry the same tags.
+    /// Whether session tags are transitive.
     pub transitive_tags: bool,
 }
 
-/// Issues credentials by `sts:AssumeRole`.
+/// An issuer that calls `sts:AssumeRole`.
 #[derive(Debug, Clone)]
-pub struct Sts {
+pub(crate) struct Sts {
     client: Client,
     transitive_tags: bool,
 }
 
 impl Sts {
-    /// Reads the SDK's environment. Credentials are looked for at the first call.
-    pub async fn from_environment(settings: StsSettings) -> Self {
+    /// Reads the environment of the SDK. The credentials of the server are loaded at the first call.
+    pub(crate) async fn from_environment(settings: StsSettings) -> Self {
         let StsSettings {
             assume_role,
             region,
@@ -58,8 +58,7 @@ impl Sts {
         let region = RegionProviderChain::first_try(region.map(Region::new))
             .or_default_provider()
             .or_else(DEFAULT_REGION);
-        // The SDK does not retry: whoever calls paces and counts the calls, and knows when the
-        // next one makes sense.
+        // No retries in the SDK: the caller limits, counts and schedules all calls.
         let mut config = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .region(region)
             .retry_config(RetryConfig::disabled())
@@ -133,9 +132,9 @@ fn credentials(answer: AssumeRoleOutput) -> Result<SessionCredentials, IssueErro
     };
     let credentials = answer
         .credentials
-        .ok_or_else(|| fault("STS answered without credentials"))?;
+        .ok_or_else(|| fault("STS returned no credentials"))?;
     let expiration = SystemTime::try_from(credentials.expiration)
-        .map_err(|_outside| fault("STS answered with an impossible expiration"))?;
+        .map_err(|_outside| fault("STS returned an invalid expiration"))?;
     Ok(SessionCredentials {
         access_key_id: credentials.access_key_id,
         secret_access_key: credentials.secret_access_key.into(),
@@ -148,7 +147,7 @@ fn credentials(answer: AssumeRoleOutput) -> Result<SessionCredentials, IssueErro
 fn failure(error: &SdkError<AssumeRoleError>) -> IssueError {
     let (kind, message) = match error {
         SdkError::ServiceError(answer) => {
-            let code = answer.err().code().unwrap_or("an error without a code");
+            let code = answer.err().code().unwrap_or("unknown error");
             let text = answer.err().message().unwrap_or("no message");
             let kind = kind_of(code, answer.raw().status().as_u16());
             (kind, format!("{code}: {text}"))
@@ -157,23 +156,20 @@ fn failure(error: &SdkError<AssumeRoleError>) -> IssueError {
             let limit = CALL_TIMEOUT.as_secs();
             (
                 IssueErrorKind::Network,
-                format!("STS did not answer within {limit} s"),
+                format!("STS did not respond within {limit} s"),
             )
         }
         SdkError::ResponseError(_) => (
             IssueErrorKind::Fault,
-            format!("STS's answer cannot be read: {}", innermost(error)),
+            format!("cannot read the response of STS: {}", innermost(error)),
         ),
         other if is_about_own_credentials(other) => (
             IssueErrorKind::ServerCredentials,
-            format!(
-                "the server has no AWS credentials of its own: {}",
-                innermost(other)
-            ),
+            format!("the server has no AWS credentials: {}", innermost(other)),
         ),
         other => (
             IssueErrorKind::Network,
-            format!("STS was not reached: {}", innermost(other)),
+            format!("cannot reach STS: {}", innermost(other)),
         ),
     };
     tracing::debug!(error = %DisplayErrorContext(error), "AssumeRole failed");
@@ -183,7 +179,7 @@ fn failure(error: &SdkError<AssumeRoleError>) -> IssueError {
     }
 }
 
-/// STS quotes parameters that it does not like, an external id among them.
+/// Redacts the external ID: STS quotes invalid parameters in its messages.
 fn redacted(message: String, external_id: Option<&str>) -> String {
     match external_id.filter(|id| !id.is_empty()) {
         Some(id) => message.replace(id, "[redacted]"),
@@ -191,7 +187,7 @@ fn redacted(message: String, external_id: Option<&str>) -> String {
     }
 }
 
-/// By the codes of the STS API reference (`AssumeRole`, and errors common to all calls).
+/// Returns the kind of an error code (STS API reference, `AssumeRole` and "Common Errors").
 fn kind_of(code: &str, status: u16) -> IssueErrorKind {
     match code {
         "Throttling"
@@ -236,16 +232,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_external_id_that_sts_quotes_is_told_to_nobody() {
+    fn external_ids_are_redacted() {
         let quoted = "ValidationError: Value 'a secret' at 'externalId'".to_owned();
-        let told = redacted(quoted.clone(), Some("a secret"));
-        assert_eq!(told, "ValidationError: Value '[redacted]' at 'externalId'");
+        let message = redacted(quoted.clone(), Some("a secret"));
+        assert_eq!(
+            message,
+            "ValidationError: Value '[redacted]' at 'externalId'"
+        );
         assert_eq!(redacted(quoted.clone(), Some("")), quoted);
         assert_eq!(redacted(quoted.clone(), None), quoted);
     }
 
     #[test]
-    fn codes_are_of_the_kind_that_helps() {
+    fn error_codes_have_the_right_kind() {
         for (code, status, kind) in [
             ("Throttling", 400, IssueErrorKind::Throttled),
             ("AccessDenied", 403, IssueErrorKind::AccessDenied),

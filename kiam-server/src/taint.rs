@@ -1,17 +1,19 @@
-//! A taint that keeps pods from nodes that no agent guards.
+//! A taint that keeps pods off nodes that no agent guards.
 //!
-//! Nodes come with it (the node pool's configuration). Whichever server an agent has told that it
-//! guards its node takes it off, and leaves an annotation there; where that is, and the API has had
-//! no agent's pod on the node for long, it is put back. All servers judge that by the same
-//! objects, so that several do not fight: docs/adr/0006.
+//! Nodes are created with the taint (by the configuration of the node pool). The server that the
+//! agent of a node is connected to removes the taint once the agent guards the node, and annotates
+//! the node. The taint is added again to an annotated node that has had no pod of an agent for
+//! `--node-taint-after`. All servers decide from the same objects, so that they do not undo each
+//! other's changes: docs/adr/0006.
 //!
 //! ```text
-//! state   what is known of nodes and agents' pods, and what is to be done about it
-//! api     the edge to kube: two watches, and the patch
+//! state        nodes and pods of agents, and the changes that follow
+//! api          two watches and a patch
+//! controller   applies the changes
 //! ```
 
 mod api;
-mod keeper;
+mod controller;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -19,19 +21,19 @@ mod tests;
 use std::fmt;
 use std::str::FromStr;
 
-pub use keeper::{Keeper, TaintMetrics};
+pub(crate) use controller::{TaintController, TaintMetrics};
 
-/// The annotation of nodes that the taint was taken off.
-pub const GUARDED: &str = "kiam.io/agent-guarded";
+/// The annotation of nodes from which the taint was removed.
+pub(crate) const GUARDED: &str = "kiam.io/agent-guarded";
 
-/// A taint's key and effect.
+/// The key and effect of a taint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taint {
     key: String,
     effect: Effect,
 }
 
-/// What a taint does to pods that do not tolerate it.
+/// The effect of a taint on pods that do not tolerate it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effect {
     NoSchedule,
@@ -39,10 +41,10 @@ enum Effect {
     NoExecute,
 }
 
-/// Why a text is no taint.
+/// The error of an invalid taint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no taint; write KEY or KEY:EFFECT, as in kiam.io/agent-not-ready:NoSchedule, where EFFECT is NoSchedule, PreferNoSchedule or NoExecute"
+    "invalid taint {text:?}; write KEY or KEY:EFFECT, for example kiam.io/agent-not-ready:NoSchedule, with the effect NoSchedule, PreferNoSchedule or NoExecute"
 )]
 pub struct TaintError {
     text: String,
@@ -77,7 +79,7 @@ impl FromStr for Taint {
                 (key, named.ok_or_else(error)?)
             }
         };
-        // The API checks the rest; this keeps KEY=VALUE and slips of the pen from the API.
+        // Rejects KEY=VALUE and typing errors early; the API validates the rest.
         let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
         if key.is_empty() || !key.chars().all(inner) {
             return Err(error());

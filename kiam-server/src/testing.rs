@@ -1,4 +1,4 @@
-//! What several tests build on: objects, a clock and an issuer that do as they are told.
+//! Fixtures of several tests: objects, a clock, an issuer.
 
 pub(crate) mod api;
 
@@ -22,7 +22,7 @@ use crate::policy::{SessionSettings, Settings};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-/// What servers of most tests are told: an account, and sessions of an hour.
+/// Settings of most tests: a base ARN, and sessions of one hour.
 pub(crate) fn settings() -> Settings {
     Settings {
         base_arn: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
@@ -50,18 +50,18 @@ pub(crate) fn pod(uid: &str, namespace: &str, name: &str, node: &str) -> Pod {
     }
 }
 
-/// A wall clock that goes with tokio's, which a test pauses, and can be set.
+/// A wall clock that follows tokio's clock, which tests pause, and that can be set.
 #[derive(Debug, Clone)]
 pub(crate) struct TestClock {
-    began: Instant,
-    /// Seconds from 1970 to the beginning.
+    start: Instant,
+    /// Seconds from 1970 to `start`.
     offset: Arc<AtomicU64>,
 }
 
 impl TestClock {
     pub(crate) fn new() -> Self {
         Self {
-            began: Instant::now(),
+            start: Instant::now(),
             offset: Arc::new(AtomicU64::new(1_800_000_000)),
         }
     }
@@ -75,24 +75,24 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> SystemTime {
         let offset = Duration::from_secs(self.offset.load(Ordering::Relaxed));
-        SystemTime::UNIX_EPOCH + offset + self.began.elapsed()
+        SystemTime::UNIX_EPOCH + offset + self.start.elapsed()
     }
 }
 
-/// An issuer that does as it is told, and remembers when it was asked.
+/// An issuer with configurable behavior, which records its calls.
 #[derive(Clone)]
 pub(crate) struct TestIssuer(Arc<Inner>);
 
 struct Inner {
     clock: TestClock,
-    behaviour: Mutex<Behaviour>,
+    behavior: Mutex<Behavior>,
     calls: Mutex<Vec<(Instant, Identity)>>,
-    under_way: AtomicU64,
-    most_under_way: AtomicU64,
+    in_flight: AtomicU64,
+    max_in_flight: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Behaviour {
+pub(crate) struct Behavior {
     pub(crate) latency: Duration,
     pub(crate) outcome: Result<Duration, IssueErrorKind>,
 }
@@ -101,22 +101,22 @@ impl TestIssuer {
     pub(crate) fn new(clock: &TestClock) -> Self {
         Self(Arc::new(Inner {
             clock: clock.clone(),
-            behaviour: Mutex::new(Behaviour {
+            behavior: Mutex::new(Behavior {
                 latency: Duration::ZERO,
                 outcome: Ok(HOUR),
             }),
             calls: Mutex::default(),
-            under_way: AtomicU64::new(0),
-            most_under_way: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            max_in_flight: AtomicU64::new(0),
         }))
     }
 
-    pub(crate) fn most_under_way(&self) -> u64 {
-        self.0.most_under_way.load(Ordering::SeqCst)
+    pub(crate) fn max_in_flight(&self) -> u64 {
+        self.0.max_in_flight.load(Ordering::SeqCst)
     }
 
     pub(crate) fn behave(&self, latency: Duration, outcome: Result<Duration, IssueErrorKind>) {
-        *self.0.behaviour.lock().unwrap() = Behaviour { latency, outcome };
+        *self.0.behavior.lock().unwrap() = Behavior { latency, outcome };
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -142,14 +142,14 @@ impl Issuer for TestIssuer {
             calls.push((Instant::now(), identity.clone()));
             calls.len()
         };
-        let now = self.0.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-        self.0.most_under_way.fetch_max(now, Ordering::SeqCst);
-        let Behaviour { latency, outcome } = self.0.behaviour.lock().unwrap().clone();
+        let now = self.0.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.max_in_flight.fetch_max(now, Ordering::SeqCst);
+        let Behavior { latency, outcome } = self.0.behavior.lock().unwrap().clone();
         tokio::time::sleep(latency).await;
-        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
         let life = outcome.map_err(|kind| IssueError {
             kind,
-            message: format!("told to: {kind}"),
+            message: format!("test error: {kind}"),
         })?;
         let now = self.0.clock.now();
         Ok(SessionCredentials {
@@ -169,7 +169,7 @@ pub(crate) fn store(issuer: &TestIssuer, clock: &TestClock, limits: Limits) -> S
     Store::new(issuer, clock, || 0.5, contract, limits, metrics)
 }
 
-/// Plenty, for tests that are about something else.
+/// Limits that are never reached.
 pub(crate) const PLENTY: Limits = Limits {
     concurrency: 1000,
     per_second: 1e6,

@@ -1,5 +1,5 @@
-//! A whole server in this process: real sockets, real TLS, a file for a cluster, and no AWS.
-#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+//! A whole server in this process, with real sockets and TLS, a file as its cluster, and no AWS.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -34,11 +34,11 @@ const CERTIFICATE: &str = "--node-authorization=certificate";
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
-/// Issues at once, for every role but one.
-struct Double;
+/// Issues credentials at once, except for the role `untrusted`.
+struct FakeIssuer;
 
 #[async_trait]
-impl Issuer for Double {
+impl Issuer for FakeIssuer {
     async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
         if identity.role.name() == "untrusted" {
             return Err(IssueError {
@@ -110,13 +110,13 @@ metadata: {{name: web, annotations: {{iam.amazonaws.com/permitted: '{permitted}'
     )
 }
 
-struct Stage {
+struct Fixture {
     folder: tempfile::TempDir,
     authority: Authority,
     server: Bound,
 }
 
-impl Stage {
+impl Fixture {
     async fn new(objects: &str) -> Self {
         Self::with(objects, &[]).await
     }
@@ -133,7 +133,9 @@ impl Stage {
         args.push(CERTIFICATE.to_owned());
         args.extend(flags.iter().map(ToString::to_string));
         let args = Args::parse_from(args);
-        let server = app::build_with(args, Some(Arc::new(Double))).await.unwrap();
+        let server = app::build_with(args, Some(Arc::new(FakeIssuer)))
+            .await
+            .unwrap();
         Self {
             folder,
             authority,
@@ -166,11 +168,11 @@ impl Stage {
     }
 }
 
-/// The next message, as one line.
+/// Returns the next message as one line.
 async fn next(stream: &mut Streaming<WatchResponse>) -> String {
     let message = tokio::time::timeout(Duration::from_secs(10), stream.message());
-    let message = match message.await.expect("a message within ten seconds") {
-        Ok(message) => message.expect("a stream that goes on"),
+    let message = match message.await.expect("a message arrives within ten seconds") {
+        Ok(message) => message.expect("the stream continues"),
         Err(status) => return format!("end {:?}: {}", status.code(), status.message()),
     };
     match message.update.unwrap() {
@@ -202,38 +204,38 @@ async fn next(stream: &mut Streaming<WatchResponse>) -> String {
 }
 
 #[tokio::test]
-async fn an_agent_hears_of_its_node_s_pods_and_of_every_change() {
+async fn an_agent_receives_the_pods_of_its_node_and_every_change() {
     const READER: &str = "p1 granted arn:aws:iam::123456789012:role/reader as";
-    let stage = Stage::new(&(namespace(".*") + &pod(1, "reader"))).await;
-    let mut stream = stage.watch("node-1", "node-1").await.unwrap();
+    let fixture = Fixture::new(&(namespace(".*") + &pod(1, "reader"))).await;
+    let mut stream = fixture.watch("node-1", "node-1").await.unwrap();
     assert_eq!(next(&mut stream).await, format!("{READER} 1"));
     assert_eq!(next(&mut stream).await, "synced");
     assert_eq!(next(&mut stream).await, "issued 1 ASIA/reader");
 
-    stage.write(&(namespace(".*") + &pod(1, "untrusted")));
+    fixture.write(&(namespace(".*") + &pod(1, "untrusted")));
     let granted = "p1 granted arn:aws:iam::123456789012:role/untrusted as 2";
     assert_eq!(next(&mut stream).await, granted);
     let failed = "failed 2 true AccessDenied: not authorized to perform: sts:AssumeRole";
     assert_eq!(next(&mut stream).await, failed);
 
-    stage.write(&(namespace(".*/writer") + &pod(1, "reader")));
+    fixture.write(&(namespace(".*/writer") + &pod(1, "reader")));
     let forbidden = next(&mut stream).await;
     let expected = "p1 forbidden: namespace web does not permit";
     assert!(forbidden.starts_with(expected), "{forbidden}");
-    // Back again: another number, and the credentials once more.
-    stage.write(&(namespace(".*") + &pod(1, "reader")));
+    // The pod is granted again, with another number, and gets its credentials again.
+    fixture.write(&(namespace(".*") + &pod(1, "reader")));
     assert_eq!(next(&mut stream).await, format!("{READER} 3"));
     assert_eq!(next(&mut stream).await, "issued 3 ASIA/reader");
-    stage.write(&namespace(".*"));
+    fixture.write(&namespace(".*"));
     assert_eq!(next(&mut stream).await, "removed uid-1");
 
-    // The server goes: it says so, and ends in order.
+    // The server stops: the stream ends with the reason, and all tasks end.
     let stop = CancellationToken::new();
-    let running = tokio::spawn(stage.server.run_until(stop.clone().cancelled_owned()));
+    let running = tokio::spawn(fixture.server.run(stop.clone().cancelled_owned()));
     stop.cancel();
     let end = next(&mut stream).await;
     assert!(
-        end.contains("Unavailable") && end.contains("going away"),
+        end.contains("Unavailable") && end.contains("shutting down"),
         "{end}"
     );
     drop(stream);
@@ -250,11 +252,11 @@ async fn get(address: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_operator_sees_who_is_attached_and_what_fails() {
+async fn status_and_metrics_report_connected_nodes_and_failures() {
     let objects = namespace(".*") + &pod(1, "untrusted");
-    let stage = Stage::with(&objects, &["--prometheus-listen-addr=127.0.0.1:0"]).await;
-    let admin = stage.server.admin.unwrap();
-    let mut stream = stage.watch("node-1", "node-1").await.unwrap();
+    let fixture = Fixture::with(&objects, &["--prometheus-listen-addr=127.0.0.1:0"]).await;
+    let admin = fixture.server.admin.unwrap();
+    let mut stream = fixture.watch("node-1", "node-1").await.unwrap();
     while !next(&mut stream).await.starts_with("failed") {}
     let status = get(admin, "/status").await;
     assert!(status.starts_with("HTTP/1.1 200"), "{status}");
@@ -284,30 +286,30 @@ async fn the_operator_sees_who_is_attached_and_what_fails() {
 }
 
 #[tokio::test]
-async fn a_stream_is_refused_to_another_node_and_to_none() {
-    let stage = Stage::new(&namespace(".*")).await;
+async fn streams_for_other_and_invalid_nodes_are_refused() {
+    let fixture = Fixture::new(&namespace(".*")).await;
     for (asked, code, part) in [
         (
             "node-2",
             Code::PermissionDenied,
             "proves that it comes from node-1",
         ),
-        ("", Code::InvalidArgument, "no node's name"),
-        ("Node 1", Code::InvalidArgument, "no node's name"),
+        ("", Code::InvalidArgument, "invalid node name"),
+        ("Node 1", Code::InvalidArgument, "invalid node name"),
     ] {
-        let status = stage.watch("node-1", asked).await.unwrap_err();
+        let status = fixture.watch("node-1", asked).await.unwrap_err();
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains(part), "{status}");
     }
 }
 
 #[tokio::test]
-async fn a_stream_ends_for_age_without_an_error_and_a_node_has_a_few() {
+async fn streams_end_after_their_lifetime_and_are_limited_per_node() {
     let age = "--grpc-max-connection-age-duration=1s";
-    let stage = Stage::with(&namespace(".*"), &[age]).await;
+    let fixture = Fixture::with(&namespace(".*"), &[age]).await;
     let mut streams = Vec::new();
     let refused = loop {
-        match stage.watch("node-1", "node-1").await {
+        match fixture.watch("node-1", "node-1").await {
             Ok(stream) => streams.push(stream),
             Err(status) => break status,
         }
@@ -318,13 +320,13 @@ async fn a_stream_ends_for_age_without_an_error_and_a_node_has_a_few() {
         assert_eq!(next(&mut stream).await, "synced");
         assert!(matches!(stream.message().await, Ok(None)));
     }
-    assert!(stage.watch("node-1", "node-1").await.is_ok());
+    assert!(fixture.watch("node-1", "node-1").await.is_ok());
 }
 
 #[tokio::test]
-async fn health_is_known_to_probes() {
-    let stage = Stage::new(&namespace(".*")).await;
-    let mut client = HealthClient::new(stage.channel("node-1").await);
+async fn the_health_service_reports_serving() {
+    let fixture = Fixture::new(&namespace(".*")).await;
+    let mut client = HealthClient::new(fixture.channel("node-1").await);
     for service in ["", "kiam.node.v1.NodeService"] {
         let request = HealthCheckRequest {
             service: service.to_owned(),
@@ -343,43 +345,45 @@ async fn health_is_known_to_probes() {
 }
 
 #[tokio::test]
-async fn the_health_command_tells_a_server_that_serves_from_others() {
-    let stage = Stage::new(&namespace(".*")).await;
+async fn the_health_command_succeeds_only_for_a_serving_server() {
+    let fixture = Fixture::new(&namespace(".*")).await;
     let other = authority();
     let ask = |address: SocketAddr, authority: &Authority, timeout: &str| {
-        let tls = files(stage.folder.path(), "probe", authority);
+        let tls = files(fixture.folder.path(), "probe", authority);
         let mut words = arguments(&tls, "");
         words.pop();
         words.insert(1, "health".to_owned());
         words.push(format!("--server-address=localhost:{}", address.port()));
         words.push(format!("--timeout={timeout}"));
         let Ok(Cli::Command(Command::Health(args))) = Cli::try_parse_from(words) else {
-            panic!("no health");
+            panic!("not parsed as the health command");
         };
         commands::health(*args)
     };
-    let serving = stage.server.address;
-    let error = ask(serving, &stage.authority, "300ms").await.unwrap_err();
+    let serving = fixture.server.address;
+    let error = ask(serving, &fixture.authority, "300ms").await.unwrap_err();
     assert!(error.to_string().contains("localhost"), "{error}");
     let error = ask(serving, &other, "300ms").await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
-    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
-    let error = ask(nobody, &stage.authority, "300ms").await.unwrap_err();
+    let closed = SocketAddr::from(([127, 0, 0, 1], 1));
+    let error = ask(closed, &fixture.authority, "300ms").await.unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
 
     let folder = tempfile::tempdir().unwrap();
     let cluster = folder.path().join("cluster.yaml");
     std::fs::write(&cluster, namespace(".*")).unwrap();
-    let tls = files(folder.path(), "localhost", &stage.authority);
+    let tls = files(folder.path(), "localhost", &fixture.authority);
     let mut args = arguments(&tls, &format!("file:{}", cluster.display()));
     args.extend(["--bind=127.0.0.1:0".to_owned(), CERTIFICATE.to_owned()]);
-    let server = app::build_with(Args::parse_from(args), Some(Arc::new(Double)));
+    let server = app::build_with(Args::parse_from(args), Some(Arc::new(FakeIssuer)));
     let server = server.await.unwrap();
-    ask(server.address, &stage.authority, "10s").await.unwrap();
+    ask(server.address, &fixture.authority, "10s")
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why() {
+async fn start_errors_name_the_cause_and_are_classified() {
     let folder = tempfile::tempdir().unwrap();
     let tls = files(folder.path(), "kiam-server", &authority());
     let missing = folder.path().join("missing");
@@ -395,53 +399,71 @@ async fn what_cannot_start_says_why() {
     let free = "--bind=127.0.0.1:0";
     let bind = format!("--bind={}", taken.local_addr().unwrap());
     let token = "--node-authorization=token";
-    for (tls, source, flags, parts) in [
+    for (tls, source, flags, parts, is_usage) in [
         (
             &no_certificate,
             &source,
             [free, CERTIFICATE],
             ["certificate", "missing"],
+            true,
         ),
         (
             &tls,
             &no_source,
             [free, CERTIFICATE],
             ["--source", "missing"],
+            true,
         ),
-        (&tls, &source, [free, token], ["token needs", "certificate"]),
+        (
+            &tls,
+            &source,
+            [free, token],
+            ["token needs", "certificate"],
+            true,
+        ),
         (
             &tls,
             &source,
             [free, "--role-base-arn=arn:foo"],
             ["--role-base-arn", "arn:foo"],
+            true,
         ),
         (
             &tls,
             &source,
             [free, "--session-refresh=60m"],
             ["--session-refresh", "shorter"],
+            true,
         ),
-        (&tls, &source, [&bind, CERTIFICATE], ["--bind", "in use"]),
+        (
+            &tls,
+            &source,
+            [&bind, CERTIFICATE],
+            ["--bind", "in use"],
+            false,
+        ),
     ] {
         let args = arguments(tls, source)
             .into_iter()
             .chain(flags.map(str::to_owned));
-        let built = app::build_with(Args::parse_from(args), Some(Arc::new(Double))).await;
-        let error = built.unwrap_err().to_string();
+        let built = app::build_with(Args::parse_from(args), Some(Arc::new(FakeIssuer))).await;
+        let error = built.unwrap_err();
+        assert_eq!(error.is_usage(), is_usage, "{error}");
+        let error = error.to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
 }
 
 #[tokio::test]
-async fn the_audit_log_tells_what_was_granted_to_the_last_line() {
+async fn the_audit_log_is_complete_after_shutdown() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let flag = format!("--audit-log=file:{}", log.path().display());
     let objects = namespace(".*/reader") + &pod(1, "reader") + &pod(2, "writer");
-    let stage = Stage::with(&objects, &[&flag]).await;
-    let mut stream = stage.watch("node-1", "node-1").await.unwrap();
+    let fixture = Fixture::with(&objects, &[&flag]).await;
+    let mut stream = fixture.watch("node-1", "node-1").await.unwrap();
     while next(&mut stream).await != "issued 1 ASIA/reader" {}
     drop(stream);
-    stage.server.run_until(async {}).await.unwrap();
+    fixture.server.run(async {}).await.unwrap();
     let text = std::fs::read_to_string(log.path()).unwrap();
     let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
     let mut lines: Vec<_> = text.lines().map(line).collect();
@@ -454,7 +476,7 @@ async fn the_audit_log_tells_what_was_granted_to_the_last_line() {
     assert_eq!(lines[1]["role"], "writer");
 }
 
-/// kiam v4's messages, written down from its own description and not from this repository's.
+/// Messages of kiam v4, from its own protocol definition and not from that of this repository.
 #[derive(Clone, PartialEq, prost::Message)]
 struct PodRoleRequest {
     #[prost(string, tag = "1")]
@@ -478,16 +500,16 @@ async fn legacy_role(channel: Channel, ip: &str) -> Result<String, Status> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_of_kiam_v4_are_served_only_where_that_is_asked_for() {
+async fn agents_of_kiam_v4_are_served_only_with_legacy_agents() {
     let with_address = pod(1, "reader").replace("\n---", "\nstatus: {podIP: 10.0.0.1}\n---");
     let objects = namespace(".*") + &with_address;
-    let stage = Stage::new(&objects).await;
-    let refused = legacy_role(stage.channel("node-1").await, "10.0.0.1").await;
+    let fixture = Fixture::new(&objects).await;
+    let refused = legacy_role(fixture.channel("node-1").await, "10.0.0.1").await;
     assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
-    let stage = Stage::with(&objects, &["--legacy-agents"]).await;
-    let role = legacy_role(stage.channel("node-1").await, "10.0.0.1").await;
+    let fixture = Fixture::with(&objects, &["--legacy-agents"]).await;
+    let role = legacy_role(fixture.channel("node-1").await, "10.0.0.1").await;
     assert_eq!(role.unwrap(), "reader");
-    let unknown = legacy_role(stage.channel("node-1").await, "10.0.0.2").await;
+    let unknown = legacy_role(fixture.channel("node-1").await, "10.0.0.2").await;
     let unknown = unknown.unwrap_err();
     assert_eq!(
         (unknown.code(), unknown.message()),

@@ -1,4 +1,4 @@
-//! Brings pods' connections to the agent, and learns from the kernel whose they are.
+//! Redirection of pods' connections to the agent, and identification of the calling pods.
 
 mod guard;
 mod iptables;
@@ -7,71 +7,73 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(super) use guard::{fits, with_bypass_counter, with_route_guard};
+use kiam_common::pod_uid::PodUid;
+
+pub(super) use guard::{check_guard, with_bypass_counter, with_route_guard};
 pub(super) use iptables::iptables;
 
-use super::Redirected;
+use super::{BackgroundTask, Redirected};
 use crate::args::{Args, AttachArgs, Guard, HostNetworkFlags, NodeFlags};
-use crate::caller::{Identify, KernelIdentity, PodUid};
+use crate::caller::{Identify, KernelIdentity};
 use crate::iptables::IptablesError;
 use crate::kernel::cgroup::{HandleError, Mount, MountError, Pods};
 use crate::kernel::{
-    self, Attached, Choices, KernelError, KernelLog, KernelMetrics, NetnsError, Others, Programs,
-    own_netns_cookie,
+    self, Attached, Choices, ForeignPrograms, KernelError, KernelLog, KernelMetrics, NetnsError,
+    Programs, own_netns_cookie,
 };
 use crate::route_guard::RouteGuardError;
 use crate::self_check::SelfCheck;
 
-/// Why pods' connections cannot be brought here.
+/// Error of the redirection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedirectError {
-    /// The agent is nowhere that a pod can be sent to.
+    /// The agent listens on an address that pods cannot reach.
     #[error(
-        "--host {host} is no address that pods reach; it must be an address of the node, and not its loopback; with --redirect=ebpf an IPv4 address"
+        "pods cannot reach --host {host}; set it to an address of the node other than loopback, and with --redirect=ebpf to an IPv4 address"
     )]
     Host {
-        /// `--host`, and the port.
+        /// `--host` and the port.
         host: SocketAddr,
     },
-    /// The pods' cgroup was not found.
-    #[error("{0}; --pods-cgroup names it")]
+    /// The cgroup of all pods was not found.
+    #[error("{0}; --pods-cgroup sets it")]
     Cgroup(#[from] MountError),
-    /// The kernel does not tell cgroups.
+    /// The kernel does not support lookup of cgroups.
     #[error(transparent)]
     Handles(#[from] HandleError),
-    /// The node's network namespace cannot be told from a pod's.
+    /// The network namespace of the node cannot be identified.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The kernel does not do its part.
+    /// The kernel programs cannot be used.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// It is not said which packets are pods'.
+    /// The interfaces of pods are unknown.
     #[error(
-        "--redirect=iptables needs --host-interface, the interfaces that pods' packets come in by"
+        "--redirect=iptables needs --host-interface, the network interfaces that pods' packets arrive on"
     )]
     NoInterface,
-    /// The node's firewall does not do its part.
+    /// The firewall rules cannot be installed.
     #[error(transparent)]
     Iptables(#[from] IptablesError),
-    /// The node's routing does not do its part.
+    /// The route guard cannot be installed.
     #[error(transparent)]
     RouteGuard(#[from] RouteGuardError),
-    /// The guard on what pods send is a kernel program.
+    /// The redirection does not support the guard.
     #[error(
-        "--guard={guard} does not go with --redirect=iptables: egress is guarded by a kernel program, which that does without; take route, or off"
+        "--guard={guard} does not work with --redirect=iptables, which has no kernel program to guard egress; use route or off"
     )]
     Guard {
-        /// `--guard`
+        /// `--guard`.
         guard: Guard,
     },
-    /// What it counts is no metric.
-    #[error("cannot count what the redirection does: {0}")]
+    /// The metrics cannot be created.
+    #[error("cannot create the metrics of the redirection: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
 impl RedirectError {
-    /// Whether other flags would help.
+    /// Returns whether other flags would avoid the error.
     pub(super) const fn is_usage(&self) -> bool {
         matches!(
             self,
@@ -84,28 +86,28 @@ impl RedirectError {
     }
 }
 
-/// The programs at work without an agent.
+/// The programs, attached before an agent runs.
 #[derive(Debug)]
-pub(crate) struct Alone {
-    /// The pods' cgroup.
+pub(crate) struct PreAttached {
+    /// The cgroup of all pods.
     pub(crate) pods: PathBuf,
-    /// What is below it.
-    pub(crate) known: Pods,
-    /// Whether they were not at work before.
-    pub(crate) attached: bool,
+    /// Lookup of pods below it.
+    pub(crate) lookup: Pods,
+    /// Whether the programs are new; otherwise those of an earlier agent stay.
+    pub(crate) new: bool,
 }
 
-/// Attaches the programs for an agent that is to come, unless an earlier one has: those may be in use by it,
-/// and the next one puts its own in their place.
-pub(crate) fn alone(args: &AttachArgs) -> Result<Alone, RedirectError> {
-    let agent = reachable(SocketAddr::new(args.host, args.node.port))?;
+/// Attaches the programs for an agent that will run, unless an earlier agent has attached its own:
+/// that agent may be using them, and the next one replaces them.
+pub(crate) fn pre_attach(args: &AttachArgs) -> Result<PreAttached, RedirectError> {
+    let agent = check_reachable_v4(SocketAddr::new(args.host, args.node.port))?;
     let NodeFlags {
         pods_cgroup, bpffs, ..
     } = &args.node;
     let (mount, pods) = cgroups(pods_cgroup.clone())?;
-    let known = Pods::new(&mount, &pods)?;
-    let attached = !kernel::guarded(&pods, bpffs)?;
-    if attached {
+    let lookup = Pods::new(&mount, &pods)?;
+    let new = !kernel::guarded(&pods, bpffs)?;
+    if new {
         Programs::attach(&kernel::Redirect {
             pods: pods.clone(),
             agent,
@@ -117,18 +119,14 @@ pub(crate) fn alone(args: &AttachArgs) -> Result<Alone, RedirectError> {
             bpffs: bpffs.clone(),
         })?;
     }
-    Ok(Alone {
-        pods,
-        known,
-        attached,
-    })
+    Ok(PreAttached { pods, lookup, new })
 }
 
-/// By programs on the pods' cgroup.
+/// Attaches the kernel programs to the cgroup of all pods.
 pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, RedirectError> {
-    let agent = reachable(address)?;
+    let agent = check_reachable_v4(address)?;
     let (mount, pods) = cgroups(args.node.pods_cgroup.clone())?;
-    let known = Pods::new(&mount, &pods)?;
+    let lookup = Pods::new(&mount, &pods)?;
     let programs = Programs::attach(&kernel::Redirect {
         pods: pods.clone(),
         agent,
@@ -145,12 +143,11 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         %agent,
         new,
         taken_over,
-        "pods' connections to the metadata service come here, and go nowhere without an agent"
+        "kernel programs redirect pods' connections to the agent; while no agent runs, they are refused"
     );
-    tell_of_others(&pods, &args.node.bpffs);
+    warn_of_foreign_programs(&pods, &args.node.bpffs);
     let programs = Arc::new(programs);
     let (attestor, host_pods) = (programs.attestor(), programs.host_pods());
-    let events = programs.take_events();
     let HostNetworkFlags {
         host_network_pods,
         host_network_exempt,
@@ -161,69 +158,73 @@ pub(super) fn ebpf(args: &Args, address: SocketAddr) -> Result<Redirected, Redir
         exempt: host_network_exempt.clone(),
         own: pod_uid.as_deref().map(PodUid::new),
     };
-    let identity = KernelIdentity::new(Arc::clone(&attestor), known);
+    let identity = KernelIdentity::new(Arc::clone(&attestor), lookup);
     let (identify, check): (Arc<dyn Identify>, _) = match choices.own.clone() {
         Some(own) => {
             let (watched, check) = SelfCheck::new(identity, host_pods.clone(), own, agent);
             (Arc::new(watched), Some(check))
         }
         None => {
-            tracing::info!(
-                "without --pod-uid (POD_UID) the agent makes no connection of its own to see that pods' come here"
-            );
+            tracing::info!("no self-check of the redirection: it needs --pod-uid (POD_UID)");
             (Arc::new(identity), None)
         }
     };
+    let mut tasks = vec![
+        BackgroundTask::new("attestations", |_view, stop| async move {
+            attestor.run(stop).await;
+        }),
+        BackgroundTask::new("hostNetwork pods", |view, stop| {
+            host_pods.run(choices, view, stop)
+        }),
+    ];
+    if let Some(events) = programs.take_events() {
+        tasks.push(BackgroundTask::new("kernel log", |_view, stop| {
+            events.run(stop)
+        }));
+    }
     Ok(Redirected {
         identify,
         token_key: kernel::token_key(&args.node.bpffs)?,
         check,
         guarded: true,
-        upkeep: Box::new(|view, stop| {
-            Box::pin(async move {
-                let told = host_pods.keep(choices, view, stop.clone());
-                let heard = async {
-                    if let Some(events) = events {
-                        events.keep(stop.clone()).await;
-                    }
-                };
-                tokio::join!(attestor.keep(stop.clone()), told, heard);
-            })
-        }),
+        tasks,
         metrics: vec![Box::new(KernelMetrics::new(Arc::clone(&programs))?)],
-        keep: Box::new(programs),
+        programs: Some(programs),
     })
 }
 
-/// Programs of others on the same hooks are no reason not to start: a network plugin has some. One that
-/// rewrites first is what to look at when pods are refused.
-fn tell_of_others(pods: &Path, bpffs: &Path) {
-    match kernel::others(pods, bpffs) {
-        Ok(others) => {
-            let named: Vec<_> = others.iter().filter_map(Others::named).collect();
-            if !named.is_empty() {
+/// Warns about programs of other software at the same hooks. They are expected, since network
+/// plugins have some, but one that rewrites addresses first can be the reason why pods are refused.
+fn warn_of_foreign_programs(pods: &Path, bpffs: &Path) {
+    match kernel::foreign_programs(pods, bpffs) {
+        Ok(foreign) => {
+            let summaries: Vec<_> = foreign
+                .iter()
+                .filter_map(ForeignPrograms::summary)
+                .collect();
+            if !summaries.is_empty() {
                 tracing::warn!(
-                    programs = named.join("; "),
-                    "programs of others run at the hooks of kiam's; `kiam-agent doctor` says more"
+                    programs = summaries.join("; "),
+                    "other software has programs at the hooks of kiam; run `kiam-agent doctor` for details"
                 );
             }
         }
         Err(error) => {
-            tracing::warn!(%error, "cannot tell whether programs of others run at the same hooks");
+            tracing::warn!(%error, "cannot check for programs of other software at the hooks of kiam");
         }
     }
 }
 
-fn reachable(address: SocketAddr) -> Result<SocketAddrV4, RedirectError> {
-    match reached(address)? {
+fn check_reachable_v4(address: SocketAddr) -> Result<SocketAddrV4, RedirectError> {
+    match check_reachable(address)? {
         SocketAddr::V4(address) => Ok(address),
         host @ SocketAddr::V6(_) => Err(RedirectError::Host { host }),
     }
 }
 
-/// An address that a pod can be sent to.
-fn reached(host: SocketAddr) -> Result<SocketAddr, RedirectError> {
-    // A pod's loopback is its own.
+/// Returns the address if pods can be redirected to it.
+fn check_reachable(host: SocketAddr) -> Result<SocketAddr, RedirectError> {
+    // A pod has its own loopback.
     if host.ip().is_loopback() || host.ip().is_unspecified() {
         return Err(RedirectError::Host { host });
     }
@@ -246,22 +247,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_are_sent_to_addresses_only_that_they_reach() {
+    fn pods_are_redirected_only_to_addresses_that_they_can_reach() {
         for host in [
             "127.0.0.1:8181",
             "0.0.0.0:8181",
             "[::1]:8181",
             "[fd00::1]:8181",
         ] {
-            let error = reachable(host.parse().unwrap()).unwrap_err();
+            let error = check_reachable_v4(host.parse().unwrap()).unwrap_err();
             assert!(
                 error.is_usage() && error.to_string().contains(host),
                 "{error}"
             );
         }
-        assert!(reachable("10.0.0.1:8181".parse().unwrap()).is_ok());
-        // The firewall of either family can.
-        assert!(reached("[fd00::1]:8181".parse().unwrap()).is_ok());
-        assert!(reached("[::1]:8181".parse().unwrap()).is_err());
+        assert!(check_reachable_v4("10.0.0.1:8181".parse().unwrap()).is_ok());
+        // The firewall supports both families.
+        assert!(check_reachable("[fd00::1]:8181".parse().unwrap()).is_ok());
+        assert!(check_reachable("[::1]:8181".parse().unwrap()).is_err());
     }
 }

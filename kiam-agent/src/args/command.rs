@@ -1,4 +1,4 @@
-//! What the agent's program does other than to run, and what it is told for that.
+//! Commands of the agent's program, and their flags.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,102 +10,103 @@ use kiam_common::server_address::ServerAddress;
 use super::{NodeFlags, Redirect};
 use crate::kernel::{self, HostNetwork};
 
-/// Where the chart has the agent's operator's port.
-const OPERATOR: &str = "127.0.0.1:9620";
+/// Admin port of the agent in the chart.
+const ADMIN: &str = "127.0.0.1:9620";
 
-/// What the agent does other than to run.
+/// Commands; without one, the program runs as the agent.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Command {
-    /// Attaches the kernel programs where no agent has, so that pods are refused until one runs, and closes what pods had open
-    /// with the metadata service before, for which it enters their network namespaces. For an init container of the agent's
+    /// Attach the kernel programs before the agent runs, and close older connections
+    ///
+    /// For an init container of the agent. Until an agent runs, pods are refused. Connections that
+    /// pods have open to the metadata service are closed; this enters their network namespaces.
     Attach(AttachArgs),
 
-    /// Removes from the kernel what agents leave there to refuse pods when they are gone. From then
-    /// on pods reach the node's own metadata service. Stop the agent first
+    /// Remove from the kernel what agents leave there to refuse pods
+    ///
+    /// Afterwards pods reach the node's metadata service. Stop the agent first.
     Cleanup(CleanupArgs),
 
-    /// Tells whether this node can be guarded, and what to do where it cannot. It changes nothing. In an agent's
-    /// container it checks what that agent was told, where it is not told otherwise
+    /// Check whether this node can be guarded, and report what to fix
+    ///
+    /// Changes nothing. In the agent's container, flags that are not given are those of the running
+    /// agent.
     Doctor(DoctorArgs),
 
-    /// Shows the running agent's pods: which role each has, or why it gets nothing
+    /// Show the pods of the running agent: the role of each, or why it gets nothing
     Status(StatusArgs),
 
-    /// Asks the running agent whether it serves, for probes
+    /// Check whether the running agent serves; for probes
     Health(HealthArgs),
 }
 
-/// What `kiam-agent attach` is told: what the agent will be.
+/// Flags of `kiam-agent attach`: those of the agent that will run.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct AttachArgs {
-    /// An address of the node; pods' connections to the metadata service are brought here
+    /// IPv4 address of the node that the agent will listen on
     #[arg(long, env = "HOST_IP", value_name = "IP")]
     pub host: IpAddr,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub node: NodeFlags,
+    pub(crate) node: NodeFlags,
 
-    /// What becomes of connections of hostNetwork pods to the metadata service
-    #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "WHAT")]
-    pub host_network_pods: HostNetwork,
+    /// What to do with connections of hostNetwork pods to the metadata service
+    #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "POLICY")]
+    pub(crate) host_network_pods: HostNetwork,
 
-    /// The folder in which the container runtime keeps pods' network namespaces
-    #[arg(long, default_value = "/run/netns", value_name = "FOLDER")]
-    pub network_namespaces: PathBuf,
+    /// Directory in which the container runtime keeps pods' network namespaces
+    #[arg(long, default_value = "/run/netns", value_name = "DIR")]
+    pub(crate) network_namespaces: PathBuf,
 }
 
-/// What `kiam-agent status` is told.
+/// Flags of `kiam-agent status`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct StatusArgs {
-    /// The running agent's --prometheus-listen-addr
-    #[arg(long, default_value = OPERATOR, value_name = "IP:PORT")]
+    /// Admin port of the running agent (its --prometheus-listen-addr)
+    #[arg(long, default_value = ADMIN, value_name = "IP:PORT")]
     pub address: SocketAddr,
 
-    /// Print one JSON object
+    /// Print a JSON object
     #[arg(long)]
     pub json: bool,
 }
 
-/// What `kiam-agent health` is told.
+/// Flags of `kiam-agent health`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct HealthArgs {
-    /// The running agent's --prometheus-listen-addr
-    #[arg(long, default_value = OPERATOR, value_name = "IP:PORT")]
+    /// Admin port of the running agent (its --prometheus-listen-addr)
+    #[arg(long, default_value = ADMIN, value_name = "IP:PORT")]
     pub address: SocketAddr,
 
-    /// Ask whether it knows the node's pods, too
+    /// Check readiness too: whether the agent knows the node's pods
     #[arg(long)]
     pub ready: bool,
 
-    /// How long it may take to answer
+    /// Maximum time to wait for an answer
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration::parse)]
     pub timeout: Duration,
 }
 
-/// What `kiam-agent doctor` is told: what the agent is.
+/// Flags of `kiam-agent doctor`: those of the agent that is checked.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct DoctorArgs {
-    /// The address of the node that pods' connections are brought to
+    /// IPv4 address of the node that pods' connections are redirected to
     #[arg(long, env = "HOST_IP", value_name = "IP")]
     pub host: Option<IpAddr>,
 
     #[command(flatten)]
-    #[expect(
-        missing_docs,
-        reason = "a doc comment here would replace the group's heading"
-    )]
-    pub node: NodeFlags,
+    pub(crate) node: NodeFlags,
 
-    /// How pods' connections are brought to the agent: with iptables the kernel programs are not checked
-    #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "HOW")]
+    /// How pods' connections are redirected
+    ///
+    /// With iptables the kernel programs are not checked.
+    #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "MODE")]
     pub redirect: Redirect,
 
-    /// Capabilities that the agent has beside its own, as agent.extraCapabilities of the chart gives them: the kernel
-    /// programs are loaded with these and the agent's alone
+    /// Capabilities that the agent has beyond the required ones
+    ///
+    /// As agent.extraCapabilities in the chart. The kernel programs are loaded with these and the
+    /// required capabilities only.
     #[arg(
         long = "extra-capability",
         env = "EXTRA_CAPABILITIES",
@@ -113,41 +114,41 @@ pub struct DoctorArgs {
         value_delimiter = ',',
         value_parser = capability
     )]
-    pub extra_capabilities: Vec<caps::Capability>,
+    pub(crate) extra_capabilities: Vec<caps::Capability>,
 
-    /// The server; not checked if not given
+    /// Address of the server; not checked if not given
     #[arg(long, value_name = "HOST:PORT")]
-    pub server_address: Option<ServerAddress>,
+    pub(crate) server_address: Option<ServerAddress>,
 
-    /// The agent's certificate chain, PEM
+    /// Certificate chain of the agent, PEM
     #[arg(long, value_name = "FILE")]
     pub cert: Option<PathBuf>,
 
-    /// The certificate's private key, PEM
+    /// Private key of the certificate, PEM
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
 
-    /// The certificate authorities of the server's certificate, PEM
+    /// Certificate authorities that must have issued the server's certificate, PEM
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 
-    /// Print one JSON object
+    /// Print a JSON object
     #[arg(long)]
     pub json: bool,
 }
 
-/// What `kiam-agent cleanup` is told.
+/// Flags of `kiam-agent cleanup`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct CleanupArgs {
-    /// The BPF file system that the agent was given
-    #[arg(long, default_value = kernel::BPFFS, value_name = "FOLDER")]
+    /// BPF file system of the agent
+    #[arg(long, default_value = kernel::BPFFS, value_name = "DIR")]
     pub bpffs: PathBuf,
 }
 
-/// Parses a capability, named as in a pod's securityContext: `PERFMON`, or `CAP_PERFMON`.
+/// Parses a capability as named in a pod's securityContext (`PERFMON`) or as `CAP_PERFMON`.
 fn capability(name: &str) -> Result<caps::Capability, String> {
     let full = format!("CAP_{}", name.trim().trim_start_matches("CAP_"));
     full.parse().map_err(|_unknown: caps::errors::CapsError| {
-        format!("there is no capability {name}; see capabilities(7)")
+        format!("unknown capability {name}; see capabilities(7)")
     })
 }

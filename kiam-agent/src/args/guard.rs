@@ -1,33 +1,31 @@
-//! `--guard`: what keeps pods from the metadata service where they are not redirected.
+//! `--guard`: the guards on paths to the metadata service that are not redirected.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::Redirect;
 
-/// What guards the node.
+/// The guards of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guard {
-    /// The kernel program on what pods' sockets send.
-    pub egress: bool,
-    /// The rules on what the node forwards.
+    /// The kernel program that drops packets of pods' sockets.
+    pub(crate) egress: bool,
+    /// The routing rules that reject forwarded packets.
     pub route: bool,
 }
 
-/// Why a text is no guard.
+/// Error for a text that names no guards.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no guard; expected off, or one or more of egress and route, as in egress,route")]
+#[error("{0:?} is not a guard: expected off, or egress, route or both, as in egress,route")]
 pub struct GuardError(String);
 
 impl Guard {
-    /// Nothing.
-    pub const OFF: Self = Self {
+    const OFF: Self = Self {
         egress: false,
         route: false,
     };
 
-    /// All that there is with a way of redirecting.
-    #[must_use]
+    /// Returns all guards that a redirection mode supports.
     pub const fn all(redirect: Redirect) -> Self {
         Self {
             egress: matches!(redirect, Redirect::Ebpf),
@@ -71,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guards_are_read_and_printed() {
+    fn guards_are_parsed_and_printed() {
         for (text, printed) in [
             ("off", "off"),
             ("egress", "egress"),

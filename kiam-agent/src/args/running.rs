@@ -1,9 +1,9 @@
-//! The agent that runs in this container: `kubectl exec` starts a command beside it, with the
-//! container's environment but none of the agent's flags.
+//! The flags of the agent that runs in this container. `kubectl exec` starts a command beside the
+//! agent, with the environment of the container but without the agent's flags.
 //!
-//! The agent is process 1 of its container, whose command line everybody may read. What it was told
-//! stands in for what the command is not told, so that `doctor` checks, and `cleanup` removes, what
-//! this agent has, and not what an agent has by default.
+//! The agent is process 1 of its container, and every process may read its command line. Its flags
+//! are defaults for those of the command, so that `doctor` checks, and `cleanup` removes, what this
+//! agent uses.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -13,7 +13,7 @@ use std::path::Path;
 const PROGRAM: &str = "kiam-agent";
 const FIRST_PROCESS: &str = "/proc/1/cmdline";
 
-/// Each command's flags that the agent has too: as the command calls them, and as the agent does.
+/// Flags that a command shares with the agent: the name in the command, and in the agent.
 const SHARED: &[(&str, &[(&str, &str)])] = &[
     (
         "doctor",
@@ -34,22 +34,21 @@ const SHARED: &[(&str, &[(&str, &str)])] = &[
     ("health", &[("address", "prometheus-listen-addr")]),
 ];
 
-/// What the agent of this container was told.
+/// Flags of the agent that runs in this container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningAgent {
     flags: Vec<(String, OsString)>,
 }
 
 impl RunningAgent {
-    /// Returns the agent that is process 1 of this process's namespace, if one is.
-    #[must_use]
+    /// Returns the agent that is process 1 of this process's namespace, if there is one.
     pub fn find() -> Option<Self> {
-        // Another's command line may be missing or hidden: then no agent is known here.
+        // The command line of another process may be missing or hidden: then no agent is known.
         let line = std::fs::read(Path::new(FIRST_PROCESS)).ok()?;
         Self::parse(&line)
     }
 
-    /// Of a command line whose words each end in a zero byte.
+    /// Parses a command line whose words each end with a zero byte.
     fn parse(line: &[u8]) -> Option<Self> {
         let mut words = line
             .split(|byte| *byte == 0)
@@ -59,7 +58,7 @@ impl RunningAgent {
             return None;
         }
         let mut words = words.peekable();
-        // A command of the agent's, which does not run: `kiam-agent doctor` as a container of its own.
+        // A command of the program, such as `kiam-agent doctor` in a container of its own.
         if !words.peek()?.as_bytes().starts_with(b"-") {
             return None;
         }
@@ -70,7 +69,7 @@ impl RunningAgent {
             };
             let value = match value {
                 Some(value) => value,
-                // A flag's value, or the next flag behind one that has none.
+                // The value of the flag, or the next flag after one without a value.
                 None => match words.peek() {
                     Some(next) if !next.as_bytes().starts_with(b"-") => next.clone(),
                     _ => continue,
@@ -81,31 +80,30 @@ impl RunningAgent {
         Some(Self { flags })
     }
 
-    /// The flag's value, if the agent was told one.
+    /// Returns the value of a flag, if it was given.
     fn flag(&self, name: &str) -> Option<&OsStr> {
         let found = self.flags.iter().rev().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_os_str())
     }
 
-    /// The command's flags that the agent was told, as words.
-    fn told(&self, command: &OsStr) -> Vec<(&'static str, OsString)> {
+    /// Returns the agent's flags that the command shares, as words.
+    fn shared_flags(&self, command: &OsStr) -> Vec<(&'static str, OsString)> {
         let shared = SHARED
             .iter()
             .find(|(known, _)| OsStr::new(known) == command);
         let shared = shared.map_or(&[][..], |(_, shared)| shared);
-        let told = shared.iter().filter_map(|(own, agents)| {
+        let given = shared.iter().filter_map(|(own, agents)| {
             let value = self.flag(agents)?;
             let mut word = OsString::from(format!("--{own}="));
             word.push(reachable(own, value));
             Some((*own, word))
         });
-        told.collect()
+        given.collect()
     }
 
-    /// What `doctor` takes over from it.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        let words = self.told(OsStr::new("doctor"));
+    /// Returns the flags that `doctor` takes from the agent, as one line.
+    pub(crate) fn summary(&self) -> String {
+        let words = self.shared_flags(OsStr::new("doctor"));
         let words: Vec<_> = words
             .iter()
             .map(|(_, word)| word.to_string_lossy())
@@ -114,7 +112,7 @@ impl RunningAgent {
     }
 }
 
-/// A listener on all addresses is reached over loopback.
+/// Replaces an address of all interfaces by that of loopback.
 fn reachable(name: &str, value: &OsStr) -> OsString {
     let text = value.to_string_lossy();
     let port = if name == "address" {
@@ -129,7 +127,7 @@ fn reachable(name: &str, value: &OsStr) -> OsString {
     )
 }
 
-/// Name and value of `--name=value` or `--name`.
+/// Splits `--name=value` or `--name` into name and value.
 fn split(word: &OsStr) -> Option<(String, Option<OsString>)> {
     let word = word.as_bytes().strip_prefix(b"--")?;
     let (name, value) = match word.iter().position(|byte| *byte == b'=') {
@@ -142,9 +140,8 @@ fn split(word: &OsStr) -> Option<(String, Option<OsString>)> {
     Some((String::from_utf8_lossy(name).into_owned(), value))
 }
 
-/// Returns the command line with what `agent` was told, where that is for a command and the command
-/// is not told otherwise.
-#[must_use]
+/// Returns the command line with those flags of `agent` that the command shares and that are not
+/// given.
 pub fn complete(words: Vec<OsString>, agent: Option<&RunningAgent>) -> Vec<OsString> {
     let (Some(agent), Some(command)) = (agent, words.get(1)) else {
         return words;
@@ -153,10 +150,11 @@ pub fn complete(words: Vec<OsString>, agent: Option<&RunningAgent>) -> Vec<OsStr
         .iter()
         .filter_map(|word| split(word).map(|(name, _)| name))
         .collect();
-    let told = agent.told(command);
+    let defaults = agent.shared_flags(command);
     let mut completed = words;
     completed.extend(
-        told.into_iter()
+        defaults
+            .into_iter()
             .filter(|(name, _)| !given.contains(*name))
             .map(|(_, word)| word),
     );
@@ -168,7 +166,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
 
-    /// As the chart starts it.
+    /// The flags that the chart gives the agent.
     const CHART: &[&str] = &[
         "/kiam-agent",
         "--port=8282",
@@ -200,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_takes_what_its_agent_was_told() {
+    fn a_command_uses_the_flags_of_its_agent() {
         assert_eq!(
             completed(&["kiam-agent", "doctor", "--json"]),
             [
@@ -230,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_s_own_flags_come_first() {
+    fn flags_of_the_command_take_precedence() {
         let words = ["kiam-agent", "cleanup", "--bpffs=/elsewhere"];
         assert_eq!(completed(&words), words);
         let words = ["kiam-agent", "cleanup", "--bpffs", "/elsewhere"];
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_changed() {
+    fn other_commands_are_unchanged() {
         for words in [
             &["kiam-agent"][..],
             &["kiam-agent", "--bpffs=/x"],
@@ -250,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_agent_that_runs_counts() {
+    fn only_a_running_agent_counts() {
         for words in [
             &["/sbin/init"][..],
             &["/pause"],
@@ -264,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shared_flag_is_one_of_both() {
+    fn every_shared_flag_exists_in_both() {
         let program = Cli::command();
         for (command, shared) in SHARED {
             let found = program.find_subcommand(command).unwrap();

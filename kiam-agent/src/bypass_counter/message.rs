@@ -1,7 +1,9 @@
-//! The table, its chain, counter and rules, in nf_tables' words: netlink attributes, as
-//! `linux/netfilter/nf_tables.h` and `nfnetlink.h` have them. Numbers are big-endian there.
+//! Messages of nf_tables for the table, chain, counter and rules: netlink attributes as in
+//! `linux/netfilter/nf_tables.h` and `nfnetlink.h`. Numbers in attributes are big-endian.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+
+use kiam_common::metadata_address::{METADATA_V4, METADATA_V6};
 
 use crate::netlink::{NESTED, messages, value};
 
@@ -32,15 +34,15 @@ const INET: u8 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// Not the name of a table of anybody else's.
+/// A table name that no other program uses.
 const TABLE: &str = "kiam";
 const CHAIN: &str = "from_pods";
 const COUNTER: &str = "metadata_service";
 /// `NFT_OBJECT_COUNTER`
 const COUNTER_KIND: u32 = 1;
-/// `NF_INET_PRE_ROUTING`: packets that have come in by an interface, before they are routed.
+/// `NF_INET_PRE_ROUTING`: packets that arrived on an interface, before they are routed.
 const PRE_ROUTING: u32 = 0;
-/// Before `NF_IP_PRI_RAW` (-300): whatever is done to packets later, they were seen.
+/// Before `NF_IP_PRI_RAW` (-300): packets are counted before any other rule changes them.
 const PRIORITY: i32 = -310;
 /// The loopback interface, in every network namespace (`LOOPBACK_IFINDEX` of `net/flow.h`).
 const LOOPBACK: u32 = 1;
@@ -48,12 +50,9 @@ const LOOPBACK: u32 = 1;
 const REGISTER: u32 = 1;
 
 /// Where the metadata service is.
-const METADATA: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
+const METADATA: [IpAddr; 2] = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
 
-/// One message: a header, a family and attributes.
+/// A message: a header, a family and attributes.
 struct Message {
     bytes: Vec<u8>,
 }
@@ -69,7 +68,6 @@ impl Message {
         Self { bytes }
     }
 
-    /// About the table.
     fn table(kind: u16, flags: u16) -> Self {
         Self::new(kind, flags, INET, 0)
     }
@@ -112,12 +110,12 @@ fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
     nested(1, &[text(1, name), nested(2, data)])
 }
 
-/// Loads a packet's own fact: `NFTA_META_DREG`, `NFTA_META_KEY`.
+/// Loads a property of the packet: `NFTA_META_DREG`, `NFTA_META_KEY`.
 fn meta(key: u32) -> Vec<u8> {
     expression("meta", &[number(1, REGISTER), number(2, key)])
 }
 
-/// Goes on if what is loaded is this, or is not: `NFTA_CMP_SREG`, `_OP`, `_DATA`.
+/// Continues if the loaded value equals this one, or differs: `NFTA_CMP_SREG`, `_OP`, `_DATA`.
 fn compare(equal: bool, value: &[u8]) -> Vec<u8> {
     let value = nested(3, &[attribute(1, value)]);
     let operation = number(2, u32::from(!equal));
@@ -131,7 +129,7 @@ fn rule(address: IpAddr) -> Vec<u8> {
     const FAMILY: u32 = 15;
     /// `NFT_PAYLOAD_NETWORK_HEADER`
     const NETWORK: u32 = 1;
-    // Where IPv4's and IPv6's headers have the destination.
+    // Offset of the destination in the headers of IPv4 and IPv6.
     let (family, offset, bytes) = match address {
         IpAddr::V4(address) => (IPV4, 16, address.octets().to_vec()),
         IpAddr::V6(address) => (IPV6, 24, address.octets().to_vec()),
@@ -159,14 +157,14 @@ fn rule(address: IpAddr) -> Vec<u8> {
         .finish()
 }
 
-/// All of these or none.
+/// Wraps messages into a transaction.
 fn batch(messages: &[Vec<u8>]) -> Vec<u8> {
     let edge = |kind| Message::new(kind, 0, 0, NFTABLES).finish();
     [edge(BATCH_BEGIN), messages.concat(), edge(BATCH_END)].concat()
 }
 
-/// Makes what is not there. A counter that is there goes on; rules are written anew. Returns the
-/// bytes, and how many of its messages are answered.
+/// Creates what is missing. An existing counter keeps its value; rules are replaced. Returns the
+/// bytes, and the number of messages that are acknowledged.
 pub(super) fn install() -> (Vec<u8>, usize) {
     let made = CREATE | ACK;
     let table = Message::table(NEW_TABLE, made).with(&text(1, TABLE));
@@ -191,13 +189,13 @@ pub(super) fn install() -> (Vec<u8>, usize) {
     (batch(&messages), messages.len())
 }
 
-/// Removes the table with all that is in it.
+/// Removes the table and its contents.
 pub(super) fn remove() -> (Vec<u8>, usize) {
     let table = Message::table(DEL_TABLE, ACK).with(&text(1, TABLE));
     (batch(&[table.finish()]), 1)
 }
 
-/// Asks for the counter.
+/// Requests the counter.
 pub(super) fn read() -> Vec<u8> {
     Message::table(GET_OBJECT, ACK)
         .with(&text(1, TABLE))
@@ -206,35 +204,35 @@ pub(super) fn read() -> Vec<u8> {
         .finish()
 }
 
-/// What the kernel says.
+/// A reply of the kernel.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// How a message that wants to know ended: 0, or a negative `errno`.
+pub(super) enum Reply {
+    /// Result of a message that requested an acknowledgment: 0, or a negative `errno`.
     Done(i32),
-    /// The counter, in packets.
+    /// The value of the counter, in packets.
     Packets(u64),
 }
 
-/// What is in a datagram of the kernel's.
-pub(super) fn parse(datagram: &[u8]) -> Vec<Said> {
+/// Parses a datagram from the kernel.
+pub(super) fn parse(datagram: &[u8]) -> Vec<Reply> {
     /// `NLMSG_ERROR`
     const ERROR: u16 = 2;
     /// `NFTA_OBJ_DATA` and `NFTA_COUNTER_PACKETS`
     const DATA: u16 = 4;
     const PACKETS: u16 = 2;
-    let mut said = Vec::new();
+    let mut replies = Vec::new();
     for (kind, body) in messages(datagram) {
         if kind == ERROR {
             let code = body.first_chunk().map(|code| i32::from_ne_bytes(*code));
-            said.extend(code.map(Said::Done));
+            replies.extend(code.map(Reply::Done));
         } else if kind == NEW_OBJECT {
             let attributes = body.get(FAMILY_BYTES..).unwrap_or_default();
             let packets = value(attributes, DATA).and_then(|data| value(data, PACKETS));
             let packets = packets.and_then(|bytes| bytes.first_chunk());
-            said.extend(packets.map(|bytes| Said::Packets(u64::from_be_bytes(*bytes))));
+            replies.extend(packets.map(|bytes| Reply::Packets(u64::from_be_bytes(*bytes))));
         }
     }
-    said
+    replies
 }
 
 #[cfg(test)]
@@ -245,7 +243,7 @@ mod tests {
     use crate::netlink::messages::header;
 
     #[test]
-    fn what_the_kernel_says_is_read() {
+    fn replies_of_the_kernel_are_parsed() {
         let done = |code: i32| {
             let mut bytes = [&36_u32.to_ne_bytes()[..], &2_u16.to_ne_bytes(), &[0; 10]].concat();
             bytes.extend(code.to_ne_bytes());
@@ -260,12 +258,12 @@ mod tests {
                 .finish()
         };
         let all = [done(-2), packets(77), done(0)].concat();
-        let expected = [Said::Done(-2), Said::Packets(77), Said::Done(0)];
+        let expected = [Reply::Done(-2), Reply::Packets(77), Reply::Done(0)];
         assert_eq!(parse(&all), expected);
     }
 
     #[test]
-    fn messages_are_whole_and_aligned() {
+    fn messages_are_complete_and_aligned() {
         for (bytes, answered) in [install(), remove(), (read(), 1)] {
             let mut rest = &bytes[..];
             let mut asking = 0;

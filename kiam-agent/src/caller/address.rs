@@ -1,20 +1,20 @@
-//! The source address, where the kernel says no more about a caller.
+//! Identification by source address, for nodes without the kernel programs.
 
 use std::net::SocketAddr;
 
-use super::{Identify, PodRef, Refusal};
+use super::{Identify, PodRef, Unidentified};
 
-/// Identifies callers by the address that they call from, which the node's view finds the pod of:
-/// now or, where a pod's address is not published yet, within a request's wait.
+/// Identifies callers by their source address. The view maps it to a pod, within the wait of a
+/// request if the pod's address is not published yet.
 #[derive(Debug, Clone, Copy)]
-pub struct AddressIdentity;
+pub(crate) struct AddressIdentity;
 
 impl Identify for AddressIdentity {
-    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
-        // A listener of the IPv6 family shows IPv4 peers as mapped addresses.
+    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Unidentified> {
+        // A listener of the IPv6 family reports IPv4 peers as mapped addresses.
         let address = peer.ip().to_canonical();
         if address.is_loopback() {
-            return Err(Refusal::NotAPod);
+            return Err(Unidentified::NotAPod);
         }
         Ok(PodRef::Address(address))
     }
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callers_are_known_by_their_address() {
+    fn callers_are_identified_by_address() {
         for (peer, expected) in [
             ("10.0.0.1:1234", Some("10.0.0.1")),
             ("[::ffff:10.0.0.1]:1234", Some("10.0.0.1")),
@@ -35,7 +35,7 @@ mod tests {
         ] {
             let who = AddressIdentity.identify(peer.parse().unwrap());
             let expected = expected.map(|address| PodRef::Address(address.parse().unwrap()));
-            assert_eq!(who, expected.ok_or(Refusal::NotAPod), "{peer}");
+            assert_eq!(who, expected.ok_or(Unidentified::NotAPod), "{peer}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's word: the cgroup that it noted when the connection began.
+//! Identification by the kernel: the cgroup that was attested when the connection was made.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use super::{Identify, PodRef, Refusal};
+use super::{Identify, PodRef, Unidentified};
 use crate::kernel::Attestor;
 use crate::kernel::cgroup::{Found, Pods};
 
-/// Cgroups whose pod is remembered; past that, the memory begins anew.
+/// Maximum number of remembered cgroups; beyond it, the cache is cleared.
 const MAX_KNOWN: usize = 4096;
 
 /// Identifies callers by the cgroup of their socket.
@@ -18,15 +18,14 @@ const MAX_KNOWN: usize = 4096;
 pub struct KernelIdentity {
     attestor: Arc<Attestor>,
     pods: Pods,
-    // A cgroup's id is never given to another while the machine runs: what is known stays true.
+    // Cgroup ids are not reused until the machine reboots, so entries stay valid.
     known: Mutex<HashMap<u64, PodRef>>,
     #[cfg(feature = "planted-address-trusted")]
     addresses: Mutex<HashMap<std::net::IpAddr, PodRef>>,
 }
 
 impl KernelIdentity {
-    /// Identifies by what `attestor` reads, among `pods`.
-    #[must_use]
+    /// Creates an identification from attestations and the pods' cgroups.
     pub fn new(attestor: Arc<Attestor>, pods: Pods) -> Self {
         Self {
             attestor,
@@ -37,7 +36,7 @@ impl KernelIdentity {
         }
     }
 
-    fn pod(&self, cgroup: u64) -> Result<PodRef, Refusal> {
+    fn pod(&self, cgroup: u64) -> Result<PodRef, Unidentified> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pod) = known.get(&cgroup) {
             return Ok(pod.clone());
@@ -50,22 +49,26 @@ impl KernelIdentity {
                 known.insert(cgroup, pod.clone());
                 Ok(pod)
             }
-            Ok(Found::Gone) => Err(Refusal::Gone),
+            Ok(Found::Gone) => Err(Unidentified::Gone),
             Ok(Found::Other(path)) => {
-                tracing::debug!(path = %path.display(), "a caller's cgroup is no pod's");
-                Err(Refusal::NotAPod)
+                tracing::debug!(path = %path.display(), "the cgroup of a caller is not below a pod's");
+                Err(Unidentified::NotAPod)
             }
             Err(error) => {
-                tracing::error!(%error, "cannot tell a caller's pod");
-                Err(Refusal::Unknown)
+                tracing::error!(%error, "cannot identify the pod of a caller");
+                Err(Unidentified::Unknown)
             }
         }
     }
 }
 
 impl Identify for KernelIdentity {
-    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Refusal> {
-        let cgroup = self.attestor.take(peer).ok_or(Refusal::Unattested)?.cgroup;
+    fn identify(&self, peer: SocketAddr) -> Result<PodRef, Unidentified> {
+        let cgroup = self
+            .attestor
+            .consume(peer)
+            .ok_or(Unidentified::Unattested)?
+            .cgroup;
         let pod = self.pod(cgroup)?;
         #[cfg(feature = "planted-address-trusted")]
         let pod = {
@@ -75,11 +78,11 @@ impl Identify for KernelIdentity {
                 .unwrap_or_else(PoisonError::into_inner);
             addresses.entry(peer.ip()).or_insert(pod).clone()
         };
-        tracing::debug!(%peer, cgroup, pod.uid = %pod, "the kernel knows who is calling");
+        tracing::debug!(%peer, cgroup, pod.uid = %pod, "the kernel identified a caller");
         Ok(pod)
     }
 
-    fn none_waits(&self, since: Instant) {
-        self.attestor.none_waits(since);
+    fn accept_queue_empty(&self, since: Instant) {
+        self.attestor.accept_queue_empty(since);
     }
 }

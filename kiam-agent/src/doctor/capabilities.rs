@@ -1,7 +1,7 @@
-//! Capabilities: what this process has, and a load of the programs with those of the agent alone.
+//! Capabilities: those of this process, and a test load of the programs with only the agent's.
 //!
-//! The verifier checks more where `CAP_PERFMON` is missing, which root has and the agent has not:
-//! a load with more than the agent's capabilities proves nothing about the agent.
+//! The verifier checks more in a process without `CAP_PERFMON`, which root has and the agent does
+//! not: a load with more capabilities than the agent's proves nothing about the agent.
 
 use std::thread;
 
@@ -10,22 +10,22 @@ use caps::{CapSet, Capability, CapsHashSet};
 use super::Finding;
 use crate::kernel;
 
-/// What the agent needs.
+/// Capabilities that the agent needs.
 const AGENT: [Capability; 3] = [
     Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_BPF,
 ];
 
-/// What may help where the verifier refuses the programs.
+/// Capability that may help if the verifier rejects the programs.
 const ALSO: Capability = Capability::CAP_PERFMON;
 
-/// Returns what is missing of the agent's capabilities.
+/// Checks this process for the agent's capabilities.
 pub(super) fn finding() -> Finding {
     const CHECK: &str = "capabilities";
     match caps::read(None, CapSet::Effective) {
         Ok(effective) => missing(&effective).map_or_else(
-            || Finding::ok(CHECK, format!("{} are there", names(AGENT))),
+            || Finding::ok(CHECK, format!("{} present", names(AGENT))),
             |missing| {
                 Finding::fail(
                     CHECK,
@@ -36,14 +36,13 @@ pub(super) fn finding() -> Finding {
         ),
         Err(error) => Finding::warn(
             CHECK,
-            format!("cannot read them: {error}"),
+            format!("cannot read the capabilities of this process: {error}"),
             "mount the node's /proc into the container",
         ),
     }
 }
 
-/// Loads the programs with the agent's capabilities, and those of `extra`, as far as this process
-/// has them.
+/// Loads the programs with the agent's capabilities and `extra`, as far as this process has them.
 pub(super) fn verifier(extra: &[Capability]) -> Finding {
     const CHECK: &str = "kernel programs";
     let own = caps::read(None, CapSet::Effective).unwrap_or_default();
@@ -54,7 +53,7 @@ pub(super) fn verifier(extra: &[Capability]) -> Finding {
             return Finding::ok(
                 CHECK,
                 format!(
-                    "the kernel's verifier accepts all of them with {}",
+                    "the verifier of the kernel accepts all programs with {}",
                     names(sorted(&agent))
                 ),
             );
@@ -66,24 +65,24 @@ pub(super) fn verifier(extra: &[Capability]) -> Finding {
         return Finding::fail(
             CHECK,
             error,
-            "with the capability PERFMON the kernel accepts them: add it to agent.extraCapabilities in the \
-             chart's values (it lets the agent read the kernel's memory), and please report this kernel",
+            "with the capability PERFMON the kernel accepts the programs: add it to agent.extraCapabilities in \
+            the values of the chart (it permits the agent to read kernel memory), and report this kernel",
         );
     }
     Finding::new(CHECK, super::State::Fail, error, None)
 }
 
-/// Loads the programs on a thread of its own, which alone gives capabilities up.
+/// Loads the programs in a separate thread, which drops capabilities for itself only.
 fn load_with(capabilities: CapsHashSet) -> Result<(), String> {
     let load = move || {
-        // Raised and lowered within what is permitted: the effective set first, as it may not exceed.
+        // The effective set first: it must not exceed the permitted set.
         for set in [CapSet::Effective, CapSet::Permitted] {
             caps::set(None, set, &capabilities)
-                .map_err(|error| format!("cannot give up capabilities: {error}"))?;
+                .map_err(|error| format!("cannot drop capabilities: {error}"))?;
         }
         kernel::verify().map_err(|error| error.to_string())
     };
-    let panicked = |_panic| Err("the load ended with a panic, see above".to_owned());
+    let panicked = |_panic| Err("the test load panicked; see the message above".to_owned());
     thread::spawn(load).join().unwrap_or_else(panicked)
 }
 
@@ -92,14 +91,14 @@ fn missing(effective: &CapsHashSet) -> Option<String> {
     Some(names(missing)).filter(|names| !names.is_empty())
 }
 
-/// By number, so that a set is always named the same.
+/// Sorts capabilities by number, so that a set is always printed the same.
 fn sorted(capabilities: &CapsHashSet) -> Vec<Capability> {
     let mut sorted: Vec<_> = capabilities.iter().copied().collect();
     sorted.sort_by_key(Capability::index);
     sorted
 }
 
-/// Names as in a pod's securityContext.
+/// Joins the names as they are in a pod's securityContext.
 fn names(capabilities: impl IntoIterator<Item = Capability>) -> String {
     let names = capabilities
         .into_iter()
@@ -114,7 +113,7 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         assert_eq!(missing(&caps::all()), None);
-        // As a container has them by default.
+        // The default set of a container.
         let few = [Capability::CAP_CHOWN, Capability::CAP_NET_RAW];
         let few: CapsHashSet = few.into_iter().collect();
         assert_eq!(
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_leaves_this_process_as_it_was() {
+    fn a_load_leaves_the_process_unchanged() {
         let before = caps::read(None, CapSet::Effective).unwrap();
         let _outcome = verifier(&[]);
         assert_eq!(caps::read(None, CapSet::Effective).unwrap(), before);

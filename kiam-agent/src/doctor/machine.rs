@@ -1,4 +1,4 @@
-//! The machine: the kernel's version, and its description of itself.
+//! Checks of the kernel's version and BTF.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use nix::sys::utsname::uname;
 
 use super::Finding;
 
-/// `SO_NETNS_COOKIE`, and taking an entry out of a hash map: see docs/kernel.md.
+/// For `SO_NETNS_COOKIE`, and lookup with deletion in a hash map: see docs/kernel.md.
 const OLDEST: (u32, u32) = (5, 14);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -28,13 +28,13 @@ fn kernel(release: &str) -> Finding {
         ),
         None => Finding::warn(
             CHECK,
-            format!("cannot read a version from {release:?}"),
-            "make sure that it is Linux 5.14 or newer",
+            format!("cannot parse the kernel version {release:?}"),
+            "check that it is Linux 5.14 or newer",
         ),
     }
 }
 
-/// Major and minor, of texts like `6.1.0-18-cloud-amd64`.
+/// Parses major and minor, as in `6.1.0-18-cloud-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -43,12 +43,12 @@ fn version(release: &str) -> Option<(u32, u32)> {
 fn btf(path: &Path) -> Finding {
     const CHECK: &str = "BTF";
     if path.exists() {
-        return Finding::ok(CHECK, "the kernel describes its types");
+        return Finding::ok(CHECK, "the kernel provides its types");
     }
     Finding::fail(
         CHECK,
-        format!("there is no {}", path.display()),
-        "the kernel must be built with CONFIG_DEBUG_INFO_BTF=y",
+        format!("no file {}", path.display()),
+        "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
     )
 }
 
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_are_told_by_their_age() {
+    fn kernels_are_judged_by_version() {
         for (release, state) in [
             ("6.18.44-fc", State::Ok),
             ("5.14.0-427.el9.x86_64", State::Ok),

@@ -1,4 +1,4 @@
-//! The node's network: its address, the rules that others have left, the real metadata service.
+//! Checks of the node's network: its address, leftover firewall rules, the real metadata service.
 
 use std::collections::HashSet;
 use std::io;
@@ -9,20 +9,19 @@ use std::process::Command;
 use std::time::Duration;
 
 use http_body_util::Empty;
+use kiam_common::http_client::{self, HttpError};
 use nix::sched::{CloneFlags, setns};
 
 use super::Finding;
 use crate::args::{DoctorArgs, Redirect};
 use crate::iptables::CHAIN;
 use crate::kernel::cgroup::Mount;
-use kiam_common::http_client::{self, HttpError};
 
 const LIMIT: Duration = Duration::from_secs(2);
-const METADATA: SocketAddr =
-    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 169, 254)), 80);
-/// The real service's list is far shorter.
+const METADATA: SocketAddr = kiam_common::metadata_address::METADATA_SERVICE;
+/// Maximum size of the answer; the list of the real service is much shorter.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// Processes that are looked at, to find one in a pod.
+/// Maximum number of processes to inspect for one in a pod.
 const MAX_PROCESSES: usize = 1000;
 
 pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
@@ -50,55 +49,55 @@ fn address(host: IpAddr) -> Finding {
     if !host.is_ipv4() || host.is_loopback() || host.is_unspecified() {
         return Finding::fail(
             CHECK,
-            format!("{host} is no address that pods reach"),
-            "--host must be an IPv4 address of the node, and not its loopback",
+            format!("pods cannot reach {host}"),
+            "set --host to an IPv4 address of the node other than loopback",
         );
     }
     match UdpSocket::bind((host, 0)) {
-        Ok(_) => Finding::ok(CHECK, format!("{host} is this node's")),
+        Ok(_) => Finding::ok(CHECK, format!("{host} is an address of this node")),
         Err(error) => Finding::fail(
             CHECK,
-            format!("{host} is not this node's: {error}"),
+            format!("{host} is not an address of this node: {error}"),
             "set HOST_IP from status.hostIP, and hostNetwork: true",
         ),
     }
 }
 
-/// Connects from a pod's network namespace to the agent.
+/// Connects to the agent from the network namespace of a pod.
 fn from_a_pod(pods: &Path, agent: SocketAddr) -> Finding {
     const CHECK: &str = "agent from a pod";
     const ENTER: &str =
-        "run this as root on the node to try it (CAP_SYS_ADMIN and the node's process ids)";
+        "run doctor as root on the node to check this (CAP_SYS_ADMIN and the node's process ids)";
     let Some(netns) = netns_of_a_pod(pods) else {
-        return Finding::warn(CHECK, "no pod's network can be seen from here", ENTER);
+        return Finding::warn(CHECK, "the network of pods is not visible from here", ENTER);
     };
     let connect = move || -> Result<io::Result<TcpStream>, nix::Error> {
         setns(netns, CloneFlags::CLONE_NEWNET)?;
         Ok(TcpStream::connect_timeout(&agent, LIMIT))
     };
-    // A thread's namespace is its own.
+    // setns(2) affects the calling thread only.
     match std::thread::spawn(connect).join() {
         Ok(Ok(Ok(_))) => Finding::ok(CHECK, format!("{agent} answers")),
         Ok(Ok(Err(error))) if error.kind() == io::ErrorKind::ConnectionRefused => Finding::fail(
             CHECK,
-            format!("{agent} is reached, and nobody listens"),
+            format!("{agent} is reachable, but no process listens there"),
             "start the agent; until then pods are refused",
         ),
         Ok(Ok(Err(error))) => Finding::fail(
             CHECK,
-            format!("{agent} is not reached: {error}"),
-            "a firewall or network policy of the node must let pods connect to it",
+            format!("cannot reach {agent}: {error}"),
+            "let pods connect to it in the firewall and network policies of the node",
         ),
         Ok(Err(error)) => Finding::warn(
             CHECK,
-            format!("cannot enter a pod's network: {error}"),
+            format!("cannot enter the network namespace of a pod: {error}"),
             ENTER,
         ),
-        Err(_panic) => Finding::warn(CHECK, "the attempt has failed", ENTER),
+        Err(_panic) => Finding::warn(CHECK, "the check panicked", ENTER),
     }
 }
 
-/// The first pod's that has one of its own.
+/// Returns the network namespace of the first pod that has its own.
 fn netns_of_a_pod(pods: &Path) -> Option<std::fs::File> {
     let own = std::fs::metadata("/proc/self/ns/net").ok()?.ino();
     let mut seen = HashSet::new();
@@ -124,7 +123,7 @@ fn netns_of_a_pod(pods: &Path) -> Option<std::fs::File> {
     None
 }
 
-/// Rules that kiam's and kube2iam's agents make, which would win over, or be in the way.
+/// Looks for rules of kiam's and kube2iam's agents, which may override those of this agent.
 fn rules(redirect: Redirect) -> Finding {
     const CHECK: &str = "iptables";
     let saved = Command::new("iptables-save").args(["-t", "nat"]).output();
@@ -132,13 +131,13 @@ fn rules(redirect: Redirect) -> Finding {
         Ok(output) if output.status.success() => {
             let rules = redirects(&String::from_utf8_lossy(&output.stdout), redirect);
             if rules.is_empty() {
-                return Finding::ok(CHECK, "no rule for the metadata service");
+                return Finding::ok(CHECK, "no rules for the metadata service");
             }
             Finding::warn(
                 CHECK,
                 format!("rules for the metadata service: {}", rules.join("; ")),
-                "another agent (kiam, kube2iam) runs here or has left them; once it is gone, remove them with \
-                 `iptables -t nat -D …`. The kernel programs redirect before any rule is asked",
+                "these are of another agent (kiam, kube2iam) that runs here or has left them; once it is gone, remove them with \
+                `iptables -t nat -D …`. The kernel programs redirect before any firewall rule applies",
             )
         }
         Ok(output) => Finding::warn(
@@ -147,16 +146,16 @@ fn rules(redirect: Redirect) -> Finding {
                 "iptables-save failed: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             ),
-            "run this as root on the node to look for rules of other agents",
+            "run doctor as root on the node to look for rules of other agents",
         ),
         Err(_) => Finding::ok(
             CHECK,
-            "no iptables-save here to look for other agents' rules with",
+            "no iptables-save here: rules of other agents were not looked for",
         ),
     }
 }
 
-/// With `--redirect=iptables` an agent's own rules are not others'.
+/// Returns the rules of other agents. With `--redirect=iptables` the agent's own are left out.
 fn redirects(saved: &str, redirect: Redirect) -> Vec<String> {
     let own = format!("-j {CHAIN}");
     let rules = saved.lines().filter(|line| line.starts_with("-A "));
@@ -171,16 +170,16 @@ async fn metadata_service() -> Finding {
     match asked {
         Ok(Ok(401)) => Finding::ok(
             CHECK,
-            "the node's own is there and takes IMDSv2 only; keep its hop limit at 1 (HttpPutResponseHopLimit)",
+            "the node's service is present and requires IMDSv2; keep its hop limit at 1 (HttpPutResponseHopLimit)",
         ),
         Ok(Ok(status)) => Finding::warn(
             CHECK,
-            format!("the node's own is there and answers without a token ({status})"),
-            "what the guard does not see (AF_PACKET, other CNIs) is stopped by IMDSv2 with a hop limit of 1: aws ec2 \
-             modify-instance-metadata-options --http-tokens required --http-put-response-hop-limit 1",
+            format!("the node's service is present and answers without a token ({status})"),
+            "require IMDSv2 with a hop limit of 1, which stops what the guards do not see (AF_PACKET, other CNIs): aws ec2 \
+            modify-instance-metadata-options --http-tokens required --http-put-response-hop-limit 1",
         ),
-        Ok(Err(error)) => Finding::ok(CHECK, format!("the node has none ({error})")),
-        Err(_) => Finding::ok(CHECK, "the node has none (no answer)"),
+        Ok(Err(error)) => Finding::ok(CHECK, format!("not present on this node ({error})")),
+        Err(_) => Finding::ok(CHECK, "not present on this node (no answer)"),
     }
 }
 
@@ -188,7 +187,7 @@ async fn status() -> Result<u16, HttpError> {
     let request = http::Request::get("/latest/meta-data/")
         .header(http::header::HOST, METADATA.ip().to_string())
         .body(Empty::new())
-        .expect("a path and a host are always a request");
+        .expect("a path and a host always form a request");
     let answer = http_client::send(METADATA, request, MAX_ANSWER_BYTES).await?;
     Ok(answer.status().as_u16())
 }
@@ -206,7 +205,7 @@ mod tests {
         let found = redirects(saved, Redirect::Iptables);
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("DNAT"), "{found:?}");
-        // Left by an agent that redirected so.
+        // Left by an agent with --redirect=iptables.
         let found = redirects(saved, Redirect::Ebpf);
         assert_eq!(found.len(), 2);
         assert!(found[1].contains(CHAIN), "{found:?}");

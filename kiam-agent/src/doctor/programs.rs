@@ -1,12 +1,12 @@
-//! What the kernel programs stand on: cgroups, the BPF file system, the verifier, and who else is
-//! there.
+//! Checks of what the kernel programs depend on: cgroups, the BPF file system, the verifier, and
+//! programs of other software.
 
 use std::path::{Path, PathBuf};
 
 use super::{Finding, capabilities};
 use crate::args::DoctorArgs;
 use crate::kernel::cgroup::Mount;
-use crate::kernel::{self, Others};
+use crate::kernel::{self, ForeignPrograms};
 
 pub(super) fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let (cgroups, pods) = cgroups(args.node.pods_cgroup.as_deref());
@@ -42,8 +42,8 @@ fn cgroups(given: Option<&Path>) -> (Vec<Finding>, Option<PathBuf>) {
         Ok(pods) => {
             let finding = Finding::fail(
                 PODS,
-                format!("there is no {}", pods.display()),
-                "give --pods-cgroup as the kubelet's --cgroup-root has it",
+                format!("no directory {}", pods.display()),
+                "set --pods-cgroup to the cgroup below the --cgroup-root of the kubelet",
             );
             (vec![found, finding], None)
         }
@@ -56,51 +56,48 @@ fn bpffs(path: &Path) -> Finding {
     match kernel::pinned(path) {
         Ok(0) => Finding::ok(
             CHECK,
-            format!("{}, with nothing of kiam's in it yet", path.display()),
+            format!("{}, with nothing of kiam in it yet", path.display()),
         ),
         Ok(links) => Finding::ok(
             CHECK,
-            format!(
-                "{}, with {links} programs of kiam's at work",
-                path.display()
-            ),
+            format!("{}, with {links} attached programs of kiam", path.display()),
         ),
         Err(error) => Finding::error(CHECK, &error),
     }
 }
 
 fn hooks(pods: &Path, bpffs: &Path) -> Finding {
-    const CHECK: &str = "others on the hooks";
-    let others = match kernel::others(pods, bpffs) {
+    const CHECK: &str = "foreign programs";
+    let others = match kernel::foreign_programs(pods, bpffs) {
         Ok(others) => others,
         Err(error) => {
             return Finding::warn(
                 CHECK,
-                format!("cannot ask: {error}"),
-                "run this with the capability NET_ADMIN",
+                format!("cannot query the hooks: {error}"),
+                "run doctor with the capability NET_ADMIN",
             );
         }
     };
-    let named: Vec<_> = others.iter().filter_map(Others::named).collect();
+    let named: Vec<_> = others.iter().filter_map(ForeignPrograms::summary).collect();
     if named.is_empty() {
         return Finding::ok(CHECK, "none");
     }
-    // Which are kiam's is told by its pins.
+    // Programs of kiam are recognized by their pins.
     if kernel::pinned(bpffs).is_err() {
         return Finding::warn(
             CHECK,
             format!(
-                "cannot tell others' from kiam's own without the agent's BPF file system, and {} is none; programs by id, {}",
+                "cannot tell programs of kiam from others: {} is not the BPF file system of the agent; programs by id, {}",
                 bpffs.display(),
                 named.join("; ")
             ),
-            "give --bpffs as the agent has it, or run this in the agent's container",
+            "set --bpffs as for the agent, or run doctor in the container of the agent",
         );
     }
     Finding::warn(
         CHECK,
         format!("programs by id, {}", named.join("; ")),
-        "kiam's run first, on the pods' own cgroup; `bpftool prog show id ID` names them, and a CNI's see connections to \
-         the agent's address instead of the metadata service's",
+        "`bpftool prog show id ID` shows them. The programs of kiam run first, on the pods' own cgroup; those of a CNI see \
+        connections to the address of the agent in place of the metadata service's",
     )
 }

@@ -1,4 +1,4 @@
-//! The way to the server: certificates, and a handshake with each of its addresses.
+//! Checks of the connection to the server: certificates, and a handshake with each address.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
     const CERTIFICATES: &str = "certificates";
     const SERVER: &str = "server";
     let Some(server) = &args.server_address else {
-        let found = "not asked for; --server-address, --cert, --key and --ca check them";
+        let found = "not checked: needs --server-address, --cert, --key and --ca";
         return vec![Finding::ok(SERVER, found)];
     };
     let (Some(cert), Some(key), Some(ca)) = (&args.cert, &args.key, &args.ca) else {
         let found = "--server-address needs --cert, --key and --ca";
-        return vec![Finding::fail(SERVER, found, "give the agent's own")];
+        return vec![Finding::fail(SERVER, found, "give the files of the agent")];
     };
     let (cert, key, ca) = (cert.clone(), key.clone(), ca.clone());
     let metrics = TlsMetrics::new(TlsSide::Client, &Registry::new());
@@ -33,19 +33,19 @@ pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
     };
     let mut findings = vec![Finding::ok(
         CERTIFICATES,
-        "they are read, and belong together",
+        "readable, and certificate and key match",
     )];
     let addresses = match server.resolve().await {
         Ok(addresses) if !addresses.is_empty() => addresses,
         Ok(_) => {
             let found = format!("{server} has no address");
-            let advice = "the server's service must be headless, and its pods ready";
+            let advice = "make the server's service headless, and wait until its pods are ready";
             findings.push(Finding::fail(SERVER, found, advice));
             return findings;
         }
         Err(error) => {
-            let found = format!("{server} cannot be resolved: {error}");
-            let advice = "with hostNetwork the agent needs dnsPolicy: ClusterFirstWithHostNet";
+            let found = format!("cannot resolve {server}: {error}");
+            let advice = "with hostNetwork, set dnsPolicy: ClusterFirstWithHostNet for the agent";
             findings.push(Finding::fail(SERVER, found, advice));
             return findings;
         }
@@ -53,12 +53,12 @@ pub(super) async fn findings(args: &DoctorArgs) -> Vec<Finding> {
     for address in addresses {
         let connecting = tls::connect(address, server.name(), &client);
         findings.push(match tokio::time::timeout(LIMIT, connecting).await {
-            Ok(Ok(_)) => Finding::ok(SERVER, format!("{address} takes this agent's certificate")),
+            Ok(Ok(_)) => Finding::ok(SERVER, format!("{address} accepts the agent's certificate")),
             Ok(Err(error)) => Finding::error(SERVER, &format!("{address}: {error}")),
             Err(_) => Finding::fail(
                 SERVER,
-                format!("{address} does not answer within {LIMIT:?}"),
-                "a network policy must let the nodes connect to the server's port",
+                format!("no answer from {address} within {LIMIT:?}"),
+                "permit nodes to connect to the server's port in network policies",
             ),
         });
     }

@@ -1,4 +1,4 @@
-//! The settings that are checked: those of the agent of this container, or what this command was told.
+//! The flags that are checked: those of the agent in this container, or those of this command.
 
 use super::Finding;
 use crate::args::RunningAgent;
@@ -9,13 +9,13 @@ pub(super) fn finding() -> Finding {
         CHECK,
         RunningAgent::find().map_or_else(
             || {
-                "this command's flags and the defaults: no agent is process 1 here, as it is in its \
-                 container"
+                "flags of this command, and defaults: process 1 is not an agent, so this is not the container \
+                of one"
                     .to_owned()
             },
             |agent| {
                 format!(
-                    "as the agent of this container was told: {}",
+                    "flags of the agent in this container: {}",
                     agent.summary()
                 )
             },

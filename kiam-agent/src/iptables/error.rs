@@ -1,4 +1,4 @@
-//! Why the node's firewall does not do its part, in the words of those who run the node.
+//! Errors of the node's firewall.
 
 use std::io;
 use std::process::ExitStatus;
@@ -6,65 +6,65 @@ use std::time::Duration;
 
 use super::plan::{Family, Table};
 
-/// Why the node's firewall does not do its part.
+/// Error of the node's firewall.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IptablesError {
-    /// There is no such program.
+    /// No variant of iptables is installed.
     #[error(
-        "there is no program iptables: with --redirect=iptables the agent needs iptables and ip6tables, with their -save and -restore, in its PATH"
+        "iptables not found: with --redirect=iptables the agent needs iptables and ip6tables, with their -save and -restore, in its PATH"
     )]
     NoProgram,
-    /// A program does not start or cannot be waited for.
+    /// A program cannot be started or waited for.
     #[error("cannot run {command}: {source}")]
     Run {
-        /// As one would type it.
+        /// The command line.
         command: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A program said no.
-    #[error("{command} failed ({status}): {said}{}", hint(said))]
+    /// A program exited with a failure.
+    #[error("{command} failed ({status}): {stderr}{}", hint(stderr))]
     Failed {
-        /// As one would type it.
+        /// The command line.
         command: String,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// Its standard error, on one line.
-        said: String,
+        /// Standard error, on one line.
+        stderr: String,
     },
-    /// A program did not end.
-    #[error("{command} did not end within {limit:?}; it was stopped")]
+    /// A program did not exit in time.
+    #[error("{command} did not exit within {limit:?} and was stopped")]
     Slow {
-        /// As one would type it.
+        /// The command line.
         command: String,
-        /// How long it had.
+        /// The timeout.
         limit: Duration,
     },
-    /// Rules were taken, and are not there.
+    /// Rules were accepted, but are missing afterwards.
     #[error(
-        "the {} rules of the table {} were taken, but {found} of {expected} are there: does another program remove them?",
+        "iptables accepted the {} rules of the table {}, but {found} of {expected} are present; check whether another program removes them",
         family.as_label(),
         table.name()
     )]
     NotThere {
         /// IPv4 or IPv6.
         family: Family,
-        /// The table.
+        /// The affected table.
         table: Table,
-        /// How many rules there should be.
+        /// Number of rules that were installed.
         expected: usize,
-        /// How many there are.
+        /// Number of rules that are present.
         found: usize,
     },
 }
 
-/// What helps against the commonest.
-fn hint(said: &str) -> &'static str {
-    if said.contains("Permission denied") || said.contains("not permitted") {
+/// Returns advice for the most common errors.
+fn hint(stderr: &str) -> &'static str {
+    if stderr.contains("Permission denied") || stderr.contains("not permitted") {
         "; the agent needs the capabilities NET_ADMIN and NET_RAW"
-    } else if said.contains("xtables lock") || said.contains("xtables.lock") {
-        "; another program holds the lock: is the node's /run/xtables.lock mounted, and writable?"
+    } else if stderr.contains("xtables lock") || stderr.contains("xtables.lock") {
+        "; another program holds the lock: check that the node's /run/xtables.lock is mounted and writable"
     } else {
         ""
     }

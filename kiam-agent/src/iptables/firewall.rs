@@ -1,4 +1,4 @@
-//! The node's firewall: our rules put there, looked after, and removed.
+//! The firewall rules of the agent: installed, restored when other programs change them, removed.
 
 use std::time::Duration;
 
@@ -9,13 +9,10 @@ use super::error::IptablesError;
 use super::plan::{self, Family, Rules, Table};
 use super::tool::{Tool, Variant};
 use super::variant::{Variants, table_of};
-use crate::netlink::{Changes, News, has_ipv6};
+use crate::netlink::{Changes, Subject, has_ipv6};
+use crate::reconcile::{self, Reconcile};
 
-/// Rules are looked at this often where nothing tells of changes: the older variant does not.
-const LOOK: Duration = Duration::from_secs(10);
-/// And not more often than this, whatever changes.
-const REST: Duration = Duration::from_secs(1);
-/// How long removing them may hold up the agent's end.
+/// Maximum time that removing the rules may delay the agent's shutdown.
 const REMOVAL: Duration = Duration::from_millis(1500);
 
 /// `kiam_iptables_checks_total`.
@@ -23,14 +20,11 @@ const REMOVAL: Duration = Duration::from_millis(1500);
 pub struct FirewallMetrics(IntCounterVec);
 
 impl FirewallMetrics {
-    /// Counts from nothing.
-    ///
-    /// # Errors
-    /// When the metric's name is no name.
+    /// Creates the counter, with all labels at zero.
     pub fn new() -> prometheus::Result<Self> {
         let opts = Opts::new(
             "kiam_iptables_checks_total",
-            "Looks at the agent's firewall rules: intact, restored (another program had changed them) or failed.",
+            "Checks of the agent's firewall rules: intact, restored (another program had changed them) or failed.",
         );
         let checks = IntCounterVec::new(opts, &["family", "outcome"])?;
         for family in [Family::V4, Family::V6] {
@@ -41,8 +35,7 @@ impl FirewallMetrics {
         Ok(Self(checks))
     }
 
-    /// To be registered.
-    #[must_use]
+    /// Returns the collector to register.
     pub fn collector(&self) -> IntCounterVec {
         self.0.clone()
     }
@@ -54,7 +47,7 @@ impl FirewallMetrics {
     }
 }
 
-/// Our rules in one table, as they were when they were put there.
+/// The agent's rules in one table, as iptables printed them after the installation.
 #[derive(Debug)]
 struct Installed {
     tool: Tool,
@@ -62,7 +55,7 @@ struct Installed {
     rules: Vec<String>,
 }
 
-/// Our rules in the node's tables. They stay when this is dropped.
+/// The agent's rules in the tables of the node. They stay when this value is dropped.
 #[derive(Debug)]
 pub struct Firewall {
     rules: Rules,
@@ -73,18 +66,16 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// Puts the rules there, in the place of all that earlier runs, kiam or kube2iam have left.
-    ///
-    /// # Errors
-    /// When one of the programs is missing or fails. What was put there until then stays: it only
-    /// refuses.
+    /// Installs the rules in place of those that earlier agents, kiam or kube2iam have left. If a
+    /// program is missing or fails, the rules that were installed until then stay: they only
+    /// refuse.
     pub async fn install(rules: Rules, metrics: FirewallMetrics) -> Result<Self, IptablesError> {
         let variants = Variants::detect().await?;
         if let Some(other) = variants.other {
             sweep(other).await?;
         }
-        // Before the first look: nothing that changes after it is missed.
-        let changes = Changes::watch(News::Firewall);
+        // Before the first check, so that no later change is missed.
+        let changes = Changes::watch(Subject::Firewall);
         let mut firewall = Self {
             rules,
             variant: variants.own,
@@ -107,67 +98,18 @@ impl Firewall {
         Ok(firewall)
     }
 
-    /// Which variant of iptables has them.
-    #[must_use]
+    /// Returns the variant of iptables that holds the rules.
     pub const fn variant(&self) -> Variant {
         self.variant
     }
 
-    /// Looks after the rules until `stop`: puts back what others have removed. Then removes
-    /// them, if it shall; else pods are refused until there is an agent again.
-    pub async fn keep(mut self, stop: CancellationToken, remove: bool) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = self.changes.next() => {}
-                () = tokio::time::sleep(LOOK) => {}
-            }
-            self.check().await;
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(REST) => {}
-            }
-        }
-        if !remove {
-            return;
-        }
-        match tokio::time::timeout(REMOVAL, self.remove()).await {
-            Ok(Ok(())) => tracing::info!("the firewall rules are removed (--iptables-remove)"),
-            Ok(Err(error)) => tracing::warn!("the firewall rules stay, and refuse pods: {error}"),
-            Err(_elapsed) => {
-                tracing::warn!(
-                    "the firewall rules stay, and refuse pods: no time was left to remove them"
-                );
-            }
-        }
+    /// Keeps the rules in effect until `stop`, then removes them if `remove` is set; otherwise pods
+    /// are refused until an agent runs again.
+    pub async fn run(self, stop: CancellationToken, remove: bool) {
+        reconcile::run(self, stop, remove).await;
     }
 
-    /// One look at everything.
-    async fn check(&mut self) {
-        let mut installed = std::mem::take(&mut self.installed);
-        for installed in &mut installed {
-            let family = installed.tool.family;
-            let outcome = match self.check_table(installed).await {
-                Ok(true) => "intact",
-                Ok(false) => {
-                    tracing::warn!(
-                        family = family.as_label(),
-                        table = installed.table.name(),
-                        "another program had changed the firewall rules; they are back"
-                    );
-                    "restored"
-                }
-                Err(error) => {
-                    tracing::error!("cannot look after the firewall rules: {error}");
-                    "failed"
-                }
-            };
-            self.metrics.count(family, outcome);
-        }
-        self.installed = installed;
-    }
-
-    /// Whether a table was as it should be. It is so afterwards.
+    /// Restores a table if it was changed, and returns whether it was intact.
     async fn check_table(&self, installed: &mut Installed) -> Result<bool, IptablesError> {
         let now = installed.tool.list(installed.table).await?;
         let intact = now.ours() == installed.rules && now.stale().next().is_none();
@@ -177,7 +119,7 @@ impl Firewall {
         Ok(intact)
     }
 
-    /// Brings one table to where it is to be, and remembers how iptables itself shows that.
+    /// Brings a table to its rules, and remembers how iptables prints them.
     async fn put(&self, installed: &mut Installed) -> Result<(), IptablesError> {
         let Installed { tool, table, rules } = installed;
         let now = tool.list(*table).await?;
@@ -185,7 +127,7 @@ impl Firewall {
             tracing::warn!(
                 rule,
                 variant = tool.variant.as_label(),
-                "a firewall rule of kiam's or kube2iam's is replaced"
+                "replacing a firewall rule of kiam or kube2iam"
             );
         }
         let Some(script) = self.rules.install(tool.family, *table, &now) else {
@@ -206,8 +148,8 @@ impl Firewall {
         })
     }
 
-    /// What is refused is refused until nothing is redirected.
-    async fn remove(&self) -> Result<(), IptablesError> {
+    /// Removes the rules: what is refused stays refused until nothing is redirected.
+    async fn remove_rules(&self) -> Result<(), IptablesError> {
         for Installed { tool, table, .. } in self.installed.iter().rev() {
             let now = tool.list(*table).await?;
             if let Some(script) = plan::remove(*table, &now) {
@@ -218,11 +160,52 @@ impl Firewall {
     }
 }
 
-/// Removes all rules of ours, and of kiam's form, in whichever variant they are. Tells in how
-/// many tables there were any.
-///
-/// # Errors
-/// When there is no iptables, or it fails.
+impl Reconcile for Firewall {
+    async fn changed(&mut self) {
+        self.changes.next().await;
+    }
+
+    async fn reconcile(&mut self) {
+        let mut installed = std::mem::take(&mut self.installed);
+        for installed in &mut installed {
+            let family = installed.tool.family;
+            let outcome = match self.check_table(installed).await {
+                Ok(true) => "intact",
+                Ok(false) => {
+                    tracing::warn!(
+                        family = family.as_label(),
+                        table = installed.table.name(),
+                        "another program changed the firewall rules; they are restored"
+                    );
+                    "restored"
+                }
+                Err(error) => {
+                    tracing::error!("cannot check the firewall rules: {error}");
+                    "failed"
+                }
+            };
+            self.metrics.count(family, outcome);
+        }
+        self.installed = installed;
+    }
+
+    async fn remove(&mut self) {
+        match tokio::time::timeout(REMOVAL, self.remove_rules()).await {
+            Ok(Ok(())) => tracing::info!("removed the firewall rules (--iptables-remove)"),
+            Ok(Err(error)) => {
+                tracing::warn!("cannot remove the firewall rules, which refuse pods: {error}");
+            }
+            Err(_elapsed) => {
+                tracing::warn!(
+                    "the firewall rules stay, and refuse pods: they were not removed in time"
+                );
+            }
+        }
+    }
+}
+
+/// Removes the rules of any agent, kiam or kube2iam, in all variants. Returns the number of tables
+/// that had some.
 pub async fn cleanup() -> Result<usize, IptablesError> {
     let Variants { own, other } = Variants::detect().await?;
     let mut swept = sweep(own).await?;
@@ -232,15 +215,15 @@ pub async fn cleanup() -> Result<usize, IptablesError> {
     Ok(swept)
 }
 
-/// Looks into the tables that a variant has, without making any, and removes what is ours.
+/// Removes the rules from the tables that a variant has, without creating any table.
 async fn sweep(variant: Variant) -> Result<usize, IptablesError> {
     let mut swept = 0;
     for family in families() {
         let tool = Tool { variant, family };
         let saved = match tool.save().await {
             Ok(saved) => saved,
-            Err(IptablesError::Failed { said, .. }) => {
-                tracing::debug!(said, "this variant of iptables is not in use");
+            Err(IptablesError::Failed { stderr, .. }) => {
+                tracing::debug!(said = stderr, "this variant of iptables is not in use");
                 continue;
             }
             Err(error) => return Err(error),
@@ -255,7 +238,7 @@ async fn sweep(variant: Variant) -> Result<usize, IptablesError> {
                 variant = variant.as_label(),
                 family = family.as_label(),
                 table = table.name(),
-                "firewall rules of an earlier agent, or of kiam or kube2iam, are removed"
+                "removed firewall rules of an earlier agent, or of kiam or kube2iam"
             );
             swept += 1;
         }
@@ -263,7 +246,7 @@ async fn sweep(variant: Variant) -> Result<usize, IptablesError> {
     Ok(swept)
 }
 
-/// IPv6, unless the kernel does without.
+/// Returns IPv4, and IPv6 if the kernel supports it.
 fn families() -> impl Iterator<Item = Family> {
     [Some(Family::V4), has_ipv6().then_some(Family::V6)]
         .into_iter()

@@ -1,12 +1,12 @@
-//! The pods' side of the node: which network interfaces their packets come in by.
+//! `--host-interface`: the network interfaces that pods' packets arrive on.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest name of a network interface, in bytes (`IFNAMSIZ` less the end).
+/// Maximum length of the name of a network interface, in bytes (`IFNAMSIZ` less the final zero).
 const MAX_BYTES: usize = 15;
 
-/// Which interfaces each network plugin gives its pods, as kiam's and kube2iam's users found them.
+/// Interfaces of pods by network plugin, as users of kiam and kube2iam found them.
 const PLUGINS: [(&str, &str); 11] = [
     ("AWS VPC CNI", "!eth0 or eni+"),
     ("Calico, Canal", "cali+"),
@@ -21,76 +21,76 @@ const PLUGINS: [(&str, &str); 11] = [
     ("Docker", "docker0"),
 ];
 
-/// Interfaces as iptables names them: one, all that begin so (`cali+`), or all but these (`!eth0`).
+/// Interfaces in the syntax of iptables: one (`cni0`), a prefix (`cali+`), or all but these
+/// (`!eth0`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostInterface {
     name: String,
     inverted: bool,
 }
 
-/// Why a text names no interfaces.
+/// Error for a text that names no interfaces.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} names no network interface: expected up to {MAX_BYTES} characters as in cni0, cali+ (all that begin so) or !eth0 (all but that)"
+    "{0:?} is not the name of a network interface: expected up to {MAX_BYTES} characters, as in cni0, cali+ (all that begin with cali) or !eth0 (all but eth0)"
 )]
 pub struct InterfaceError(String);
 
-/// Why these interfaces are probably not the pods'.
+/// Reason why the interfaces are probably not those of pods.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum InterfaceWarning {
-    /// Docker's, where Docker has none.
+pub(crate) enum InterfaceWarning {
+    /// `docker0` on a node without Docker.
     #[error(
-        "--host-interface=docker0, and this node has no interface docker0: its pods are not Docker's. No pod is redirected. {}",
+        "--host-interface=docker0 is missing on this node, so its pods do not run in Docker: no pod is redirected; {}",
         plugins()
     )]
     NoDocker,
-    /// There is none by that name.
+    /// The interface is missing.
     #[error(
-        "--host-interface={name}, and this node has no such interface: no pod is redirected until it has. It has {present}. {}",
+        "--host-interface={name} is missing on this node: no pod is redirected until it is created; the node has {present}; {}",
         plugins()
     )]
     Missing {
-        /// As given.
+        /// The flag's value.
         name: String,
-        /// What there is.
+        /// The interfaces of the node.
         present: String,
     },
-    /// All but one that is not there: all.
+    /// The excluded interface is missing, so all interfaces match.
     #[error(
-        "--host-interface={given}, and this node has no such interface: packets that come in by any are redirected, the node's uplink included. It has {present}. {}",
+        "--host-interface={given} excludes an interface that is missing on this node: packets of all interfaces are redirected, the node's uplink included; the node has {present}; {}",
         plugins()
     )]
     NothingExcluded {
-        /// As given.
+        /// The flag's value.
         given: String,
-        /// What there is.
+        /// The interfaces of the node.
         present: String,
     },
-    /// None begins like that, yet.
+    /// No interface has the prefix yet.
     #[error(
-        "--host-interface={given} matches no interface of this node, which is as it should be only while it has no pods. It has {present}. {}",
+        "--host-interface={given} matches no interface of this node, which is right only while it has no pods; the node has {present}; {}",
         plugins()
     )]
     NoneYet {
-        /// As given.
+        /// The flag's value.
         given: String,
-        /// What there is.
+        /// The interfaces of the node.
         present: String,
     },
 }
 
 impl HostInterface {
-    /// The match, as iptables prints it.
-    #[must_use]
+    /// Returns the match as iptables prints it.
     pub fn rule(&self) -> String {
         let not = if self.inverted { "! " } else { "" };
         format!("{not}-i {}", self.name)
     }
 
-    /// What speaks against these interfaces on a node that has `present`.
-    #[must_use]
-    pub fn warning(&self, present: &[String]) -> Option<InterfaceWarning> {
+    /// Returns a warning if these are probably not the interfaces of pods on a node that has
+    /// `present`.
+    pub(crate) fn warning(&self, present: &[String]) -> Option<InterfaceWarning> {
         if present.iter().any(|name| self.names(name)) {
             return None;
         }
@@ -107,7 +107,7 @@ impl HostInterface {
         })
     }
 
-    /// Whether the name, `!` aside, is this interface's.
+    /// Returns whether the name, without `!`, matches an interface.
     fn names(&self, interface: &str) -> bool {
         match self.name.strip_suffix('+') {
             Some(beginning) => interface.starts_with(beginning),
@@ -122,8 +122,8 @@ impl FromStr for HostInterface {
     fn from_str(text: &str) -> Result<Self, InterfaceError> {
         let name = text.strip_prefix('!').unwrap_or(text);
         let stem = name.strip_suffix('+').unwrap_or(name);
-        // What the kernel takes in a name, less what a line of iptables-restore or a flag reads
-        // otherwise.
+        // The characters that the kernel accepts, less those with a meaning to iptables-restore or
+        // to a command line.
         let fits = |c: char| c.is_ascii_graphic() && !"/:+!\"'\\".contains(c);
         let valid = !name.is_empty()
             && name.len() <= MAX_BYTES
@@ -147,13 +147,13 @@ impl fmt::Display for HostInterface {
     }
 }
 
-/// The table, on one line.
+/// Returns the table of plugins, on one line.
 fn plugins() -> String {
     let known: Vec<_> = PLUGINS
         .iter()
         .map(|(plugin, interface)| format!("{plugin}: {interface}"))
         .collect();
-    format!("Pods' interfaces by network plugin: {}", known.join("; "))
+    format!("interfaces of pods by network plugin: {}", known.join("; "))
 }
 
 #[cfg(test)]
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_as_kiam_read_them() {
+    fn names_are_parsed_like_those_of_kiam() {
         for (text, rule) in [
             ("cali+", "-i cali+"),
             ("!eth0", "! -i eth0"),
@@ -192,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_that_are_not_there_are_warned_of() {
+    fn missing_interfaces_are_reported() {
         let present = ["lo", "eth0", "cali12ab"].map(str::to_owned);
         for (text, expected) in [
             ("cali+", None),
             ("!eth0", None),
             ("+", None),
-            ("docker0", Some("its pods are not Docker's")),
-            ("cni0", Some("no pod is redirected until it has")),
+            ("docker0", Some("its pods do not run in Docker")),
+            ("cni0", Some("no pod is redirected until it is created")),
             ("lxc+", Some("only while it has no pods")),
             ("!ens5", Some("the node's uplink included")),
         ] {

@@ -1,22 +1,22 @@
-//! Which rules there are to be, and what brings a table there. Computes; runs nothing.
+//! Rules of the firewall, and the scripts that install them. Computes scripts; runs nothing.
 //!
 //! ```text
-//! nat     PREROUTING ──► KIAM-METADATA    TCP port 80: to the agent
-//! filter  INPUT, FORWARD ──► KIAM-METADATA    what still goes to the metadata addresses: refused
+//! nat     PREROUTING ──► KIAM-METADATA    TCP port 80: redirected to the agent
+//! filter  INPUT, FORWARD ──► KIAM-METADATA    any other packet to the metadata addresses: rejected
 //! ```
 //!
-//! A change is one script of `iptables-restore --noflush` for one table: the kernel takes all of
-//! it or none, so that there is no moment without the rules while they are replaced.
+//! Each change is one script of `iptables-restore --noflush` for one table: the kernel applies all
+//! of it or nothing, so that the rules are in effect at all times while they are replaced.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::HostInterface;
 
-/// The chain of ours in each table.
+/// Name of the agent's chain in each table.
 pub const CHAIN: &str = "KIAM-METADATA";
 
-/// IPv4 or IPv6: each has programs and tables of its own.
+/// IP version; each has its own programs and tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// `iptables`
@@ -25,26 +25,25 @@ pub enum Family {
     V6,
 }
 
-/// A table that holds rules of ours.
+/// A table with rules of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
-    /// Where connections are brought to the agent.
+    /// Redirects connections to the agent.
     Nat,
-    /// Where everything else is refused.
+    /// Rejects everything else.
     Filter,
 }
 
 impl Family {
-    /// For logs and metrics.
-    #[must_use]
-    pub const fn as_label(self) -> &'static str {
+    /// Returns the value of the label `family`.
+    pub(crate) const fn as_label(self) -> &'static str {
         match self {
             Self::V4 => "ipv4",
             Self::V6 => "ipv6",
         }
     }
 
-    /// The metadata service's address, as iptables prints it.
+    /// Returns the address of the metadata service as iptables prints it.
     const fn metadata(self) -> &'static str {
         match self {
             Self::V4 => "169.254.169.254/32",
@@ -61,21 +60,19 @@ impl Family {
 }
 
 impl Table {
-    /// What is refused is refused before anything is redirected, and until nothing is.
-    pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
+    /// All tables, in the order of installation: rejected first, then redirected.
+    pub(crate) const ALL: [Self; 2] = [Self::Filter, Self::Nat];
 
-    /// As `-t` has it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
+    /// Returns the name for `-t`.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::Filter => "filter",
         }
     }
 
-    /// The built-in chains that lead to ours.
-    #[must_use]
-    pub const fn hooks(self) -> &'static [&'static str] {
+    /// Returns the built-in chains that jump to the agent's.
+    pub(crate) const fn hooks(self) -> &'static [&'static str] {
         match self {
             Self::Nat => &["PREROUTING"],
             Self::Filter => &["INPUT", "FORWARD"],
@@ -83,23 +80,23 @@ impl Table {
     }
 }
 
-/// What a table holds, of what matters here: rules as `iptables -S` prints them.
+/// The relevant rules of a table, as `iptables -S` prints them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// Of the chains that lead to ours.
-    pub hooks: Vec<String>,
-    /// Of our chain, if there is one.
-    pub chain: Option<Vec<String>>,
+pub(crate) struct Listing {
+    /// Rules of the chains that jump to the agent's.
+    pub(crate) hooks: Vec<String>,
+    /// Rules of the agent's chain, if it exists.
+    pub(crate) chain: Option<Vec<String>>,
 }
 
 impl Listing {
-    /// Takes the rules out of what `iptables -S` printed of a chain.
-    pub fn rules(printed: &str) -> impl Iterator<Item = String> {
+    /// Extracts the rules from the output of `iptables -S`.
+    pub(crate) fn rules(printed: &str) -> impl Iterator<Item = String> {
         let rules = printed.lines().filter(|line| line.starts_with("-A "));
         rules.map(|line| line.trim_end().to_owned())
     }
 
-    /// Takes in a line of what `iptables-save` printed of the table.
+    /// Adds a line of the output of `iptables-save` for the table.
     pub(super) fn take_saved(&mut self, line: &str, table: Table) {
         let is_of = |chain: &str| line.starts_with(&format!("-A {chain} "));
         if line.starts_with(&format!(":{CHAIN} ")) {
@@ -111,43 +108,40 @@ impl Listing {
         }
     }
 
-    /// All that is of our making, in its order: what a later look is compared with.
-    #[must_use]
-    pub fn ours(&self) -> Vec<&str> {
+    /// Returns the agent's rules in order, for comparison with a later listing.
+    pub(crate) fn ours(&self) -> Vec<&str> {
         let jumps = self.hooks.iter().filter(|rule| is_jump(rule));
         let chain = self.chain.iter().flatten();
         jumps.chain(chain).map(String::as_str).collect()
     }
 
-    /// Rules of kiam's and kube2iam's form, by whomever: they send the same connections
-    /// elsewhere, and the first one wins.
-    pub fn stale(&self) -> impl Iterator<Item = &str> {
+    /// Returns rules in the form of kiam's and kube2iam's: they redirect the same connections, and
+    /// the first matching rule wins.
+    pub(crate) fn stale(&self) -> impl Iterator<Item = &str> {
         let rules = self.hooks.iter().map(String::as_str);
         rules.filter(|rule| is_stale(rule))
     }
 }
 
-/// The rules that there are to be.
+/// The rules to install.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// Where pods' packets come in.
+    /// Interfaces that pods' packets arrive on.
     pub interface: HostInterface,
-    /// Where they are brought.
+    /// Address that they are redirected to.
     pub agent: SocketAddr,
-    /// Another address whose port 80 is brought there: where containers' SDKs ask.
+    /// A second address whose port 80 is redirected, for SDKs in containers.
     pub container: Option<Ipv4Addr>,
 }
 
 impl Rules {
-    /// How many rules of ours a table has.
-    #[must_use]
-    pub fn count(&self, family: Family, table: Table) -> usize {
+    /// Returns the number of rules of the agent in a table.
+    pub(crate) fn count(&self, family: Family, table: Table) -> usize {
         self.jumps(family, table).len() + self.chain(family, table).len()
     }
 
-    /// The script that brings a table from where it is to where it is to be, if it need one.
-    #[must_use]
-    pub fn install(&self, family: Family, table: Table, now: &Listing) -> Option<String> {
+    /// Returns the script that installs the rules in a table; `None` if nothing is to be changed.
+    pub(crate) fn install(&self, family: Family, table: Table, now: &Listing) -> Option<String> {
         let jumps = self.jumps(family, table);
         if jumps.is_empty() {
             return remove(table, now);
@@ -189,8 +183,8 @@ impl Rules {
             }
             Table::Nat => Vec::new(),
             Table::Filter => vec![
-                // `!eth0` means this one as well, and the node's own packets come by it where a
-                // metadata address is the node's.
+                // `!eth0` matches this interface too, and the node's own packets arrive on it where
+                // a metadata address is assigned to the node.
                 "-i lo -j RETURN".to_owned(),
                 "-p tcp -j REJECT --reject-with tcp-reset".to_owned(),
                 format!("-j REJECT --reject-with {}", family.unreachable()),
@@ -198,7 +192,7 @@ impl Rules {
         }
     }
 
-    /// The agent listens on one address, and only its family's packets can be brought there.
+    /// The agent listens on one address, and only packets of its family can be redirected there.
     const fn redirects(&self, family: Family) -> bool {
         matches!(
             (family, &self.agent),
@@ -207,8 +201,7 @@ impl Rules {
     }
 }
 
-/// The script that removes all that is ours, or of kiam's form, if there is any.
-#[must_use]
+/// Returns the script that removes all rules of the agent, kiam and kube2iam, if there are any.
 pub(super) fn remove(table: Table, now: &Listing) -> Option<String> {
     if now.ours().is_empty() && now.chain.is_none() && now.stale().next().is_none() {
         return None;
@@ -221,7 +214,7 @@ pub(super) fn remove(table: Table, now: &Listing) -> Option<String> {
     Some(end(script))
 }
 
-/// Deletes jumps and stale rules, each as often as it is there.
+/// Deletes jumps and stale rules, each as often as it occurs.
 fn delete(script: &mut String, now: &Listing) {
     for rule in &now.hooks {
         if is_jump(rule) || is_stale(rule) {
@@ -250,7 +243,7 @@ fn is_stale(rule: &str) -> bool {
         && !has(rule, &["!", "-d"])
 }
 
-/// Whether these words stand in a rule, one after the other.
+/// Returns whether a rule contains these words in sequence.
 fn has(rule: &str, words: &[&str]) -> bool {
     let all: Vec<_> = rule.split_ascii_whitespace().collect();
     all.windows(words.len()).any(|window| window == words)

@@ -1,4 +1,4 @@
-//! The programs of iptables: run without a shell, and never for long.
+//! The programs of iptables, run without a shell and with a timeout.
 
 use std::io;
 use std::process::Stdio;
@@ -10,25 +10,24 @@ use tokio::process::Command;
 use super::error::IptablesError;
 use super::plan::{CHAIN, Family, Listing, Table};
 
-/// How long iptables may wait for others that hold its lock, in seconds.
+/// Maximum time that iptables waits for the lock, in seconds.
 const WAIT_SECONDS: &str = "5";
-/// How long one of the programs may take, waiting for the lock included.
+/// Maximum time for one program, waiting for the lock included.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Which of the two sets of programs: rules of one do not show in the other, and both work.
+/// Implementation of iptables: the rules of one are invisible in the other, and both are in effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// The only one there is.
+    /// The only one that is installed.
     Plain,
-    /// On nftables.
+    /// nftables.
     Nft,
-    /// On the kernel's older tables.
+    /// The legacy tables of the kernel.
     Legacy,
 }
 
 impl Variant {
-    /// For logs.
-    #[must_use]
+    /// Returns the name of the program, for logs.
     pub const fn as_label(self) -> &'static str {
         match self {
             Self::Plain => "iptables",
@@ -54,7 +53,7 @@ pub(super) struct Tool {
 }
 
 impl Tool {
-    /// Whether it is installed.
+    /// Returns whether the program is installed.
     pub(super) async fn is_there(self) -> Result<bool, IptablesError> {
         match run(&self.program(""), &["--version"], None).await {
             Ok(_version) => Ok(true),
@@ -65,18 +64,18 @@ impl Tool {
         }
     }
 
-    /// All tables that are in use. Makes none.
+    /// Prints all tables in use, without creating any.
     pub(super) async fn save(self) -> Result<String, IptablesError> {
         run(&self.program("-save"), &[], None).await
     }
 
-    /// What a table holds, of what matters here.
+    /// Reads the relevant chains of a table.
     pub(super) async fn list(self, table: Table) -> Result<Listing, IptablesError> {
         let mut hooks = Vec::new();
         for hook in table.hooks() {
             hooks.extend(Listing::rules(&self.list_chain(table, hook).await?));
         }
-        // The one way to be told that there is no chain is an error; the others show above.
+        // A missing chain is reported only as a failure; other failures occur above too.
         let chain = match self.list_chain(table, CHAIN).await {
             Ok(printed) => Some(Listing::rules(&printed).collect()),
             Err(IptablesError::Failed { .. }) => None,
@@ -85,7 +84,7 @@ impl Tool {
         Ok(Listing { hooks, chain })
     }
 
-    /// Carries out a script, or nothing of it.
+    /// Applies a script as one transaction.
     pub(super) async fn restore(self, script: &str) -> Result<(), IptablesError> {
         let args = ["--noflush", "-w", WAIT_SECONDS];
         run(&self.program("-restore"), &args, Some(script)).await?;
@@ -121,7 +120,7 @@ async fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String
             .kill_on_drop(true)
             .spawn()?;
         if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-            // A script is smaller than a pipe. One that is not read shows in the exit status.
+            // A script is smaller than a pipe. A write error shows in the exit status.
             drop(stdin.write_all(input.as_bytes()).await);
         }
         child.wait_with_output().await
@@ -139,10 +138,10 @@ async fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     Err(IptablesError::Failed {
         command: command(),
         status: output.status,
-        said: said.split_whitespace().collect::<Vec<_>>().join(" "),
+        stderr: stderr.split_whitespace().collect::<Vec<_>>().join(" "),
     })
 }

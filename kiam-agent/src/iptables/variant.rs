@@ -1,24 +1,24 @@
-//! Which of the two variants of iptables this node's own programs use: the one that has their
-//! rules. Rules in the other would come before or after all of theirs, and nobody would find them.
+//! Selection of the iptables variant: the one that holds the rules of the node's programs. Rules in
+//! the other would apply before or after all of these, and operators would not find them.
 
 use super::error::IptablesError;
 use super::plan::{Family, Listing, Table};
 use super::tool::{Tool, Variant};
 
-/// Chains that the kubelet makes, since 1.17 and 1.24, for others to find its variant by.
+/// Chains by which the kubelet marks its variant, since Kubernetes 1.24 and 1.17.
 const KUBELET: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
 
-/// The variants that are installed, and which one is the node's.
+/// The installed variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Variants {
-    /// The node's.
+    /// The variant that the node uses.
     pub(super) own: Variant,
-    /// The one that the node does not use, if it is installed.
+    /// The variant that the node does not use, if it is installed.
     pub(super) other: Option<Variant>,
 }
 
 impl Variants {
-    /// Looks at what is there.
+    /// Detects the installed variants and the one in use.
     pub(super) async fn detect() -> Result<Self, IptablesError> {
         let there = async |variant| {
             let family = Family::V4;
@@ -42,7 +42,7 @@ impl Variants {
     }
 }
 
-/// What both families' tables hold; nothing where the kernel does not have them.
+/// Returns the tables of both families; nothing where the kernel does not have them.
 async fn saved(variant: Variant) -> String {
     let mut all = String::new();
     for family in [Family::V4, Family::V6] {
@@ -54,8 +54,7 @@ async fn saved(variant: Variant) -> String {
     all
 }
 
-/// The kubelet's word counts before anything else, then the number of rules; nftables if there is
-/// nothing to tell by.
+/// Chooses the variant with the kubelet's mark, else the one with more rules, else nftables.
 fn choose(nft: &str, legacy: &str) -> Variants {
     let kubelet = |saved: &str| {
         let mut lines = saved.lines();
@@ -76,7 +75,7 @@ fn choose(nft: &str, legacy: &str) -> Variants {
     Variants { own, other }
 }
 
-/// Takes a table out of what `iptables-save` printed.
+/// Extracts a table from the output of `iptables-save`.
 pub(super) fn table_of(saved: &str, table: Table) -> Listing {
     let mut listing = Listing::default();
     let head = format!("*{}", table.name());
@@ -98,16 +97,16 @@ mod tests {
     const TWO: &str = "*filter\n-A INPUT -j cali-INPUT\n-A FORWARD -j cali-FORWARD\nCOMMIT\n";
 
     #[test]
-    fn the_variant_is_the_one_that_the_node_s_programs_use() {
+    fn the_variant_of_the_node_is_chosen() {
         for (nft, legacy, expected) in [
             ("", "", Variant::Nft),
             (CANARY, "", Variant::Nft),
             ("", CANARY, Variant::Legacy),
             ("", HINT, Variant::Legacy),
-            // What an earlier run left in the wrong one does not mislead.
+            // Rules that an earlier agent left in the wrong variant do not mislead.
             (CANARY, TWO, Variant::Nft),
             (TWO, HINT, Variant::Legacy),
-            // Both, since the kubelet's was changed and the node not restarted.
+            // Both: the kubelet changed its variant, and the node was not rebooted.
             (
                 &format!("{CANARY}{ONE}"),
                 &format!("{CANARY}{TWO}"),
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_read_out_of_all_tables() {
+    fn a_table_is_extracted_from_all_tables() {
         let saved = "# Generated\n\
             *filter\n:INPUT ACCEPT [0:0]\n:KIAM-METADATA - [0:0]\n\
             -A INPUT -d 169.254.169.254/32 -i cali+ -j KIAM-METADATA\n\

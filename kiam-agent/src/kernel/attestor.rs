@@ -1,42 +1,42 @@
-//! Which cgroup made a connection: what the guard noted when the connection's SYN left.
+//! Attestor: the cgroup that made a connection, as the guard recorded it when the SYN left.
 //!
-//! A note is taken out once. What is taken out is counted by pod or container, so that the guard
-//! knows how many it has left there, and lets none have more than its share.
+//! Each attestation is consumed once. Consumption is counted per quota cgroup, so that the guard
+//! knows how many are pending and enforces the quota.
 
-mod notes;
-mod taken;
+mod attestations;
+mod consumed;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use aya::maps::MapError;
-use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, Caller, bucket};
+use kiam_ebpf::{ATTESTATION_LIFE_NANOS, Attestation, Peer, bucket};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use notes::Notes;
-pub(super) use taken::Taken;
+pub(super) use attestations::Attestations;
+pub(super) use consumed::ConsumedCounts;
 
-/// A connection has come about by then. What was older when an agent began to accept connections was left
-/// while there was none, and must not count against its pod any longer.
-const LEFT_BEHIND: Duration = Duration::from_secs(1);
+/// A connection is established within this time. Older attestations from before the agent accepted
+/// connections have no connection, and must not count against their pod.
+const ESTABLISHED_WITHIN: Duration = Duration::from_secs(1);
 
-/// The kernel's word on a connection.
+/// Attestation of a connection by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attested {
-    /// The cgroup of the socket at the other end.
+    /// Cgroup of the socket at the other end.
     pub cgroup: u64,
 }
 
-/// Reads the notes, each once.
+/// Consumes attestations.
 pub struct Attestor {
-    notes: Notes,
-    taken: Taken,
-    /// When no connection waited to be accepted, by the programs' clock.
-    none_waited: watch::Sender<Option<u64>>,
+    attestations: Attestations,
+    consumed: ConsumedCounts,
+    /// Time at which the accept queue was last empty, by the clock of the programs.
+    queue_empty: watch::Sender<Option<u64>>,
 }
 
 impl fmt::Debug for Attestor {
@@ -46,102 +46,103 @@ impl fmt::Debug for Attestor {
 }
 
 impl Attestor {
-    pub(super) fn new(notes: Notes, taken: Taken) -> Self {
-        let (none_waited, _) = watch::channel(None);
+    pub(super) fn new(attestations: Attestations, consumed: ConsumedCounts) -> Self {
+        let (queue_empty, _) = watch::channel(None);
         Self {
-            notes,
-            taken,
-            none_waited,
+            attestations,
+            consumed,
+            queue_empty,
         }
     }
 
-    /// Takes out the note of the connection from `peer`, however long that has waited to be accepted: it
-    /// is of the last SYN that left from there. A second call for it finds none.
-    #[must_use]
-    pub fn take(&self, peer: SocketAddr) -> Option<Attested> {
-        // A listener of the IPv6 family shows IPv4 peers as mapped addresses.
+    /// Consumes the attestation of the connection from `peer`: that of the last SYN from there,
+    /// however long the connection waited to be accepted. A second call for it returns `None`.
+    pub fn consume(&self, peer: SocketAddr) -> Option<Attested> {
+        // A listener of the IPv6 family reports IPv4 peers as mapped addresses.
         let IpAddr::V4(address) = peer.ip().to_canonical() else {
             return None;
         };
-        let caller = Caller {
+        let peer = Peer {
             address: u32::from_ne_bytes(address.octets()),
             port: peer.port().to_be(),
             reserved: 0,
         };
-        let note = match self.notes.take(&caller) {
-            Ok(note) => note?,
+        let attestation = match self.attestations.take(&peer) {
+            Ok(attestation) => attestation?,
             Err(error) => {
-                tracing::error!(%error, "cannot read who made a connection");
+                tracing::error!(%error, "cannot read the attestation of a connection");
                 return None;
             }
         };
-        self.count(note);
+        self.count(attestation);
         Some(Attested {
-            cgroup: note.cgroup,
+            cgroup: attestation.cgroup,
         })
     }
 
-    /// Told that at `since` no connection was waiting to be accepted, and those before had been
-    /// accepted and their notes taken.
-    pub fn none_waits(&self, since: Instant) {
-        // Read in this order: an agent that is stopped in between has the earlier time.
+    /// Reports that at `since` the accept queue was empty: earlier connections had been accepted,
+    /// and their attestations consumed.
+    pub fn accept_queue_empty(&self, since: Instant) {
+        // In this order: if the agent is suspended in between, the result is the earlier time.
         let Some(now) = now() else { return };
         let at = now.saturating_sub(nanos(since.elapsed()));
-        self.none_waited.send_replace(Some(at));
+        self.queue_empty.send_replace(Some(at));
     }
 
-    /// Sweeps out, until told to stop, the notes of connections that never came about: each time that
-    /// no connection waits to be accepted, as the note of one that does is still needed. First those
-    /// that were left while there was no agent.
-    pub async fn keep(&self, stop: CancellationToken) {
-        let mut none_waited = self.none_waited.subscribe();
-        none_waited.mark_changed();
+    /// Sweeps attestations of connections that were never established, until `stop`. Runs each time
+    /// that the accept queue was empty, since a waiting connection still needs its attestation. The
+    /// first sweep removes those from before this agent.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut queue_empty = self.queue_empty.subscribe();
+        queue_empty.mark_changed();
         let (mut sweeps, mut first) = (0_u8, None);
         loop {
             tokio::select! {
                 biased;
-                changed = none_waited.changed() => if changed.is_err() { return },
+                changed = queue_empty.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
-            let Some(at) = *none_waited.borrow_and_update() else {
+            let Some(at) = *queue_empty.borrow_and_update() else {
                 continue;
             };
             let first = *first.get_or_insert(at);
             let limit = match sweeps {
-                0 => at.saturating_sub(nanos(LEFT_BEHIND)),
-                // What was left in the last moment.
+                0 => at.saturating_sub(nanos(ESTABLISHED_WITHIN)),
+                // Attestations from the last moment before this agent.
                 1 => first,
                 _ => at.saturating_sub(ATTESTATION_LIFE_NANOS),
             };
             sweeps = sweeps.saturating_add(1);
             match self.sweep(limit) {
                 Ok(0) => {}
-                Ok(swept) => tracing::debug!(swept, "attestations of connections that never came"),
+                Ok(swept) => tracing::debug!(swept, "attestations without a connection"),
                 Err(error) => tracing::warn!(%error, "cannot sweep the attestations"),
             }
         }
     }
 
-    /// Takes out the notes from before `limit`.
+    /// Consumes the attestations from before `limit`.
     fn sweep(&self, limit: u64) -> Result<usize, MapError> {
-        let stale = self.notes.select(|note| note.at < limit)?;
+        let stale = self
+            .attestations
+            .select(|attestation| attestation.at < limit)?;
         let mut swept = 0;
-        for caller in stale {
-            match self.notes.take(&caller)? {
-                Some(note) if note.at < limit => {
-                    self.count(note);
+        for peer in stale {
+            match self.attestations.take(&peer)? {
+                Some(attestation) if attestation.at < limit => {
+                    self.count(attestation);
                     swept += 1;
                 }
-                // A new connection has just begun from there.
-                Some(note) => self.notes.put_back(&caller, note)?,
+                // A new connection from there has just begun.
+                Some(attestation) => self.attestations.put_back(&peer, attestation)?,
                 None => {}
             }
         }
         Ok(swept)
     }
 
-    fn count(&self, note: Attestation) {
-        self.taken.count(bucket(note.share));
+    fn count(&self, attestation: Attestation) {
+        self.consumed.count(bucket(attestation.quota_cgroup));
     }
 }
 
@@ -149,7 +150,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The clock that the programs read (`bpf_ktime_get_ns`), in nanoseconds.
+/// Returns the time of the clock that the programs use (`bpf_ktime_get_ns`), in nanoseconds.
 fn now() -> Option<u64> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
     Some(nanos(now))

@@ -1,9 +1,9 @@
-//! Which pod a cgroup is of.
+//! Mapping from cgroups to pods.
 //!
 //! ```text
-//! mount    where the machine's cgroup2 is, and the cgroup of all pods in it
-//! handle   a cgroup's path, by its id, in one system call
-//! path     the pod, by the path: only the levels that the kubelet made count
+//! mount    where cgroup2 is mounted, and the cgroup of all pods
+//! handle   the path of a cgroup, by its id, in one system call
+//! path     the pod, by the levels of the path that the kubelet creates
 //! ```
 
 mod handle;
@@ -12,35 +12,33 @@ mod path;
 
 use std::path::{Path, PathBuf};
 
-pub use handle::{HandleError, Handles};
-pub use mount::{Mount, MountError};
-pub use path::pod_of;
+pub(crate) use handle::{HandleError, Handles};
+pub use mount::Mount;
+pub(crate) use mount::MountError;
+pub(crate) use path::pod_of;
 
 use crate::caller::PodRef;
 
-/// Tells the pod of a cgroup id.
+/// Lookup of pods by cgroup id.
 #[derive(Debug)]
 pub struct Pods {
     handles: Handles,
     pods: PathBuf,
 }
 
-/// What a cgroup is.
+/// Result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// A pod's.
+    /// The cgroup of a pod.
     Pod(PodRef),
-    /// There is none of that id any more.
+    /// No cgroup has this id any more.
     Gone,
-    /// No pod's. Its path, for a log.
+    /// A cgroup outside of any pod, with its path for the log.
     Other(PathBuf),
 }
 
 impl Pods {
-    /// Tells the pods below the cgroup `pods`, on `mount`.
-    ///
-    /// # Errors
-    /// When the mount cannot be opened.
+    /// Creates a lookup for the pods below the cgroup `pods` on `mount`.
     pub fn new(mount: &Mount, pods: &Path) -> Result<Self, HandleError> {
         Ok(Self {
             handles: Handles::open(mount.path())?,
@@ -48,19 +46,13 @@ impl Pods {
         })
     }
 
-    /// Whether the programs on the pods' cgroup run for a socket of the cgroup with this id.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
+    /// Returns whether the programs on the pods' cgroup run for sockets of this cgroup.
     pub fn contain(&self, cgroup: u64) -> Result<bool, HandleError> {
         let path = self.handles.path(cgroup)?;
         Ok(path.is_some_and(|path| path.starts_with(&self.pods)))
     }
 
-    /// The pod of the cgroup with this id.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
+    /// Returns the pod of a cgroup.
     pub fn find(&self, cgroup: u64) -> Result<Found, HandleError> {
         let Some(path) = self.handles.path(cgroup)? else {
             return Ok(Found::Gone);

@@ -1,5 +1,5 @@
-//! How many connections from before the programs were closed. Whoever closes them ends, and agents
-//! tell: the count is among the maps, which outlive both.
+//! Number of closed connections that were older than the programs. The process that closes them
+//! exits, and agents report the number: it is in a pinned map, which outlives both.
 
 use std::fmt;
 use std::io;
@@ -12,8 +12,8 @@ use super::KernelError;
 use super::error::typed;
 use super::pins;
 
-/// The count.
-pub struct ClosedCount(Array<MapData, u64>);
+/// The pinned count.
+pub(crate) struct ClosedCount(Array<MapData, u64>);
 
 impl fmt::Debug for ClosedCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,11 +26,8 @@ impl ClosedCount {
         Ok(Self(map.try_into()?))
     }
 
-    /// As earlier programs keep it, if they do: those of another version may not.
-    ///
-    /// # Errors
-    /// When it cannot be used.
-    pub fn pinned(bpffs: &Path) -> Result<Option<Self>, KernelError> {
+    /// Opens the count of earlier programs; `None` if their version has none.
+    pub(crate) fn pinned(bpffs: &Path) -> Result<Option<Self>, KernelError> {
         let Some(pin) = pins::map(bpffs, maps::CLOSED) else {
             return Ok(None);
         };
@@ -45,19 +42,13 @@ impl ClosedCount {
         }
     }
 
-    /// How many there were.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn read(&self) -> Result<u64, KernelError> {
+    /// Returns the count.
+    pub(crate) fn read(&self) -> Result<u64, KernelError> {
         typed(maps::CLOSED, self.0.get(&0, 0))
     }
 
-    /// Adds to them. Of two that do so at once, one may be lost.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn add(&mut self, connections: u64) -> Result<(), KernelError> {
+    /// Adds to the count. Concurrent additions may be lost.
+    pub(crate) fn add(&mut self, connections: u64) -> Result<(), KernelError> {
         let sum = self.read()?.saturating_add(connections);
         typed(maps::CLOSED, self.0.set(0, sum, 0))
     }

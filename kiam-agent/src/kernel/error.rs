@@ -1,4 +1,4 @@
-//! Why the kernel does not do its part, in the words of those who run the node.
+//! Errors of the kernel programs.
 
 use std::path::{Path, PathBuf};
 
@@ -6,96 +6,92 @@ use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::{BtfError, EbpfError};
-
-use kiam_common::causes::causes;
+use kiam_common::error_chain::error_chain;
 
 use super::pins::PinsError;
 
-/// Why the kernel does not do its part.
+/// Error when loading, attaching or reading the kernel programs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// What the programs tell cannot be read.
-    #[error("cannot read what the kernel programs tell (--kernel-log): {0}")]
+    /// The ring buffer of decisions cannot be read.
+    #[error("cannot read the decisions of the kernel programs (--kernel-log): {0}")]
     Events(#[source] std::io::Error),
     /// The agent was built without the programs.
     #[error(
         "this agent was built without its kernel programs; run `cargo xtask build-ebpf`, then build it again"
     )]
     NoObject,
-    /// The kernel does not describe itself.
+    /// The kernel has no BTF.
     #[error(
-        "the kernel has no BTF at /sys/kernel/btf/vmlinux ({0}); it needs CONFIG_DEBUG_INFO_BTF=y"
+        "the kernel provides no BTF at /sys/kernel/btf/vmlinux: {0}; use a kernel with CONFIG_DEBUG_INFO_BTF=y"
     )]
     NoBtf(#[source] Box<BtfError>),
-    /// The object was not accepted.
-    #[error("the kernel programs cannot be loaded: {}", chain(.0))]
+    /// The object was rejected.
+    #[error("cannot load the kernel programs: {}", chain(.0))]
     Load(#[source] Box<EbpfError>),
-    /// A program was not accepted.
-    #[error(
-        "the kernel does not accept the program {program}: {}",
-        rejection(source)
-    )]
+    /// The verifier or the kernel rejected a program.
+    #[error("the kernel rejects the program {program}: {}", rejection(source))]
     Rejected {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// Why, with the verifier's words if it was the verifier.
+        /// The error, with the end of the verifier's log.
         source: Box<ProgramError>,
     },
     /// A program or map is missing in the object.
-    #[error("the kernel object has no {name}; was it built from another version?")]
+    #[error("the kernel object has no {name}; build it again with `cargo xtask build-ebpf`")]
     Missing {
-        /// What is missing.
+        /// Name of the program or map.
         name: &'static str,
     },
     /// A map cannot be used.
-    #[error("the kernel map {name} cannot be used: {source}")]
+    #[error("cannot use the kernel map {name}: {source}")]
     Map {
-        /// The map.
+        /// Name of the map.
         name: &'static str,
-        /// Why.
+        /// The error of the map.
         source: Box<MapError>,
     },
     /// The pods' cgroup cannot be opened.
     #[error("cannot open the pods' cgroup {}: {source}", path.display())]
     Cgroup {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
-        /// Why.
+        /// The error of the kernel.
         source: std::io::Error,
     },
     /// A program cannot be attached.
     #[error("cannot attach the program {program} to {}: {}", path.display(), chain(source))]
     Attach {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
-        /// Why.
+        /// The error of the kernel.
         source: Box<ProgramError>,
     },
-    /// The place where links and maps are kept cannot be used.
+    /// The directory for pins cannot be used.
     #[error(transparent)]
     Pins(#[from] PinsError),
-    /// There are no links, which is all that can be pinned.
-    #[error("the kernel has no links for programs on cgroups; it must be Linux 5.7 or newer")]
+    /// The kernel has no links, which pins need.
+    #[error("the kernel does not support links for programs on cgroups; use Linux 5.7 or newer")]
     NoLinks,
     /// A link cannot be pinned.
     #[error("cannot pin the link of the program {name}: {}", chain(source))]
     Pin {
-        /// The program.
+        /// Name of the program.
         name: &'static str,
-        /// Why.
+        /// The error of the kernel.
         source: Box<PinError>,
     },
-    /// A link does not take another program.
+    /// The program of a link cannot be replaced.
     #[error(
         "cannot replace the program {program} of an earlier agent: {source}; `kiam-agent cleanup` removes it"
     )]
     Replace {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// Why.
+        /// The error of the kernel.
         source: std::io::Error,
     },
 }
@@ -125,20 +121,20 @@ pub(super) fn not_attached(
     }
 }
 
-/// An error with its causes, on one line, and what helps against the commonest.
+/// Formats an error with its causes, on one line, and adds advice for the most common one.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let denied = std::iter::successors(Some(error), |error| error.source()).any(|error| {
         let error = error.downcast_ref::<std::io::Error>();
         error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
     });
-    let mut text = causes(error);
+    let mut text = error_chain(error);
     if denied {
         text.push_str("; the agent needs the capabilities BPF and NET_ADMIN");
     }
     text
 }
 
-/// The end of what the verifier said tells what it did not like.
+/// Formats a load error with the end of the verifier's log.
 fn rejection(error: &ProgramError) -> String {
     const LINES: usize = 12;
     match error {
@@ -152,7 +148,7 @@ fn rejection(error: &ProgramError) -> String {
             if tail.is_empty() {
                 return chain(io_error);
             }
-            format!("{io_error}; the verifier's last words:\n  {tail}")
+            format!("{io_error}; the verifier's log ends with:\n  {tail}")
         }
         other => chain(other),
     }

@@ -1,7 +1,7 @@
-//! `--kernel-log`: decisions of the kernel programs, one by one, in the agent's log.
+//! `--kernel-log`: decisions of the kernel programs in the agent's log.
 #![expect(
     unsafe_code,
-    reason = "whoever waits for a descriptor vouches that it stays the same"
+    reason = "the caller of AsyncFd guarantees that the descriptor stays the same"
 )]
 
 use std::{fmt, io};
@@ -16,21 +16,21 @@ use tokio_util::sync::CancellationToken;
 use super::KernelError;
 use super::error::typed;
 
-/// Which decisions are told. The programs are loaded for one of these: to change it costs a start
-/// of the agent, and to have none costs nothing.
+/// Decisions to log. The programs are loaded for one of these values: a change needs a restart of
+/// the agent, and `off` costs nothing at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum KernelLog {
-    /// None.
+    /// None
     #[default]
     Off,
-    /// What is refused or dropped.
+    /// Connections that are refused, and packets that are dropped
     Refused,
-    /// These, and each connection that is redirected, attested or let through.
+    /// All: connections that are redirected, attested or let through as well
     All,
 }
 
 impl KernelLog {
-    /// The programs' number for it: one of [`event_level`].
+    /// Returns the level of the programs: one of [`event_level`].
     pub(super) const fn level(self) -> u32 {
         match self {
             Self::Off => event_level::OFF,
@@ -40,7 +40,7 @@ impl KernelLog {
     }
 }
 
-/// Reader of the programs' decisions.
+/// Reader of decisions.
 pub struct Events(AsyncFd<RingBuf<MapData>>);
 
 impl fmt::Debug for Events {
@@ -50,51 +50,64 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
-    /// Of programs that were loaded for it.
+    /// Creates the reader for programs that were loaded with it.
     pub(super) fn of(object: &mut Ebpf) -> Result<Self, KernelError> {
         let map = object
             .take_map(maps::EVENTS)
             .ok_or(KernelError::Missing { name: maps::EVENTS })?;
         let buffer = typed(maps::EVENTS, RingBuf::try_from(map))?;
-        // SAFETY: the descriptor is the buffer's own, and stays the same for as long as that is.
+        // SAFETY: the descriptor belongs to the buffer, and stays the same as long as the buffer
+        // exists.
         let events = unsafe { AsyncFd::register_with_interest(buffer, Interest::READABLE) };
         events
             .map(Self)
             .map_err(|error| KernelError::Events(error.into()))
     }
 
-    /// Waits for the next decisions, and takes them: hook, verdict, and the cgroup's id. Those that
-    /// come faster than they are taken are lost: the buffer has room for
-    /// [`EVENTS_SIZE`](kiam_ebpf::EVENTS_SIZE) bytes.
-    ///
-    /// # Errors
-    /// When the buffer cannot be waited for.
+    /// Waits for decisions and returns them: hook, verdict, and the id of the cgroup. Decisions are
+    /// lost if the reader is slow: the buffer holds [`EVENTS_SIZE`](kiam_ebpf::EVENTS_SIZE) bytes.
     pub async fn next(&mut self) -> io::Result<Vec<(Hook, Verdict, u64)>> {
         let mut ready = self.0.readable_mut().await?;
         let mut events = Vec::new();
         while let Some(bytes) = ready.get_inner_mut().next() {
             match parse(&bytes) {
                 Some(event) => events.push(event),
-                None => tracing::warn!(?bytes, "a kernel program reported what is not understood"),
+                None => tracing::warn!(?bytes, "cannot parse an event of a kernel program"),
             }
         }
         ready.clear_ready();
         Ok(events)
     }
 
-    /// Logs decisions, until told to stop.
-    pub async fn keep(mut self, stop: CancellationToken) {
-        loop {
-            let events = tokio::select! {
-                () = stop.cancelled() => return,
-                events = self.next() => events,
-            };
-            match events {
-                Ok(events) => events.into_iter().for_each(log),
-                Err(error) => {
-                    tracing::error!(%error, "cannot read the decisions of the kernel programs");
-                    return;
-                }
+    /// Logs decisions until `stop`. Returns early if the ring buffer cannot be read any more.
+    pub async fn run(self, stop: CancellationToken) {
+        log_all(self, stop).await;
+    }
+}
+
+/// Source of decisions.
+trait Decisions: Send {
+    /// Waits for the next decisions.
+    fn next(&mut self) -> impl Future<Output = io::Result<Vec<(Hook, Verdict, u64)>>> + Send;
+}
+
+impl Decisions for Events {
+    async fn next(&mut self) -> io::Result<Vec<(Hook, Verdict, u64)>> {
+        Self::next(self).await
+    }
+}
+
+async fn log_all(mut decisions: impl Decisions, stop: CancellationToken) {
+    loop {
+        let events = tokio::select! {
+            () = stop.cancelled() => return,
+            events = decisions.next() => events,
+        };
+        match events {
+            Ok(events) => events.into_iter().for_each(log),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the decisions of the kernel programs");
+                return;
             }
         }
     }
@@ -103,13 +116,13 @@ impl Events {
 fn log((hook, verdict, cgroup): (Hook, Verdict, u64)) {
     let (hook, verdict, refused) = (hook.as_label(), verdict.as_label(), verdict.is_refusal());
     if refused {
-        tracing::info!(hook, verdict, cgroup, "a kernel program refused");
+        tracing::info!(hook, verdict, cgroup, "kernel program: refused");
     } else {
-        tracing::info!(hook, verdict, cgroup, "a kernel program let through");
+        tracing::info!(hook, verdict, cgroup, "kernel program: let through");
     }
 }
 
-/// Takes an [`Event`] apart: the hook, the verdict and the cgroup's id.
+/// Parses an [`Event`]: the hook, the verdict and the id of the cgroup.
 fn parse(bytes: &[u8]) -> Option<(Hook, Verdict, u64)> {
     let bytes: &[u8; size_of::<Event>()] = bytes.try_into().ok()?;
     let (numbers, cgroup) = bytes.split_first_chunk::<8>()?;
@@ -122,6 +135,8 @@ fn parse(bytes: &[u8]) -> Option<(Hook, Verdict, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use kiam_common::tasks::{TaskError, Tasks};
+
     use super::*;
 
     fn bytes(hook: u32, verdict: u32, cgroup: u64) -> Vec<u8> {
@@ -134,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn events_have_the_layout_of_the_programs() {
+    fn events_have_the_layout_of_the_kernel_programs() {
         assert_eq!(size_of::<Event>(), 16);
         assert_eq!(std::mem::offset_of!(Event, hook), 0);
         assert_eq!(std::mem::offset_of!(Event, verdict), 4);
@@ -148,10 +163,29 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_are_no_event() {
+    fn malformed_events_are_rejected() {
         assert_eq!(parse(&bytes(9, 0, 1)), None);
         assert_eq!(parse(&bytes(0, 99, 1)), None);
         assert_eq!(parse(&bytes(0, 0, 1)[..15]), None);
         assert_eq!(parse(&[]), None);
+    }
+
+    struct Unreadable;
+
+    impl Decisions for Unreadable {
+        async fn next(&mut self) -> io::Result<Vec<(Hook, Verdict, u64)>> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_reader_is_reported_by_name() {
+        let mut tasks = Tasks::new();
+        let stop = tasks.stop();
+        tasks.spawn("kernel log", log_all(Unreadable, stop));
+        tasks.spawn("another", std::future::pending());
+        let error = tasks.failed().await;
+        let expected = matches!(error, TaskError::Ended { name: "kernel log" });
+        assert!(expected, "{error}");
     }
 }

@@ -1,8 +1,9 @@
-//! Which `hostNetwork` pods the programs send to the agent, and which to the real metadata service.
+//! `hostNetwork` pods: whether the programs send their connections to the agent or to the real
+//! metadata service.
 //!
-//! A socket of theirs is in the node's own network namespace, so its pod is told by its cgroup. The
-//! kubelet makes that before it starts a container: what becomes of a pod is known to the programs
-//! by then, if the server has told of the pod.
+//! Their sockets are in the node's network namespace, so the programs identify the pod by its
+//! cgroup. The kubelet creates the cgroup before it starts a container: if the server has announced
+//! the pod by then, the programs know what to do with its first connection.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,41 +13,42 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
+use kiam_common::pod_uid::PodUid;
 use kiam_common::watch;
 use kiam_ebpf::{MAX_HOST_PODS, host_pod};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::pod_of;
-use crate::caller::{PodRef, PodUid};
+use crate::caller::PodRef;
 use crate::view::{Outcome, Pod, Snapshot, View};
 
-/// Folders that cannot be watched, or a map that cannot be written, are tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+/// Interval for retries, when directories cannot be watched or the map cannot be written.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What becomes of `hostNetwork` pods.
+/// Treatment of `hostNetwork` pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum HostNetwork {
-    /// They keep the node's own metadata service
+    /// All keep the node's metadata service
     Passthrough,
-    /// Those with a role get the role's credentials; others keep the node's own metadata service
+    /// Those with a role get its credentials; others keep the node's metadata service
     Annotated,
-    /// Those with a role get the role's credentials; others are refused
+    /// Those with a role get its credentials; others are refused
     Deny,
 }
 
-/// `hostNetwork` pods that keep the real metadata service: a namespace, and a name or how it begins.
+/// Pods that keep the real metadata service: a namespace, and a name or a prefix of names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exemption {
+pub(crate) struct Exemption {
     namespace: String,
     name: String,
-    begins: bool,
+    is_prefix: bool,
 }
 
 impl Exemption {
     fn is_for(&self, pod: &Pod) -> bool {
         let name = &*pod.facts.name;
-        let named = if self.begins {
+        let named = if self.is_prefix {
             name.starts_with(&self.name)
         } else {
             name == self.name
@@ -61,7 +63,7 @@ impl std::str::FromStr for Exemption {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let expected = "expected NAMESPACE/POD, as in kube-system/aws-node-*";
         let (namespace, name) = text.split_once('/').ok_or(expected)?;
-        let (name, begins) = match name.strip_suffix('*') {
+        let (name, is_prefix) = match name.strip_suffix('*') {
             Some(begin) => (begin, true),
             None => (name, false),
         };
@@ -75,60 +77,60 @@ impl std::str::FromStr for Exemption {
         Ok(Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            begins,
+            is_prefix,
         })
     }
 }
 
 impl fmt::Display for Exemption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let star = if self.begins { "*" } else { "" };
+        let star = if self.is_prefix { "*" } else { "" };
         write!(f, "{}/{}{star}", self.namespace, self.name)
     }
 }
 
-/// What an agent decides by.
+/// Choices by which the targets of pods are decided.
 #[derive(Debug, Clone)]
-pub struct Choices {
+pub(crate) struct Choices {
     /// `--host-network-pods`
-    pub mode: HostNetwork,
+    pub(crate) mode: HostNetwork,
     /// `--host-network-exempt`
-    pub exempt: Vec<Exemption>,
-    /// The agent's own pod, which never is its own client.
-    pub own: Option<PodUid>,
+    pub(crate) exempt: Vec<Exemption>,
+    /// The agent's own pod, which must not be redirected to itself.
+    pub(crate) own: Option<PodUid>,
 }
 
-type Fates = HashMap<MapData, u64, u32>;
+type Targets = HashMap<MapData, u64, u32>;
 
-/// Tells the programs.
+/// The targets of `hostNetwork` pods, in a map of the programs.
 #[derive(Clone)]
-pub struct HostPods {
-    map: Arc<Mutex<Fates>>,
+pub(crate) struct HostPods {
+    map: Arc<Mutex<Targets>>,
     pods: PathBuf,
 }
 
-/// One pod goes to the agent, whatever else is to become of it; dropping this ends that.
-pub struct Lent {
-    map: OwnedMutexGuard<Fates>,
+/// A redirection of one pod to the agent, regardless of its target. It ends when this is dropped.
+pub(crate) struct TemporaryRedirect {
+    map: OwnedMutexGuard<Targets>,
     cgroup: u64,
     before: Option<u32>,
 }
 
-impl Drop for Lent {
+impl Drop for TemporaryRedirect {
     fn drop(&mut self) {
         let restored = match self.before {
-            Some(fate) => self.map.insert(self.cgroup, fate, 0),
+            Some(target) => self.map.insert(self.cgroup, target, 0),
             None => self.map.remove(&self.cgroup),
         };
         if let Err(error) = restored {
-            tracing::error!(%error, "cannot tell the kernel programs of the agent's own pod");
+            tracing::error!(%error, "cannot restore the target of the agent's own pod");
         }
     }
 }
 
-impl fmt::Debug for Lent {
+impl fmt::Debug for TemporaryRedirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lent")
+        f.debug_struct("TemporaryRedirect")
             .field("cgroup", &self.cgroup)
             .finish_non_exhaustive()
     }
@@ -148,9 +150,8 @@ impl HostPods {
         })
     }
 
-    /// The cgroup of a pod on this node, by its id.
-    #[must_use]
-    pub fn cgroup_of(&self, own: &PodUid) -> Option<u64> {
+    /// Returns the id of a pod's cgroup on this node.
+    pub(crate) fn cgroup_of(&self, own: &PodUid) -> Option<u64> {
         let cgroups = self.cgroups().into_iter();
         let mut own = cgroups.filter(|(pod, _)| match pod {
             PodRef::Uid(uid) | PodRef::StaticHash(uid) => uid == own,
@@ -159,70 +160,71 @@ impl HostPods {
         own.next().map(|(_, id)| id)
     }
 
-    /// Has the programs send the pod of this cgroup to the agent for a while. Nothing else is told
-    /// meanwhile.
-    ///
-    /// # Errors
-    /// When the map cannot be read or written.
-    pub async fn lend(&self, cgroup: u64) -> Result<Lent, MapError> {
+    /// Redirects the pod of this cgroup to the agent until the result is dropped. No other target
+    /// is changed meanwhile.
+    pub(crate) async fn redirect_temporarily(
+        &self,
+        cgroup: u64,
+    ) -> Result<TemporaryRedirect, MapError> {
         let mut map = Arc::clone(&self.map).lock_owned().await;
         let before = match map.get(&cgroup, 0) {
-            Ok(fate) => Some(fate),
+            Ok(target) => Some(target),
             Err(MapError::KeyNotFound) => None,
             Err(error) => return Err(error),
         };
         map.insert(cgroup, host_pod::AGENT, 0)?;
-        Ok(Lent {
+        Ok(TemporaryRedirect {
             map,
             cgroup,
             before,
         })
     }
 
-    /// Tells the programs of each pod that comes, goes or changes, until told to stop.
-    pub async fn keep(self, choices: Choices, view: View, stop: CancellationToken) {
+    /// Updates the targets when pods are added, removed or changed, until `stop`.
+    pub(crate) async fn run(self, choices: Choices, view: View, stop: CancellationToken) {
         let mut changes = view.changes();
         loop {
             let folders = self.folders();
-            let mut news = match watch::folders(&folders) {
-                Ok(news) => Some(news),
+            let mut watcher = match watch::folders(&folders) {
+                Ok(watcher) => Some(watcher),
                 Err(error) => {
                     tracing::warn!(%error, "cannot watch the pods' cgroups");
                     None
                 }
             };
             loop {
-                let told = self.tell(&choices, &view).await;
-                if let Err(error) = &told {
-                    tracing::error!(%error, "cannot tell the kernel programs of hostNetwork pods");
+                let updated = self.update(&choices, &view).await;
+                if let Err(error) = &updated {
+                    tracing::error!(%error, "cannot update the targets of hostNetwork pods");
                 }
-                // A class of service has got its folder, or lost it.
+                // The directory of a QoS class was created or removed.
                 if self.folders() != folders {
                     break;
                 }
-                if told.is_ok() && choices.mode == HostNetwork::Passthrough {
-                    // What an earlier agent told is taken back, and no pod is told of: nothing is watched.
-                    drop(news);
+                if updated.is_ok() && choices.mode == HostNetwork::Passthrough {
+                    // Targets of an earlier agent are removed, and there are no others: nothing is
+                    // to be watched.
+                    drop(watcher);
                     return stop.cancelled().await;
                 }
-                let works = told.is_ok() && news.is_some();
-                let heard = async {
-                    match &mut news {
-                        Some(news) => news.next().await,
+                let healthy = updated.is_ok() && watcher.is_some();
+                let cgroups_changed = async {
+                    match &mut watcher {
+                        Some(watcher) => watcher.next().await,
                         None => std::future::pending().await,
                     }
                 };
                 tokio::select! {
                     () = stop.cancelled() => return,
                     more = changes.next() => if !more { return },
-                    () = heard => {}
-                    () = tokio::time::sleep(AGAIN), if !works => break,
+                    () = cgroups_changed => {}
+                    () = tokio::time::sleep(RETRY_INTERVAL), if !healthy => break,
                 }
             }
         }
     }
 
-    /// The cgroup of all pods, and those of the classes of service in it.
+    /// Returns the cgroup of all pods, and those of the QoS classes in it.
     fn folders(&self) -> Vec<PathBuf> {
         let below = std::fs::read_dir(&self.pods)
             .into_iter()
@@ -241,30 +243,30 @@ impl HostPods {
         pod_of(cgroup.strip_prefix(&self.pods).ok()?)
     }
 
-    async fn tell(&self, choices: &Choices, view: &View) -> Result<(), MapError> {
+    async fn update(&self, choices: &Choices, view: &View) -> Result<(), MapError> {
         let mut map = self.map.lock().await;
         let wanted = wanted(choices, &view.load(), &self.cgroups());
         let known: BTreeMap<u64, u32> = map.iter().collect::<Result<_, _>>()?;
-        // Who is gone makes room for who has come.
+        // Removals first, to make room for insertions.
         let gone: BTreeSet<_> = known.keys().filter(|id| !wanted.contains_key(id)).collect();
         for id in gone {
             map.remove(id)?;
         }
-        for (id, fate) in wanted {
-            if known.get(&id) != Some(&fate) {
-                map.insert(id, fate, 0)?;
+        for (id, target) in wanted {
+            if known.get(&id) != Some(&target) {
+                map.insert(id, target, 0)?;
             }
         }
         Ok(())
     }
 
-    /// The pods' cgroups that there are, by their ids.
+    /// Returns the existing cgroups of pods, and their ids.
     fn cgroups(&self) -> Vec<(PodRef, u64)> {
         let mut found = Vec::new();
         for folder in self.folders() {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 if let Some(pod) = self.pod(&entry.path()) {
-                    // A cgroup's id is its inode's number.
+                    // The id of a cgroup is its inode number.
                     found.push((pod, entry.ino()));
                 }
             }
@@ -273,17 +275,17 @@ impl HostPods {
     }
 }
 
-/// What becomes of which cgroup.
+/// Returns the targets by cgroup id.
 fn wanted(choices: &Choices, snapshot: &Snapshot, cgroups: &[(PodRef, u64)]) -> BTreeMap<u64, u32> {
     if choices.mode == HostNetwork::Passthrough {
         return BTreeMap::new();
     }
-    let fate = |pod: &PodRef| {
+    let target = |pod: &PodRef| {
         let found = match pod {
             PodRef::Uid(uid) if choices.own.as_ref() == Some(uid) => return Some(host_pod::REAL),
             PodRef::Uid(uid) => snapshot.by_uid(uid.as_str()),
             PodRef::StaticHash(hash) => snapshot.by_static_hash(hash.as_str()),
-            // No cgroup is named by one.
+            // Cgroups are never looked up by address.
             PodRef::Address(_) => None,
         }?;
         if !found.facts.host_network {
@@ -296,14 +298,14 @@ fn wanted(choices: &Choices, snapshot: &Snapshot, cgroups: &[(PodRef, u64)]) -> 
     };
     let wanted = cgroups
         .iter()
-        .filter_map(|(pod, id)| Some((*id, fate(pod)?)));
+        .filter_map(|(pod, id)| Some((*id, target(pod)?)));
     wanted.take(MAX_HOST_PODS as usize).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::{Decision, PodFacts, Projection, Uid, Update};
+    use crate::view::{Outcome, PodFacts, Projection, Update};
 
     const UIDS: [&str; 5] = ["role", "none", "forbidden", "exempt", "pod-network"];
 
@@ -312,7 +314,7 @@ mod tests {
         projection.begin();
         for uid in UIDS {
             let facts = PodFacts {
-                uid: Uid::from(uid),
+                uid: PodUid::from(uid),
                 namespace: "kube-system".into(),
                 name: format!("{uid}-x7z2p").into(),
                 service_account: "default".into(),
@@ -320,14 +322,14 @@ mod tests {
                 host_network: uid != "pod-network",
                 static_hash: None,
             };
-            let decision = match uid {
-                "none" => Decision::NoRole,
-                _ => Decision::Forbidden {
+            let outcome = match uid {
+                "none" => Outcome::NoRole,
+                _ => Outcome::Forbidden {
                     role: "r".into(),
                     reason: "not permitted".into(),
                 },
             };
-            projection.apply(Update::Applied(facts, decision)).unwrap();
+            projection.apply(Update::Applied(facts, outcome)).unwrap();
         }
         projection.apply(Update::Synced).unwrap();
         projection.publish();
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_are_told_by_mode_role_and_name() {
+    fn targets_depend_on_mode_role_and_name() {
         let view = snapshot();
         let cgroups: Vec<_> = (UIDS.into_iter().chain(["own", "unknown"]))
             .zip(1..)
@@ -346,16 +348,16 @@ mod tests {
             exempt: vec!["kube-system/exempt-*".parse().unwrap()],
             own: Some(PodUid::new("own")),
         };
-        let told = |mode| wanted(&choices(mode), &view.load(), &cgroups);
+        let targets = |mode| wanted(&choices(mode), &view.load(), &cgroups);
         let (real, agent) = (host_pod::REAL, host_pod::AGENT);
         let expected = BTreeMap::from([(1, agent), (3, agent), (4, real), (6, real)]);
-        assert_eq!(told(HostNetwork::Annotated), expected);
-        assert_eq!(told(HostNetwork::Deny), expected);
-        assert_eq!(told(HostNetwork::Passthrough), BTreeMap::new());
+        assert_eq!(targets(HostNetwork::Annotated), expected);
+        assert_eq!(targets(HostNetwork::Deny), expected);
+        assert_eq!(targets(HostNetwork::Passthrough), BTreeMap::new());
     }
 
     #[test]
-    fn exemptions_are_read_and_printed() {
+    fn exemptions_are_parsed_and_printed() {
         for text in ["kube-system/aws-node-*", "kube-system/kube-proxy"] {
             assert_eq!(text.parse::<Exemption>().unwrap().to_string(), text);
         }

@@ -1,6 +1,5 @@
-//! The programs' places in the kernel: all are loaded, and then attached to one cgroup, each by a
-//! pinned link. A link that is there already is given the new program instead, in one step: there
-//! is no moment without one.
+//! Attachment of the programs to one cgroup, each by a pinned link. All programs are loaded first.
+//! An existing link gets the new program in one step, so that there is always one attached.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -18,31 +17,31 @@ use super::error::{KernelError, not_attached, rejected};
 use super::pins::{self, Pins};
 use super::sys;
 
-/// A program and its place: `enum bpf_attach_type` of include/uapi/linux/bpf.h.
-struct Place {
+/// A program and its attachment point: `enum bpf_attach_type` of include/uapi/linux/bpf.h.
+struct Attachment {
     program: &'static str,
     attach_type: u64,
 }
 
-/// The guard comes first: nothing is redirected that is not guarded.
-const PLACES: [Place; 5] = [
-    Place::new(programs::GUARD, 1),
-    Place::new(programs::CONNECT4, 10),
-    Place::new(programs::CONNECT6, 11),
-    Place::new(programs::GETPEERNAME4, 29),
-    Place::new(programs::GETPEERNAME6, 30),
+/// The guard comes first, so that nothing is redirected without it.
+const ATTACHMENTS: [Attachment; 5] = [
+    Attachment::new(programs::GUARD, 1),
+    Attachment::new(programs::CONNECT4, 10),
+    Attachment::new(programs::CONNECT6, 11),
+    Attachment::new(programs::GETPEERNAME4, 29),
+    Attachment::new(programs::GETPEERNAME6, 30),
 ];
 
-/// How many programs were attached, and how many took another's place.
+/// Number of programs that were attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attached {
-    /// Attached where there was none.
+    /// Programs attached where none was.
     pub new: usize,
-    /// Took the place of an earlier agent's.
+    /// Programs that replaced those of an earlier agent.
     pub taken_over: usize,
 }
 
-impl Place {
+impl Attachment {
     const fn new(program: &'static str, attach_type: u64) -> Self {
         Self {
             program,
@@ -55,48 +54,41 @@ impl Place {
     }
 }
 
-/// The programs of others that run for the pods at one of the hooks.
+/// Programs of other software at a hook that kiam uses too.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Others {
-    /// Which of kiam's programs has the same hook.
-    pub hook: &'static str,
-    /// Their ids.
-    pub programs: Vec<u32>,
+pub(crate) struct ForeignPrograms {
+    /// The program of kiam at the same hook.
+    pub(crate) hook: &'static str,
+    /// The ids of the programs.
+    pub(crate) programs: Vec<u32>,
 }
 
-impl Others {
-    /// The hook and the programs' ids, if there are any.
-    #[must_use]
-    pub fn named(&self) -> Option<String> {
+impl ForeignPrograms {
+    /// Returns the hook and the ids, unless there are none.
+    pub(crate) fn summary(&self) -> Option<String> {
         let Self { hook, programs } = self;
         let ids: Vec<_> = programs.iter().map(ToString::to_string).collect();
         (!ids.is_empty()).then(|| format!("{hook}: {}", ids.join(", ")))
     }
 }
 
-/// Who else runs for the pods below `path`, at each hook.
-///
-/// # Errors
-/// When the kernel does not tell: that takes the capability `NET_ADMIN`.
-pub fn others(path: &Path, bpffs: &Path) -> std::io::Result<Vec<Others>> {
+/// Returns the programs of other software at each hook. Needs the capability `NET_ADMIN`.
+pub(crate) fn foreign_programs(path: &Path, bpffs: &Path) -> std::io::Result<Vec<ForeignPrograms>> {
     let cgroup = File::open(path)?;
     let own = pins::programs(bpffs);
-    let at = |place: &Place| {
-        let attach_type = u32::try_from(place.attach_type).unwrap_or(u32::MAX);
+    let at = |attachment: &Attachment| {
+        let attach_type = u32::try_from(attachment.attach_type).unwrap_or(u32::MAX);
         let mut programs = sys::effective_programs(cgroup.as_fd(), attach_type)?;
         programs.retain(|id| !own.contains(id));
-        Ok(Others {
-            hook: place.program,
+        Ok(ForeignPrograms {
+            hook: attachment.program,
             programs,
         })
     };
-    PLACES.iter().map(at).collect()
+    ATTACHMENTS.iter().map(at).collect()
 }
 
-/// Whether the guard, which is attached first, is at work on the cgroup at `path`.
-///
-/// # Errors
-/// When there is no such cgroup or no BPF file system.
+/// Returns whether the guard, which is attached first, is attached to the cgroup at `path`.
 pub fn guarded(path: &Path, bpffs: &Path) -> Result<bool, KernelError> {
     pins::check(bpffs)?;
     let cgroup = std::fs::metadata(path).map_err(|source| KernelError::Cgroup {
@@ -106,13 +98,15 @@ pub fn guarded(path: &Path, bpffs: &Path) -> Result<bool, KernelError> {
     Ok(pins::cgroup_of(bpffs, programs::GUARD) == Some(cgroup.ino()))
 }
 
-/// Asks the kernel whether it accepts all programs.
+/// Loads all programs, so that the kernel verifies them.
 pub(super) fn load_all(object: &mut Ebpf) -> Result<(), KernelError> {
-    PLACES.iter().try_for_each(|place| load(object, place))
+    ATTACHMENTS
+        .iter()
+        .try_for_each(|attachment| load(object, attachment))
 }
 
-/// Attaches all programs to the cgroup at `path`. Where that fails, what was guarded before is
-/// guarded still, and what was not is not.
+/// Attaches all programs to the cgroup at `path`. On failure, a cgroup that was guarded stays
+/// guarded, and new links are removed.
 pub(super) fn attach(object: &mut Ebpf, path: &Path, pins: &Pins) -> Result<Attached, KernelError> {
     let failed = |source| KernelError::Cgroup {
         path: path.to_owned(),
@@ -120,20 +114,20 @@ pub(super) fn attach(object: &mut Ebpf, path: &Path, pins: &Pins) -> Result<Atta
     };
     let cgroup = File::open(path).map_err(failed)?;
     let id = cgroup.metadata().map_err(failed)?.ino();
-    // What the kernel does not accept is known before anything is attached.
+    // Before anything is attached, so that a rejected program changes nothing.
     load_all(object)?;
     let mut attached = Attached::default();
     let mut made = Vec::new();
-    for place in &PLACES {
-        match put(object, place, (&cgroup, id, path), pins) {
+    for attachment in &ATTACHMENTS {
+        match put(object, attachment, (&cgroup, id, path), pins) {
             Ok(true) => attached.taken_over += 1,
             Ok(false) => {
                 attached.new += 1;
-                made.push(place);
+                made.push(attachment);
             }
             Err(error) => {
-                for place in made {
-                    pins.remove_link(place.program)?;
+                for attachment in made {
+                    pins.remove_link(attachment.program)?;
                 }
                 return Err(error);
             }
@@ -142,18 +136,18 @@ pub(super) fn attach(object: &mut Ebpf, path: &Path, pins: &Pins) -> Result<Atta
     Ok(attached)
 }
 
-/// Whether it took the place of an earlier one.
+/// Attaches a program, and returns whether it replaced one of an earlier agent.
 fn put(
     object: &mut Ebpf,
-    place: &Place,
+    attachment: &Attachment,
     (cgroup, id, path): (&File, u64, &Path),
     pins: &Pins,
 ) -> Result<bool, KernelError> {
-    let name = place.program;
+    let name = attachment.program;
     let earlier = pins.opened_link(name)?;
     if let Some((link, described)) = &earlier {
         let attach_type = described.number("attach_type");
-        if attach_type != Some(place.attach_type) {
+        if attach_type != Some(attachment.attach_type) {
             let found = attach_type.map_or("a link of another kind".to_owned(), |attach_type| {
                 format!("a link with the attach type {attach_type}")
             });
@@ -163,7 +157,7 @@ fn put(
             let replaced = sys::replace_program(link.as_fd(), descriptor(object, name)?.as_fd());
             match replaced {
                 Ok(()) => return Ok(true),
-                // Its cgroup has been removed, and another made in its place.
+                // The cgroup was removed and created again.
                 Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
                 Err(source) => {
                     return Err(KernelError::Replace {
@@ -174,19 +168,19 @@ fn put(
             }
         }
     }
-    let coming = pins.coming_link(name)?;
-    let link = attach_new(object, place, cgroup, path)?;
-    link.pin(coming).map_err(|source| KernelError::Pin {
+    let staged = pins.staged_link(name)?;
+    let link = attach_new(object, attachment, cgroup, path)?;
+    link.pin(staged).map_err(|source| KernelError::Pin {
         name,
         source: Box::new(source),
     })?;
-    pins.come(name)?;
+    pins.commit_link(name)?;
     Ok(earlier.is_some())
 }
 
-fn load(object: &mut Ebpf, place: &Place) -> Result<(), KernelError> {
-    let name = place.program;
-    let loaded = if place.is_guard() {
+fn load(object: &mut Ebpf, attachment: &Attachment) -> Result<(), KernelError> {
+    let name = attachment.program;
+    let loaded = if attachment.is_guard() {
         program::<CgroupSkb>(object, name)?.load()
     } else {
         program::<CgroupSockAddr>(object, name)?.load()
@@ -199,16 +193,16 @@ fn descriptor<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a ProgramFd,
     program.fd().map_err(rejected(name))
 }
 
-/// A link takes no other mode than `Single`; links stack all the same.
+/// Attaches by a new link. Links accept no mode but `Single`, and still stack.
 fn attach_new(
     object: &mut Ebpf,
-    place: &Place,
+    attachment: &Attachment,
     cgroup: &File,
     path: &Path,
 ) -> Result<FdLink, KernelError> {
-    let (name, mode) = (place.program, CgroupAttachMode::Single);
+    let (name, mode) = (attachment.program, CgroupAttachMode::Single);
     let failed = not_attached(name, path);
-    let link = if place.is_guard() {
+    let link = if attachment.is_guard() {
         let program: &mut CgroupSkb = program(object, name)?;
         let id = program.attach(cgroup, CgroupSkbAttachType::Egress, mode);
         let link = id.and_then(|id| program.take_link(id)).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! What the programs count, as metrics: read from the kernel when somebody asks.
+//! Metrics of the kernel programs, read from their maps at each scrape.
 
 use std::sync::Arc;
 
@@ -9,24 +9,21 @@ use prometheus::{IntCounter, IntCounterVec, Opts};
 use super::{KernelError, Programs};
 
 const VERDICTS: &str = "kiam_kernel_verdicts_total";
-const VERDICTS_HELP: &str = "What the kernel programs did, by hook and verdict.";
+const VERDICTS_HELP: &str = "Verdicts of the kernel programs, by hook and verdict.";
 const CLOSED: &str = "kiam_old_connections_closed_total";
-const CLOSED_HELP: &str = "Pods' connections to the metadata service from before the kernel programs that were closed (kiam-agent attach).";
+const CLOSED_HELP: &str = "Closed connections of pods to the metadata service that were older than the kernel programs (kiam-agent attach).";
 
 /// `kiam_kernel_verdicts_total` and `kiam_old_connections_closed_total`.
 #[derive(Debug)]
-pub struct KernelMetrics {
+pub(crate) struct KernelMetrics {
     programs: Arc<Programs>,
-    /// Describe the metrics; the values are the kernel's.
+    /// Describe the metrics; the values come from the kernel.
     shapes: (IntCounterVec, IntCounter),
 }
 
 impl KernelMetrics {
-    /// Counts what these programs do.
-    ///
-    /// # Errors
-    /// When a metric's name is no name.
-    pub fn new(programs: Arc<Programs>) -> prometheus::Result<Self> {
+    /// Creates the metrics of these programs.
+    pub(crate) fn new(programs: Arc<Programs>) -> prometheus::Result<Self> {
         let shapes = shapes()?;
         Ok(Self { programs, shapes })
     }
@@ -58,7 +55,7 @@ impl Collector for KernelMetrics {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.read().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read what the kernel programs count");
+            tracing::warn!(%error, "cannot read the counts of the kernel programs");
             Vec::new()
         })
     }

@@ -1,12 +1,12 @@
-//! The folder in which the programs' links and maps outlive the agent.
+//! Pins: links and maps in a BPF file system, which outlive the agent.
 //!
 //! ```text
-//! BPFFS/kiam/links/PROGRAM        a link: while it is there, its program runs
-//! BPFFS/kiam/maps/MAP-VERSION     a map, of the version that both sides knew
+//! BPFFS/kiam/links/PROGRAM        a link: its program stays attached while the pin exists
+//! BPFFS/kiam/maps/MAP-VERSION     a map, in the version of its layout
 //! ```
 //!
-//! With the agent dead, pods' connections are still redirected, and refused as nobody listens. The
-//! next agent takes over what is here.
+//! While no agent runs, pods' connections are still redirected, and refused since nothing listens.
+//! The next agent takes over the pins.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
@@ -15,54 +15,54 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use kiam_ebpf::maps::{KEPT, Kept};
+use kiam_ebpf::maps::{PINNED, Pinned};
 use nix::sys::statfs::fstatfs;
 
 use super::sys::{self, Description};
 
-/// Where the kernel's documentation mounts it, and systemd does.
+/// Default mount point, of systemd and the kernel's documentation.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 const FOLDER: &str = "kiam";
 const LINKS: &str = "links";
 const MAPS: &str = "maps";
-/// A link that is to take another's name. The file system has no names with dots.
-const COMING: &str = "-new";
+/// Suffix of a staged link, which will take over a name. The file system permits no dots in names.
+const STAGED: &str = "-new";
 
-/// Why nothing can be pinned.
+/// Error of the pins.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PinsError {
-    /// It is not there, or cannot be used.
+    /// A file or directory cannot be used.
     #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Folder {
-        /// What was being done.
+        /// The operation.
         action: &'static str,
-        /// With what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// It is an ordinary file system.
+    /// The directory is not in a BPF file system.
     #[error(
-        "{} is no BPF file system, in which the kernel programs would outlive the agent; mount the node's into the agent (hostPath /sys/fs/bpf), or `mount -t bpf bpf /sys/fs/bpf` on the node; --bpffs names another place",
+        "{} is not in a BPF file system, which the kernel programs need to outlive the agent; mount the node's into the agent (hostPath /sys/fs/bpf), run `mount -t bpf bpf /sys/fs/bpf` on the node, or set --bpffs",
         path.display()
     )]
     NotBpf {
         /// `--bpffs`
         path: PathBuf,
     },
-    /// Something else is in a pin's place.
+    /// A pin exists that is not kiam's.
     #[error(
-        "{} is {found}, and not {expected} of kiam's; nothing was changed. If nothing else uses it, remove it; --bpffs names another place",
+        "{} is {found}, not {expected} of kiam: nothing was changed; remove it if nothing else uses it, or set --bpffs",
         path.display()
     )]
     Foreign {
         /// The pin.
         path: PathBuf,
-        /// What it is.
+        /// The object that is pinned there.
         found: String,
-        /// What it should be.
+        /// The object that was expected.
         expected: &'static str,
     },
 }
@@ -70,23 +70,23 @@ pub enum PinsError {
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "; the agent needs the capability BPF, and must own the folder"
+            "; the agent needs the capability BPF, and must own the directory"
         }
-        io::ErrorKind::ReadOnlyFilesystem => "; it must be mounted into the agent to be written to",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount it into the agent as writable",
         _ => "",
     }
 }
 
-/// What was removed.
+/// Number of pins that were removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Removed {
-    /// Programs that ran until now.
+    /// Programs that were attached.
     pub links: usize,
-    /// Maps.
+    /// Maps that were pinned.
     pub maps: usize,
 }
 
-/// The folder, for one agent at a time: another waits until this is dropped.
+/// The directory of pins, locked: another agent waits until this is dropped.
 #[derive(Debug)]
 pub(super) struct Pins {
     folder: PathBuf,
@@ -94,7 +94,7 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Opens the folder in the BPF file system at `bpffs`, and makes it where it is missing.
+    /// Opens the directory in the BPF file system at `bpffs`, and creates it if it is missing.
     pub(super) fn open(bpffs: &Path) -> Result<Self, PinsError> {
         check(bpffs)?;
         let pins = Self::lock(make(bpffs.join(FOLDER))?)?;
@@ -114,8 +114,8 @@ impl Pins {
         })
     }
 
-    /// Where a map is pinned, or will be.
-    pub(super) fn map(&self, map: &Kept) -> Result<PathBuf, PinsError> {
+    /// Returns the path of a map's pin, which may not exist yet.
+    pub(super) fn map(&self, map: &Pinned) -> Result<PathBuf, PinsError> {
         let path = maps(&self.folder).join(pin(map));
         let Some((_, described)) = self.opened(path.clone(), "bpf-map", "a map")? else {
             return Ok(path);
@@ -125,11 +125,11 @@ impl Pins {
         if shape == expected {
             return Ok(path);
         }
-        // What the kernel writes would not fit where it is read.
+        // The kernel would write more or fewer bytes than the reader expects.
         let [key, value, entries] = shape.map(Option::unwrap_or_default);
         Err(PinsError::Foreign {
             path,
-            found: format!("a map of {entries} values of {value} bytes, by {key}"),
+            found: format!("a map of {entries} entries (key: {key} bytes, value: {value} bytes)"),
             expected: "this map",
         })
     }
@@ -138,7 +138,7 @@ impl Pins {
         self.folder.join(LINKS).join(program)
     }
 
-    /// The link of a program that an earlier agent has left.
+    /// Opens the link of a program that an earlier agent has left.
     pub(super) fn opened_link(
         &self,
         program: &str,
@@ -157,7 +157,7 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        let described = Description::of(object.as_fd()).map_err(failed("read about", &path))?;
+        let described = Description::of(object.as_fd()).map_err(failed("inspect", &path))?;
         if described.kind == kind {
             return Ok(Some((object, described)));
         }
@@ -168,7 +168,7 @@ impl Pins {
         })
     }
 
-    /// Another's thing is where a program's link should be.
+    /// Returns the error for a pin at the path of a program's link that is something else.
     pub(super) fn foreign_link(&self, program: &str, found: String) -> PinsError {
         PinsError::Foreign {
             path: self.link(program),
@@ -177,9 +177,9 @@ impl Pins {
         }
     }
 
-    /// Where a new link is pinned first, and nothing else is.
-    pub(super) fn coming_link(&self, program: &str) -> Result<PathBuf, PinsError> {
-        let path = self.link(&format!("{program}{COMING}"));
+    /// Returns the path to stage a new link of a program at, and removes an earlier staged link.
+    pub(super) fn staged_link(&self, program: &str) -> Result<PathBuf, PinsError> {
+        let path = self.link(&format!("{program}{STAGED}"));
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("remove", &path)(error))
@@ -188,22 +188,22 @@ impl Pins {
         }
     }
 
-    /// Gives what is pinned at [`Self::coming_link`] the program's name. What had it until now is
-    /// detached by that, and not before.
-    pub(super) fn come(&self, program: &str) -> Result<(), PinsError> {
-        let coming = self.link(&format!("{program}{COMING}"));
-        fs::rename(&coming, self.link(program)).map_err(failed("rename", &coming))
+    /// Renames the link at [`Self::staged_link`] to the program's name. This detaches the link that
+    /// had the name, and no earlier step does.
+    pub(super) fn commit_link(&self, program: &str) -> Result<(), PinsError> {
+        let staged = self.link(&format!("{program}{STAGED}"));
+        fs::rename(&staged, self.link(program)).map_err(failed("rename", &staged))
     }
 
-    /// Detaches a program.
+    /// Removes the link of a program, which detaches the program.
     pub(super) fn remove_link(&self, program: &str) -> Result<(), PinsError> {
         let path = self.link(program);
         fs::remove_file(&path).map_err(failed("remove", &path))
     }
 
-    /// Removes the maps of other versions, which no link's program uses any more.
+    /// Removes maps of other versions, which no attached program uses any more.
     pub(super) fn remove_other_versions(&self) -> Result<(), PinsError> {
-        let own = KEPT.map(|map| pin(&map));
+        let own = PINNED.map(|map| pin(&map));
         for entry in entries(&maps(&self.folder))? {
             if !own.iter().any(|own| entry.file_name() == own.as_str()) {
                 let path = entry.path();
@@ -214,10 +214,7 @@ impl Pins {
     }
 }
 
-/// Removes all pins: the programs stop to run. That there are none is no error.
-///
-/// # Errors
-/// When there is no BPF file system, or something cannot be removed.
+/// Removes all pins, which detaches the programs. Removing none is not an error.
 pub fn cleanup(bpffs: &Path) -> Result<Removed, PinsError> {
     check(bpffs)?;
     let folder = bpffs.join(FOLDER);
@@ -237,10 +234,7 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, PinsError> {
     Ok(removed)
 }
 
-/// How many programs are kept at work here.
-///
-/// # Errors
-/// When there is no BPF file system.
+/// Returns the number of programs that are attached by pins.
 pub fn pinned(bpffs: &Path) -> Result<usize, PinsError> {
     check(bpffs)?;
     let links = bpffs.join(FOLDER).join(LINKS);
@@ -250,8 +244,7 @@ pub fn pinned(bpffs: &Path) -> Result<usize, PinsError> {
     entries(&links).map(|links| links.len())
 }
 
-/// Returns the ids of the programs that the pinned links run, whatever the links are called: a link
-/// that is about to take another's name runs one of kiam's too.
+/// Returns the ids of the programs of all pinned links, including staged links.
 pub(super) fn programs(bpffs: &Path) -> HashSet<u32> {
     let links = entries(&bpffs.join(FOLDER).join(LINKS)).unwrap_or_default();
     let id = |entry: &fs::DirEntry| {
@@ -261,7 +254,7 @@ pub(super) fn programs(bpffs: &Path) -> HashSet<u32> {
     links.iter().filter_map(id).collect()
 }
 
-/// The id of the cgroup that a pinned link runs its program on.
+/// Returns the id of the cgroup that a pinned link attaches its program to.
 pub(super) fn cgroup_of(bpffs: &Path, program: &str) -> Option<u64> {
     described(bpffs, program)?.number("cgroup_id")
 }
@@ -272,9 +265,9 @@ fn described(bpffs: &Path, program: &str) -> Option<Description> {
     Description::of(link.as_fd()).ok()
 }
 
-/// Where the map of that name is pinned once it is, if one is kept.
+/// Returns the path of a map's pin, by the name of the map.
 pub(super) fn map(bpffs: &Path, name: &str) -> Option<PathBuf> {
-    let map = KEPT.iter().find(|map| map.name == name)?;
+    let map = PINNED.iter().find(|map| map.name == name)?;
     Some(maps(&bpffs.join(FOLDER)).join(pin(map)))
 }
 
@@ -282,14 +275,14 @@ fn maps(folder: &Path) -> PathBuf {
     folder.join(MAPS)
 }
 
-/// The name of a map's pin.
-fn pin(map: &Kept) -> String {
+/// Returns the file name of a map's pin.
+fn pin(map: &Pinned) -> String {
     format!("{}-{}", map.name, map.version)
 }
 
 pub(super) fn check(bpffs: &Path) -> Result<(), PinsError> {
     let opened = File::open(bpffs).map_err(failed("open", bpffs))?;
-    let kind = fstatfs(&opened).map_err(|error| failed("read about", bpffs)(error.into()))?;
+    let kind = fstatfs(&opened).map_err(|error| failed("inspect", bpffs)(error.into()))?;
     if kind.filesystem_type().0 == libc::BPF_FS_MAGIC {
         return Ok(());
     }
@@ -302,7 +295,7 @@ fn make(folder: PathBuf) -> Result<PathBuf, PinsError> {
     let made = DirBuilder::new().mode(0o700).create(&folder);
     match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(failed("make", &folder)(error))
+            Err(failed("create", &folder)(error))
         }
         _ => Ok(folder),
     }

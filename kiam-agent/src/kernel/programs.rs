@@ -1,4 +1,4 @@
-//! The programs: loaded, told where the agent is, attached to the pods' cgroup.
+//! The programs: loaded, configured, attached to the cgroup of all pods.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,7 +14,7 @@ use kiam_ebpf::{
     maps,
 };
 
-use super::attestor::{Attestor, Notes, Taken};
+use super::attestor::{Attestations, Attestor, ConsumedCounts};
 use super::closed::ClosedCount;
 use super::error::{KernelError, typed};
 use super::events::{Events, KernelLog};
@@ -23,31 +23,31 @@ use super::links::{self, Attached};
 use super::object;
 use super::pins::Pins;
 
-/// The types of the running kernel.
+/// BTF of the running kernel.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the programs are told.
+/// Configuration of the programs.
 #[derive(Debug, Clone)]
 pub struct Redirect {
-    /// The cgroup that all pods are below.
+    /// The cgroup of all pods.
     pub pods: PathBuf,
-    /// Where the agent listens: an address of the node that pods reach.
+    /// The address that the agent listens on, which pods must be able to reach.
     pub agent: SocketAddrV4,
     /// The network namespace of the node: see [`own_netns_cookie`](super::own_netns_cookie).
     pub host_netns_cookie: u64,
-    /// What becomes of `hostNetwork` pods that [`HostPods`] says nothing of.
+    /// Treatment of `hostNetwork` pods that [`HostPods`] has no entry for.
     pub host_network: HostNetwork,
-    /// Whether packets of pods to the metadata service are dropped.
+    /// Whether to drop pods' packets to the metadata service.
     pub guard_egress: bool,
-    /// Another address whose port 80 is brought to the agent.
+    /// A second address whose port 80 is redirected to the agent.
     pub container: Option<Ipv4Addr>,
-    /// Which of their decisions the programs tell one by one.
+    /// Decisions to report.
     pub log: KernelLog,
-    /// A BPF file system, in which the programs outlive the agent.
+    /// The BPF file system for pins, by which the programs outlive the agent.
     pub bpffs: PathBuf,
 }
 
-/// The programs, in the kernel, attached and pinned. They stay when this is dropped.
+/// The loaded, attached and pinned programs. They stay attached when this value is dropped.
 pub struct Programs {
     attached: Attached,
     verdicts: PerCpuArray<MapData, u64>,
@@ -65,14 +65,11 @@ impl fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Loads the programs, tells them where the agent is, and attaches them, or puts them in the
-    /// place of an earlier agent's.
+    /// Loads and configures the programs, and attaches them or replaces those of an earlier agent.
     ///
-    /// The guard is attached first, and the configuration written before any: there is no moment
-    /// at which a program sends a pod anywhere but to an agent.
-    ///
-    /// # Errors
-    /// When the kernel does not do its part. What was guarded before is guarded still.
+    /// The configuration is written before any program is attached, and the guard is attached
+    /// first: at no time does a program send a pod anywhere but to an agent. On failure, what was
+    /// guarded stays guarded.
     pub fn attach(redirect: &Redirect) -> Result<Self, KernelError> {
         let pods = std::fs::metadata(&redirect.pods).map_err(|source| KernelError::Cgroup {
             path: redirect.pods.clone(),
@@ -98,11 +95,8 @@ impl Programs {
         Self::attach_configured(Some((&config, redirect)), &redirect.pods, &redirect.bpffs)
     }
 
-    /// Attaches the programs as an agent leaves them that dies before it has told them anything.
-    /// They refuse everything.
-    ///
-    /// # Errors
-    /// As [`Programs::attach`].
+    /// Attaches unconfigured programs, as an agent leaves them that dies before it has configured
+    /// them. They refuse everything.
     pub fn attach_unconfigured(pods: &Path, bpffs: &Path) -> Result<Self, KernelError> {
         Self::attach_configured(None, pods, bpffs)
     }
@@ -112,7 +106,7 @@ impl Programs {
         pods: &Path,
         bpffs: &Path,
     ) -> Result<Self, KernelError> {
-        // Held until all is in place.
+        // Locked until everything is attached.
         let pins = Pins::open(bpffs)?;
         let constants = config.map_or_else(Constants::default, |(_, redirect)| Constants {
             container: redirect.container,
@@ -130,16 +124,18 @@ impl Programs {
             maps::CLOSED,
             ClosedCount::new(take(&mut object, maps::CLOSED)?),
         )?;
-        let Map::Array(taken) = take(&mut object, maps::TAKEN)? else {
-            return Err(KernelError::Missing { name: maps::TAKEN });
+        let Map::Array(consumed) = take(&mut object, maps::CONSUMED)? else {
+            return Err(KernelError::Missing {
+                name: maps::CONSUMED,
+            });
         };
-        let taken = typed(maps::TAKEN, Taken::new(&taken))?;
-        let Map::HashMap(notes) = take(&mut object, maps::ATTESTATIONS)? else {
+        let consumed = typed(maps::CONSUMED, ConsumedCounts::new(&consumed))?;
+        let Map::HashMap(attestations) = take(&mut object, maps::ATTESTATIONS)? else {
             return Err(KernelError::Missing {
                 name: maps::ATTESTATIONS,
             });
         };
-        let notes = typed(maps::ATTESTATIONS, Notes::new(notes))?;
+        let attestations = typed(maps::ATTESTATIONS, Attestations::new(attestations))?;
         let events = match constants.log {
             KernelLog::Off => None,
             KernelLog::Refused | KernelLog::All => Some(Events::of(&mut object)?),
@@ -152,50 +148,40 @@ impl Programs {
             attached,
             verdicts,
             closed,
-            attestor: Arc::new(Attestor::new(notes, taken)),
+            attestor: Arc::new(Attestor::new(attestations, consumed)),
             host_pods,
             events: Mutex::new(events),
             _object: object,
         })
     }
 
-    /// How the programs came to their places.
-    #[must_use]
+    /// Returns how many programs are new, and how many replaced others.
     pub const fn attached(&self) -> Attached {
         self.attached
     }
 
-    /// Who tells which cgroup made a connection.
-    #[must_use]
+    /// Returns the attestor.
     pub fn attestor(&self) -> Arc<Attestor> {
         Arc::clone(&self.attestor)
     }
 
-    /// Who tells the programs of `hostNetwork` pods.
-    #[must_use]
-    pub fn host_pods(&self) -> HostPods {
+    /// Returns the table of `hostNetwork` pods.
+    pub(crate) fn host_pods(&self) -> HostPods {
         self.host_pods.clone()
     }
 
-    /// What they tell one by one, if they do; once.
-    #[must_use]
+    /// Returns the reader of decisions, once, if `--kernel-log` asks for them.
     pub fn take_events(&self) -> Option<Events> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.take()
     }
 
-    /// How many connections from before the programs were closed.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
+    /// Returns the number of closed connections that were older than the programs.
     pub fn closed(&self) -> Result<u64, KernelError> {
         self.closed.read()
     }
 
-    /// What the programs have done since they were attached, over all CPUs and hooks.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
+    /// Returns the verdicts since the programs were attached, summed over CPUs and hooks.
     pub fn verdicts(&self) -> Result<Vec<(Verdict, u64)>, KernelError> {
         let counts = self.counts()?;
         let of = |verdict| {
@@ -205,10 +191,7 @@ impl Programs {
         Ok(Verdict::ALL.into_iter().map(of).collect())
     }
 
-    /// What each program has done since they were attached, over all CPUs.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
+    /// Returns the verdicts of each hook since the programs were attached, summed over CPUs.
     pub fn counts(&self) -> Result<Vec<(Hook, Verdict, u64)>, KernelError> {
         let count = |hook, verdict| {
             let index = count_index(hook, verdict);
@@ -220,11 +203,8 @@ impl Programs {
     }
 }
 
-/// Asks the kernel whether it accepts all programs, whatever they are to report, and attaches none.
-///
-/// # Errors
-/// When it does not.
-pub fn verify() -> Result<(), KernelError> {
+/// Lets the kernel verify all programs for all log levels, and attaches none.
+pub(crate) fn verify() -> Result<(), KernelError> {
     KernelLog::value_variants().iter().try_for_each(|log| {
         let constants = Constants {
             container: None,
@@ -234,7 +214,7 @@ pub fn verify() -> Result<(), KernelError> {
     })
 }
 
-/// What the programs are loaded for: constants to the verifier, which takes out what they rule out.
+/// Values that are constants to the verifier, which removes unreachable code.
 #[derive(Debug, Clone, Copy, Default)]
 struct Constants {
     container: Option<Ipv4Addr>,
@@ -253,15 +233,15 @@ fn load(pins: Option<&Pins>, constants: Constants) -> Result<Ebpf, KernelError> 
     let container = constants.container;
     let container = container.map(|address| u32::from_ne_bytes(address.octets()));
     let level = constants.log.level();
-    // Reads the kernel's BTF by itself: megabytes, of which nothing is kept.
+    // Reads several megabytes of BTF, which are freed again.
     let mut loader = EbpfLoader::new();
     loader.override_global(EVENT_LEVEL, &level, true);
     if let Some(container) = &container {
         loader.override_global(CONTAINER_V4, container, true);
     }
     if let Some(pins) = pins {
-        for map in &maps::KEPT {
-            // Used if it is there, made and pinned if not.
+        for map in &maps::PINNED {
+            // Reused if it is pinned, else created and pinned.
             loader.map_pin_path(map.name, pins.map(map)?);
         }
     }
@@ -269,7 +249,7 @@ fn load(pins: Option<&Pins>, constants: Constants) -> Result<Ebpf, KernelError> 
     loaded.map_err(|error| KernelError::Load(Box::new(error)))
 }
 
-/// Writes nothing that is written already: programs of an earlier agent may be reading.
+/// Writes the configuration unless it is unchanged: programs of an earlier agent may be reading.
 fn configure(object: &mut Ebpf, config: &Config) -> Result<(), KernelError> {
     let map = object
         .map_mut(maps::CONFIG)

@@ -1,4 +1,4 @@
-//! The commands of `bpf(2)` that aya has none for, and what the kernel says of an object.
+//! Commands of `bpf(2)` that aya lacks, and the description of objects in `/proc/self/fdinfo`.
 #![expect(unsafe_code, reason = "aya has no call for these commands")]
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use kiam_ebpf::{Attestation, Caller};
+use kiam_ebpf::{Attestation, Peer};
 
 /// Commands of `include/uapi/linux/bpf.h`.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,7 @@ enum Command {
     LinkUpdate = 29,
 }
 
-/// `union bpf_attr`, as the commands on elements use it.
+/// `union bpf_attr` for commands on elements.
 #[repr(C, align(8))]
 struct Element {
     map: u32,
@@ -32,7 +32,7 @@ struct Element {
     flags: u64,
 }
 
-/// `union bpf_attr`, as the commands on pins use it.
+/// `union bpf_attr` for commands on pins.
 #[repr(C, align(8))]
 struct Pin {
     path: u64,
@@ -40,7 +40,7 @@ struct Pin {
     flags: u32,
 }
 
-/// `union bpf_attr`, as `BPF_LINK_UPDATE` uses it.
+/// `union bpf_attr` for `BPF_LINK_UPDATE`.
 #[repr(C, align(8))]
 struct Update {
     link: u32,
@@ -49,49 +49,61 @@ struct Update {
     old_program: u32,
 }
 
-/// Takes a note out of the map, in one step of the kernel's.
-pub(super) fn take_note(map: BorrowedFd<'_>, caller: &Caller) -> io::Result<Attestation> {
-    let mut note = Attestation {
+/// Looks up and deletes an attestation in one step.
+pub(super) fn lookup_and_delete(map: BorrowedFd<'_>, peer: &Peer) -> io::Result<Attestation> {
+    let mut attestation = Attestation {
         cgroup: 0,
-        share: 0,
+        quota_cgroup: 0,
         at: 0,
     };
-    element(map, Command::MapLookupAndDeleteElem, caller, &mut note, 0)?;
-    Ok(note)
+    element(
+        map,
+        Command::MapLookupAndDeleteElem,
+        peer,
+        &mut attestation,
+        0,
+    )?;
+    Ok(attestation)
 }
 
-/// Puts a note into the map, unless there is one.
-pub(super) fn put_note(
+/// Inserts an attestation, unless there is one.
+pub(super) fn insert_new(
     map: BorrowedFd<'_>,
-    caller: &Caller,
-    mut note: Attestation,
+    peer: &Peer,
+    mut attestation: Attestation,
 ) -> io::Result<()> {
     /// `BPF_NOEXIST`.
     const NO_EXIST: u64 = 1;
-    element(map, Command::MapUpdateElem, caller, &mut note, NO_EXIST)
+    element(
+        map,
+        Command::MapUpdateElem,
+        peer,
+        &mut attestation,
+        NO_EXIST,
+    )
 }
 
 fn element(
     map: BorrowedFd<'_>,
     command: Command,
-    caller: &Caller,
-    note: &mut Attestation,
+    peer: &Peer,
+    attestation: &mut Attestation,
     flags: u64,
 ) -> io::Result<()> {
     let mut element = Element {
         map: map.as_raw_fd().cast_unsigned(),
         reserved: 0,
-        key: &raw const *caller as u64,
-        value: &raw mut *note as u64,
+        key: &raw const *peer as u64,
+        value: &raw mut *attestation as u64,
         flags,
     };
-    // SAFETY: the map's key and value are of these types, whose sizes its owner has compared; the
-    // kernel reads the one, reads or writes the other, and both outlive the call.
+    // SAFETY: the map's key and value have these types; their sizes were compared when the map was
+    // opened. The kernel reads the key, reads or writes the value, and both outlive the call.
     unsafe { bpf(command, &mut element) }?;
     Ok(())
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object that is pinned at `path`.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut pin = Pin {
@@ -101,11 +113,11 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     };
     // SAFETY: the path ends with a zero byte and outlives the call, which only reads it.
     let opened = unsafe { bpf(Command::ObjGet, &mut pin) }?;
-    // SAFETY: the call has just returned it, and nobody else owns it.
+    // SAFETY: the call has just returned the descriptor, and it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
-/// Puts another program in a link's place: every event meets the one or the other.
+/// Replaces the program of a link: each event runs either the old or the new one.
 pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut update = Update {
         link: link.as_raw_fd().cast_unsigned(),
@@ -113,12 +125,12 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         flags: 0,
         old_program: 0,
     };
-    // SAFETY: numbers only, of descriptors that are open.
+    // SAFETY: the attributes contain only numbers, of open descriptors.
     unsafe { bpf(Command::LinkUpdate, &mut update) }?;
     Ok(())
 }
 
-/// `union bpf_attr`, as `BPF_PROG_QUERY` uses it.
+/// `union bpf_attr` for `BPF_PROG_QUERY`.
 #[repr(C, align(8))]
 struct Query {
     cgroup: u32,
@@ -130,12 +142,12 @@ struct Query {
     reserved: u32,
 }
 
-/// The ids of the programs that run for a cgroup at a hook: its own, and those of the cgroups that
-/// it is in.
+/// Returns the ids of the programs that run for a cgroup at a hook: those attached to the cgroup
+/// and to its ancestors.
 pub(super) fn effective_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
     /// `BPF_F_QUERY_EFFECTIVE`.
     const EFFECTIVE: u32 = 1;
-    /// A kernel that has more answers `ENOSPC`.
+    /// For more programs the kernel answers `ENOSPC`.
     const MOST: u32 = 256;
     let mut programs = vec![0_u32; MOST as usize];
     let mut query = Query {
@@ -147,18 +159,18 @@ pub(super) fn effective_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io
         count: MOST,
         reserved: 0,
     };
-    // SAFETY: the kernel writes no more ids than `count` says there is room for, and how many it
-    // has written.
+    // SAFETY: the kernel writes at most `count` ids, which is the length of the vector, and sets
+    // `count` to the number that it has written.
     unsafe { bpf(Command::ProgQuery, &mut query) }?;
     programs.truncate(query.count as usize);
     Ok(programs)
 }
 
 /// # Safety
-/// `attributes` must be laid out as the command reads it, and what it points to must be valid for
-/// what the command does with it.
+/// `attributes` must have the layout that the command reads, and its pointers must be valid for
+/// what the command does with them.
 unsafe fn bpf<T>(command: Command, attributes: &mut T) -> io::Result<libc::c_int> {
-    // SAFETY: as the caller promises; no more than the type's size is read or written.
+    // SAFETY: guaranteed by the caller; at most the size of the type is read or written.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -173,7 +185,7 @@ unsafe fn bpf<T>(command: Command, attributes: &mut T) -> io::Result<libc::c_int
     }
 }
 
-/// What an object is, and what `/proc/self/fdinfo` says of it (`bpf_map_show_fdinfo`,
+/// Kind of an object, and its fields in `/proc/self/fdinfo` (`bpf_map_show_fdinfo`,
 /// `bpf_link_show_fdinfo` in kernel/bpf/syscall.c).
 #[derive(Debug)]
 pub(super) struct Description {
@@ -191,7 +203,7 @@ impl Description {
     }
 
     fn parse(link: &str, text: &str) -> Self {
-        // Kernels differ in brackets, and in the stroke between the words.
+        // Kernels differ in brackets, and in the separator between the words.
         let kind = link.trim_start_matches("anon_inode:");
         let kind = kind.trim_matches(['[', ']']).replace('_', "-");
         let lines = text.lines().filter_map(|line| line.split_once(':'));
@@ -202,7 +214,7 @@ impl Description {
         }
     }
 
-    /// A field that is a number.
+    /// Returns a numeric field.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.fields.get(name)?.parse().ok()
     }
@@ -213,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_s_description_is_read() {
+    fn the_description_of_a_link_is_parsed() {
         let text = "pos:\t0\nflags:\t02000002\nlink_type:\tcgroup\nlink_id:\t7\ncgroup_id:\t4242\nattach_type:\t10\n";
         let link = Description::parse("anon_inode:bpf_link", text);
         assert_eq!(link.kind, "bpf-link");

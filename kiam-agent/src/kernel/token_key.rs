@@ -1,5 +1,5 @@
-//! The key of tokens, in a map that outlives the agent: in the kernel's memory, gone when the
-//! machine is, and read by nobody but who may open root's pins.
+//! The key of IMDSv2 tokens in a pinned map: in kernel memory, lost on reboot, and readable only by
+//! processes that may open root's pins.
 
 use std::io;
 use std::path::Path;
@@ -14,15 +14,12 @@ use super::pins;
 use crate::token_key::{KEY_BYTES, TokenKey};
 
 const _: () = assert!(KEY_BYTES == kiam_ebpf::TOKEN_KEY_BYTES);
-/// The only entry.
+/// The only key of the map.
 const ENTRY: u32 = 0;
-/// Of two that write at once, the first one has written.
+/// Insert only: of two concurrent writers the first one wins.
 const NOEXIST: u64 = 1;
 
-/// The node's key, in the map that the programs are pinned with; the first who asks makes it.
-///
-/// # Errors
-/// When the map is not there, or cannot be used.
+/// Returns the key of the node from the pinned map; the first caller creates it.
 pub fn token_key(bpffs: &Path) -> Result<TokenKey, KernelError> {
     let name = maps::TOKEN_KEY;
     let pin = pins::map(bpffs, name).ok_or(KernelError::Missing { name })?;

@@ -1,4 +1,4 @@
-//! Answers as the real service writes them: each with the end of its connection.
+//! Responses in the form of the real service: each ends its connection.
 
 use bytes::Bytes;
 use http::header::{
@@ -7,46 +7,46 @@ use http::header::{
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
+use super::denial::Denial;
 use super::headers::TOKEN_TTL;
-use super::refusal::Refusal;
 
-/// What the service answers.
+/// Response of the service.
 pub(super) type Answer = Response<Full<Bytes>>;
 
-/// What a request is answered when it is not refused.
-pub(super) enum Reply {
-    /// A document.
+/// Content of a successful response.
+pub(super) enum Content {
+    /// A document in plain text.
     Text(Bytes),
-    /// A document, as containers' SDKs get theirs.
+    /// A document in JSON, for SDKs in containers.
     Json(Bytes),
-    /// A token of IMDSv2, and for how long it is good, in seconds.
+    /// A token of IMDSv2, and its lifetime in seconds.
     Token(Bytes, u32),
-    /// The same path with a slash at its end.
+    /// A redirection to the same path with a trailing slash.
     Redirect(HeaderValue),
-    /// What the node's own service says.
+    /// A response of the node's metadata service.
     Relayed(Response<Bytes>),
 }
 
-pub(super) fn ok(reply: Reply) -> Answer {
-    match reply {
-        Reply::Text(body) => document(body),
-        Reply::Json(body) => {
+pub(super) fn ok(content: Content) -> Answer {
+    match content {
+        Content::Text(body) => document(body),
+        Content::Json(body) => {
             let mut answer = document(body);
             let kind = HeaderValue::from_static("application/json");
             answer.headers_mut().insert(CONTENT_TYPE, kind);
             answer
         }
-        Reply::Token(body, ttl) => {
+        Content::Token(body, ttl) => {
             let mut answer = with(StatusCode::OK, body);
             answer.headers_mut().insert(TOKEN_TTL, ttl.into());
             answer
         }
-        Reply::Redirect(location) => {
+        Content::Redirect(location) => {
             let mut answer = with(StatusCode::MOVED_PERMANENTLY, Bytes::new());
             answer.headers_mut().insert(LOCATION, location);
             answer
         }
-        Reply::Relayed(answer) => {
+        Content::Relayed(answer) => {
             let (head, body) = answer.into_parts();
             let mut answer = with(head.status, body);
             answer.headers_mut().extend(head.headers);
@@ -55,14 +55,14 @@ pub(super) fn ok(reply: Reply) -> Answer {
     }
 }
 
-pub(super) fn refused(refusal: &Refusal) -> Answer {
-    let mut answer = with(refusal.status(), format!("{refusal}\n").into());
+pub(super) fn denied(denial: &Denial) -> Answer {
+    let mut answer = with(denial.status(), format!("{denial}\n").into());
     let headers = answer.headers_mut();
-    match refusal {
-        Refusal::Method { allowed, .. } => {
+    match denial {
+        Denial::Method { allowed, .. } => {
             headers.insert(ALLOW, HeaderValue::from_static(allowed));
         }
-        _ if refusal.status() == StatusCode::SERVICE_UNAVAILABLE => {
+        _ if denial.status() == StatusCode::SERVICE_UNAVAILABLE => {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         _ => {}
@@ -70,7 +70,7 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
     answer
 }
 
-/// A document, of which no part can be asked for.
+/// Builds a document; ranges of it cannot be requested.
 fn document(body: Bytes) -> Answer {
     let mut answer = with(StatusCode::OK, body);
     let headers = answer.headers_mut();
@@ -78,7 +78,7 @@ fn document(body: Bytes) -> Answer {
     answer
 }
 
-/// Headers as the real service sends them, with the end of the connection.
+/// Builds a response with the headers of the real service, and the end of the connection.
 fn with(status: StatusCode, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;

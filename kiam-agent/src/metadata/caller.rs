@@ -1,22 +1,23 @@
-//! The other end of a connection.
+//! The caller of a connection.
 
 use std::net::IpAddr;
 
-use crate::caller::{self, PodRef};
+use crate::caller::{PodRef, Unidentified};
 
-/// Who is at the other end of a connection: asked once, when it was accepted.
+/// The caller of a connection, identified when the connection was accepted.
 #[derive(Debug)]
 pub(super) struct Caller {
-    pub(super) who: Result<PodRef, caller::Refusal>,
+    pub(super) who: Result<PodRef, Unidentified>,
     pub(super) source: IpAddr,
-    /// Whether it comes from the agent's own address: from the node itself.
+    /// Whether the connection comes from the agent's own address, and so from the node.
     pub(super) on_node: bool,
 }
 
 impl Caller {
-    /// Whether it is a probe of the node's, the kubelet's for one: of the node itself, and no pod's.
+    /// Returns whether the caller is a process of the node outside of pods, such as a kubelet
+    /// probe.
     pub(super) const fn is_node(&self) -> bool {
-        use caller::Refusal::{NotAPod, Unattested};
+        use Unidentified::{NotAPod, Unattested};
         let no_pod = matches!(self.who, Err(Unattested | NotAPod) | Ok(PodRef::Address(_)));
         self.on_node && no_pod
     }

@@ -1,7 +1,7 @@
-//! One connection of a pod: one request, its answer, its end.
+//! One connection of a pod: one request, its response, its end.
 //!
-//! As the real service does, each answer ends its connection, whatever the client would like. Who is
-//! calling is therefore asked of the kernel again for each request.
+//! As in the real service, each response ends its connection, whatever the client requests. The
+//! caller is therefore attested by the kernel again for each request.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,49 +25,48 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::caller::Caller;
-use super::refusal::Refusal;
+use super::denial::Denial;
 use super::slots::{self, Full};
 use crate::caller::PodRef;
 
-/// A request's head, all headers together. More is answered 431.
+/// Maximum size of a request's head. Larger ones get a 431.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// A request's body, which nobody needs. More is answered 413.
+/// Maximum size of a request's body, which no request needs. Larger ones get a 413.
 const MAX_BODY_BYTES: usize = 16 * 1024;
-/// How long a connection's request is waited for when the agent stops.
+/// Maximum time to wait for the request of an open connection during a shutdown.
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
-/// How long what a client sends after its request is taken in, so that its answer is not lost.
+/// Maximum time to read what a client sends after its request, so that it receives the response.
 const LINGER: Duration = Duration::from_millis(500);
-/// How much of it, in bytes.
+/// Maximum number of bytes to read then.
 const MAX_LINGER_BYTES: usize = 64 * 1024;
 
-/// Whose limits a connection counts to: the pod's that the kernel vouches for, or those of the address
-/// that it comes from.
+/// Owner of a connection, whose limits it counts against: the attested pod, or the source address.
 pub(super) type Owner = Result<PodRef, IpAddr>;
 
-/// Room for a connection.
+/// A slot for a connection.
 type Open = slots::Open<Owner>;
 
-/// Why a connection was closed without an answer.
+/// Reason why a connection was closed without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TurnedAway {
-    #[error("it has {0} connections open, and that is all that a pod may have")]
+pub(super) enum Rejected {
+    #[error("the limit of {0} connections per pod is reached")]
     Pod(usize),
-    #[error("the pods of this node have {0} connections open, and that is all that there may be")]
+    #[error("the limit of {0} connections of all pods of this node is reached")]
     Node(usize),
-    #[error("it asked nothing while others needed the room")]
+    #[error("it had sent no request when its slot was needed")]
     Silent,
-    #[error("others of its pod were not answered in {}", kiam_common::duration::format(*.0))]
-    Waited(Duration),
+    #[error("it waited {} for other requests of its pod", kiam_common::duration::format(*.0))]
+    Queued(Duration),
 }
 
-impl TurnedAway {
-    /// For a metric, and the log.
+impl Rejected {
+    /// Returns the value of the label `limit`.
     pub(super) const fn as_label(self) -> &'static str {
         match self {
             Self::Pod(_) => "pod",
             Self::Node(_) => "node",
             Self::Silent => "silent",
-            Self::Waited(_) => "waited",
+            Self::Queued(_) => "waited",
         }
     }
 }
@@ -89,8 +88,8 @@ impl Drop for Counted {
 }
 
 impl Shared {
-    /// Who is at the other end of a connection. To be asked as soon as it is accepted: the kernel's word
-    /// on it is there once, and kept as long as it may be waiting to be accepted.
+    /// Identifies the caller of a connection. Called as soon as the connection is accepted: the
+    /// attestation can be read once, and is kept only while the connection may wait for that.
     pub(super) fn caller(&self, stream: &TcpStream, peer: SocketAddr) -> Caller {
         Caller {
             who: self.identify.identify(peer),
@@ -99,7 +98,7 @@ impl Shared {
         }
     }
 
-    /// Serves one connection to its end.
+    /// Serves a connection to its end.
     pub(super) async fn serve(
         self: Arc<Self>,
         mut stream: TcpStream,
@@ -111,10 +110,10 @@ impl Shared {
             Ok(open) => open,
             Err(full) => {
                 let why = match full {
-                    Full::Owner => TurnedAway::Pod(self.settings.max_connections_per_pod),
-                    Full::All => TurnedAway::Node(self.settings.max_connections),
+                    Full::Owner => Rejected::Pod(self.settings.max_connections_per_pod),
+                    Full::All => Rejected::Node(self.settings.max_connections),
                 };
-                return self.turned_away(&caller, why);
+                return self.reject(&caller, why);
             }
         };
         let _counted = Counted::new(&self.metrics.connections);
@@ -122,20 +121,20 @@ impl Shared {
         drop(stream.set_nodelay(true));
         let served = tokio::select! {
             served = self.exchange(&mut stream, &caller, &open) => served,
-            () = open.evicted() => Err(TurnedAway::Silent),
-            () = self.told_to_end(&stop, &open) => return,
+            () = open.evicted() => Err(Rejected::Silent),
+            () = self.shutdown(&stop, &open) => return,
         };
         if let Err(why) = served {
-            self.turned_away(&caller, why);
+            self.reject(&caller, why);
         }
     }
 
-    /// Told to stop, a connection that has asked nothing yet gets its answer first: who has just
-    /// connected is about to ask.
-    async fn told_to_end(&self, stop: &CancellationToken, open: &Open) {
+    /// Waits until a shutdown ends this connection. A connection without a request gets time to
+    /// send one: its client has just connected.
+    async fn shutdown(&self, stop: &CancellationToken, open: &Open) {
         stop.cancelled().await;
         tokio::time::sleep(FIRST_REQUEST).await;
-        if open.has_asked() {
+        if open.is_active() {
             let grace = self.settings.grace().saturating_sub(FIRST_REQUEST);
             tokio::time::sleep(grace).await;
         }
@@ -146,13 +145,13 @@ impl Shared {
         stream: &mut TcpStream,
         caller: &Caller,
         open: &Open,
-    ) -> Result<(), TurnedAway> {
-        // Who asks nothing takes nobody's turn.
+    ) -> Result<(), Rejected> {
+        // A connection without a request must not use up a permit.
         let (mut first, limit) = ([0], self.settings.request_timeout);
         let Ok(Ok(1)) = timeout(limit, stream.peek(&mut first)).await else {
             return Ok(());
         };
-        open.asks();
+        open.mark_active();
         let turn = self.turn(open).await?;
         let answered = timeout(self.settings.lifetime, self.answer_one(stream, caller)).await;
         drop(turn);
@@ -162,24 +161,24 @@ impl Shared {
         Ok(())
     }
 
-    /// This connection's turn to be answered, among those of its pod.
-    async fn turn(&self, open: &Open) -> Result<Option<OwnedSemaphorePermit>, TurnedAway> {
+    /// Waits for the connection's turn among those of its pod.
+    async fn turn(&self, open: &Open) -> Result<Option<OwnedSemaphorePermit>, Rejected> {
         if let Some(turn) = open.try_answer() {
             return Ok(Some(turn));
         }
         self.metrics.connections_queued.inc();
         let limit = self.settings.turn_timeout;
         let turn = timeout(limit, open.answer()).await;
-        turn.map_err(|_elapsed| TurnedAway::Waited(limit))
+        turn.map_err(|_elapsed| Rejected::Queued(limit))
     }
 
-    /// One request and its answer. What is no HTTP is answered by hyper.
+    /// Handles one request. hyper answers malformed ones.
     async fn answer_one(&self, stream: &mut TcpStream, caller: &Caller) {
         let service = service_fn(move |request: Request<Incoming>| async move {
             let (parts, body) = request.into_parts();
-            let answer = match self.take_in(body).await {
+            let answer = match self.discard(body).await {
                 Ok(()) => self.answer(caller, &parts).await,
-                Err(refusal) => self.refuse(caller, &parts, refusal),
+                Err(denial) => self.answer_denied(caller, &parts, denial),
             };
             Ok::<_, Infallible>(answer)
         });
@@ -192,36 +191,36 @@ impl Shared {
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service)
             .await;
-        // The client has hung up, or was told by hyper what is wrong with its request.
+        // The client closed the connection, or hyper answered the malformed request.
         drop(served);
     }
 
-    /// Takes a request's body in, which nobody needs: what is left of it when the connection is closed
-    /// would cost the client its answer.
-    async fn take_in(&self, mut body: Incoming) -> Result<(), Refusal> {
+    /// Reads and discards the body of a request: closing a connection with unread data would lose
+    /// the response.
+    async fn discard(&self, mut body: Incoming) -> Result<(), Denial> {
         if body.is_end_stream() {
             return Ok(());
         }
         let whole = async {
             let mut length = 0;
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|_broken| Refusal::BadBody)?;
+                let frame = frame.map_err(|_broken| Denial::BadBody)?;
                 length += frame.data_ref().map_or(0, Bytes::len);
                 if length > MAX_BODY_BYTES {
                     let limit = MAX_BODY_BYTES;
-                    return Err(Refusal::LongBody { limit });
+                    return Err(Denial::LongBody { limit });
                 }
             }
             Ok(())
         };
         let limit = self.settings.request_timeout;
-        let late = |_elapsed| Refusal::LateBody { limit };
+        let late = |_elapsed| Denial::LateBody { limit };
         timeout(limit, whole).await.map_err(late)?
     }
 }
 
-/// Ends the sending side, and takes in what still comes until the client has ended its own: closing with
-/// something unread would reset the connection, and the client might lose its answer.
+/// Closes the sending side, and reads until the client closes its own: closing with unread data
+/// would reset the connection, and the client might lose the response.
 async fn linger(stream: &mut TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     let mut rest = [0; 1024];

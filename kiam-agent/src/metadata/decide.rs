@@ -1,4 +1,4 @@
-//! What a pod is answered, by one snapshot of the view. Reads, decides, and does nothing else.
+//! Resolution about a request, from one snapshot of the view. No side effects.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,106 +6,106 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::refusal::Refusal;
+use super::denial::Denial;
 use crate::caller::PodRef;
 use crate::view::{Claimed, Grant, Outcome, Pod, Snapshot};
 
-/// What a pod asks for.
+/// Subject of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ask<'a> {
-    /// The name of its role.
+    /// The name of the pod's role.
     Listing,
-    /// What its role is.
+    /// Information about the pod's role.
     Info,
-    /// The credentials of a role, which had better be its own.
+    /// The credentials of a role, which must be the pod's.
     Credentials { role: &'a str, extended: bool },
-    /// The credentials of its role, whichever that is.
+    /// The credentials of the pod's role, without its name.
     Own,
 }
 
-/// What it is answered.
+/// Resolution about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// This.
+pub(super) enum Resolution {
+    /// Serve this document.
     Serve(Bytes),
-    /// Nothing.
-    Refuse(Refusal),
-    /// Nothing, unless a later snapshot has better news.
-    Wait(Refusal),
+    /// Deny the request.
+    Deny(Denial),
+    /// Wait for a newer snapshot, and deny the request if none permits it in time.
+    Wait(Denial),
 }
 
-/// Decides for a pod that calls from `source`.
+/// Decides about a request of a pod from `source`.
 pub(super) fn decide(
     snapshot: &Snapshot,
     who: &PodRef,
     source: IpAddr,
     ask: Ask<'_>,
     now: SystemTime,
-) -> Verdict {
+) -> Resolution {
     let pod = match find(snapshot, who) {
         Ok(pod) => pod,
-        // Another pod's address, as long as that one is not quite gone.
-        Err(claimed) => return Verdict::Wait(claimed.into()),
+        // Another pod still has the address, until it is removed.
+        Err(claimed) => return Resolution::Wait(claimed.into()),
     };
     let Some(pod) = pod else {
         if let PodRef::Uid(uid) = who
             && let Some(pod) = snapshot.gone(uid.as_str())
         {
             let pod = pod.to_owned();
-            return Verdict::Refuse(Refusal::PodGone { pod });
+            return Resolution::Deny(Denial::PodGone { pod });
         }
-        return Verdict::Wait(if snapshot.complete() {
-            Refusal::UnknownPod {
+        return Resolution::Wait(if snapshot.complete() {
+            Denial::UnknownPod {
                 pod: who.to_string(),
             }
         } else {
-            Refusal::NoView
+            Denial::NoView
         });
     };
     if !pod.may_call_from(source) {
-        // A pod whose sandbox was made anew has another address before it is published.
-        return Verdict::Wait(Refusal::Address {
+        // A recreated sandbox uses its new address before that is published.
+        return Resolution::Wait(Denial::Address {
             pod: pod.to_string(),
             source_ip: source.to_canonical(),
         });
     }
     match &pod.outcome {
-        Outcome::NoRole => Verdict::Refuse(Refusal::NoRole {
+        Outcome::NoRole => Resolution::Deny(Denial::NoRole {
             pod: pod.to_string(),
             service_account: pod.facts.service_account.clone(),
         }),
-        Outcome::Forbidden { role, reason } => Verdict::Refuse(Refusal::Forbidden {
+        Outcome::Forbidden { role, reason } => Resolution::Deny(Denial::Forbidden {
             pod: pod.to_string(),
             role: role.clone(),
             reason: reason.clone(),
         }),
-        Outcome::Undecided { awaiting } => Verdict::Wait(Refusal::Undecided {
+        Outcome::Undecided { awaiting } => Resolution::Wait(Denial::Undecided {
             pod: pod.to_string(),
             awaiting: awaiting.clone(),
         }),
         Outcome::Granted(grant) => match ask {
-            Ask::Listing => Verdict::Serve(grant.listing.clone()),
+            Ask::Listing => Resolution::Serve(grant.listing.clone()),
             Ask::Credentials { role, .. } if !grant.is(role) => {
-                Verdict::Refuse(Refusal::OtherRole {
+                Resolution::Deny(Denial::OtherRole {
                     pod: pod.to_string(),
-                    asked: Refusal::echo(role),
+                    asked: Denial::echo(role),
                     own: grant.role.name().to_owned(),
                 })
             }
             Ask::Credentials { .. } | Ask::Own | Ask::Info => match (grant.valid(now), ask) {
-                (Some(issued), Ask::Info) => Verdict::Serve(issued.info(&grant.role)),
+                (Some(issued), Ask::Info) => Resolution::Serve(issued.info(&grant.role)),
                 (Some(issued), Ask::Credentials { extended, .. }) if !extended => {
-                    Verdict::Serve(issued.plain())
+                    Resolution::Serve(issued.plain())
                 }
-                (Some(issued), Ask::Own) => Verdict::Serve(issued.container()),
-                (Some(issued), _) => Verdict::Serve(issued.extended()),
+                (Some(issued), Ask::Own) => Resolution::Serve(issued.container()),
+                (Some(issued), _) => Resolution::Serve(issued.extended()),
                 (None, _) => without_credentials(pod, grant),
             },
         },
     }
 }
 
-/// The pod that is calling, if it is known.
+/// Returns the pod of a caller, if it is known.
 pub(super) fn find<'a>(
     snapshot: &'a Snapshot,
     who: &PodRef,
@@ -117,27 +117,27 @@ pub(super) fn find<'a>(
     }
 }
 
-fn without_credentials(pod: &Pod, grant: &Grant) -> Verdict {
+fn without_credentials(pod: &Pod, grant: &Grant) -> Resolution {
     let (pod, role) = (pod.to_string(), grant.role.to_string());
     let error = grant.failure.as_ref().map(|failure| failure.error.clone());
     match (&grant.failure, &grant.issued) {
-        (Some(failure), _) if failure.permanent => Verdict::Refuse(Refusal::Denied {
+        (Some(failure), _) if failure.permanent => Resolution::Deny(Denial::Denied {
             pod,
             role,
             error: failure.error.clone(),
         }),
         (_, Some(issued)) => {
-            let refusal = Refusal::expired(pod, role, issued.expiration(), error);
+            let denial = Denial::expired(pod, role, issued.expiration(), error);
             match grant.failure {
-                Some(_) => Verdict::Refuse(refusal),
-                None => Verdict::Wait(refusal),
+                Some(_) => Resolution::Deny(denial),
+                None => Resolution::Wait(denial),
             }
         }
-        (Some(failure), None) => Verdict::Refuse(Refusal::Failing {
+        (Some(failure), None) => Resolution::Deny(Denial::Failing {
             pod,
             role,
             error: failure.error.clone(),
         }),
-        (None, None) => Verdict::Wait(Refusal::OnTheirWay { pod, role }),
+        (None, None) => Resolution::Wait(Denial::OnTheirWay { pod, role }),
     }
 }

@@ -1,6 +1,6 @@
 //! Headers of IMDSv2.
 
-/// Holds a session token.
+/// Session token.
 pub(super) const TOKEN: &str = "x-aws-ec2-metadata-token";
-/// Holds the life that is asked for a session token, and the life that it got, in seconds.
+/// Requested and granted lifetime of a session token, in seconds.
 pub(super) const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";

@@ -1,11 +1,11 @@
-//! What the metadata service counts, by kiam's names where kiam had them.
+//! Metrics of the service. Those of kiam keep their names.
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     exponential_buckets,
 };
 
-/// Which part of the service answered; the label `handler`, by kiam's words for those it had.
+/// Part of the service, for the label `handler`, with the values of kiam where it had them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handler {
     RoleName,
@@ -14,7 +14,7 @@ pub(super) enum Handler {
     Info,
     Container,
     Token,
-    /// What is passed on to the real service, or would have been by kiam.
+    /// Paths of the node's metadata service, whether passed on or not.
     Proxy,
     Health,
 }
@@ -45,7 +45,7 @@ impl Handler {
     }
 }
 
-/// The counters that every request touches, resolved once.
+/// Counters that every request uses, resolved once.
 #[derive(Debug, Clone)]
 struct Hot {
     latency: Histogram,
@@ -53,7 +53,7 @@ struct Hot {
     ok: IntCounter,
 }
 
-/// The metrics of the metadata service.
+/// Metrics of the metadata service.
 #[derive(Debug, Clone)]
 pub struct MetadataMetrics {
     hot: [Hot; Handler::ALL.len()],
@@ -74,10 +74,7 @@ pub struct MetadataMetrics {
 }
 
 impl MetadataMetrics {
-    /// Registers them.
-    ///
-    /// # Errors
-    /// When they are registered already.
+    /// Registers the metrics.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -93,7 +90,7 @@ impl MetadataMetrics {
         let latency = HistogramVec::new(
             HistogramOpts::new(
                 "kiam_metadata_handler_latency_seconds",
-                "From a request's head being read to its answer being made.",
+                "Time from the end of a request's head to its response.",
             )
             .buckets(buckets.clone()),
             &["handler"],
@@ -102,24 +99,21 @@ impl MetadataMetrics {
         let waits = Histogram::with_opts(
             HistogramOpts::new(
                 "kiam_metadata_wait_seconds",
-                "How long requests were held for a pod or credentials still on their way.",
+                "Time that requests were held for a pod or credentials that had not arrived yet.",
             )
             .buckets(buckets),
         )?;
         registry.register(Box::new(waits.clone()))?;
-        let connections = IntGauge::new(
-            "kiam_metadata_connections",
-            "Connections of pods that are open now.",
-        )?;
+        let connections = IntGauge::new("kiam_metadata_connections", "Open connections of pods.")?;
         registry.register(Box::new(connections.clone()))?;
         let success = counters(
             "kiam_metadata_success_total",
-            "Requests that were answered with what they asked for.",
+            "Requests answered with what they asked for.",
             &["handler"],
         )?;
         let responses = counters(
             "kiam_metadata_responses_total",
-            "Answers, by HTTP status.",
+            "Responses, by HTTP status.",
             &["handler", "code"],
         )?;
         let hot = Handler::ALL.map(|handler| {
@@ -132,7 +126,7 @@ impl MetadataMetrics {
         });
         let versions = counters(
             "kiam_metadata_imds_requests_total",
-            "Requests for metadata, by whether they carried a token of IMDSv2.",
+            "Requests for metadata, by version of IMDS: v2 with a session token, v1 without.",
             &["version"],
         )?;
         Ok(Self {
@@ -142,51 +136,51 @@ impl MetadataMetrics {
             responses,
             find_role_errors: counters(
                 "kiam_metadata_find_role_errors_total",
-                "Requests for the role's name that could not be answered.",
+                "Requests for the name of the role that were denied.",
                 &["handler"],
             )?,
             empty_role: counters(
                 "kiam_metadata_empty_role_total",
-                "Requests of pods that have no role.",
+                "Requests of pods without a role.",
                 &["handler"],
             )?,
             fetch_errors: counters(
                 "kiam_metadata_credential_fetch_errors_total",
-                "Requests for credentials that could not be answered.",
+                "Requests for credentials that were denied.",
                 &["handler"],
             )?,
             blocked: counter(
                 "kiam_metadata_proxy_requests_blocked_total",
-                "Requests for paths of the real metadata service that are not let through.",
+                "Requests for other paths of the metadata service that pods may not read.",
             )?,
             upstream_errors: counter(
                 "kiam_metadata_upstream_errors_total",
-                "Requests that were let through and that the node's own metadata service did not answer.",
+                "Requests that were passed on and that the node's metadata service did not answer.",
             )?,
             refusals: counters(
                 "kiam_metadata_refusals_total",
-                "Requests that were not answered with what they asked for, by reason.",
+                "Denied requests, by reason.",
                 &["reason"],
             )?,
             waits,
             waits_over: counter(
                 "kiam_metadata_waits_over_total",
-                "Requests that were held as long as --pod-wait allows, in vain.",
+                "Requests that were held for the whole of --pod-wait without success.",
             )?,
             connections,
             connections_queued: counter(
                 "kiam_metadata_connections_queued_total",
-                "Connections that waited for others of their pod to be answered.",
+                "Connections that waited for other requests of their pod.",
             )?,
             connections_refused: counters(
                 "kiam_metadata_connections_refused_total",
-                "Connections that were closed without an answer, by the limit that they met.",
+                "Connections closed without a response, by limit.",
                 &["limit"],
             )?,
         })
     }
 
-    /// Counts one answer.
+    /// Counts a response.
     pub(super) fn answered(&self, handler: Handler, status: http::StatusCode, seconds: f64) {
         let Some(hot) = self.hot.get(handler as usize) else {
             return;
@@ -201,8 +195,8 @@ impl MetadataMetrics {
         }
     }
 
-    /// Counts one refusal.
-    pub(super) fn refused(&self, handler: Handler, reason: &str) {
+    /// Counts a denied request.
+    pub(super) fn denied(&self, handler: Handler, reason: &str) {
         let label = [handler.label()];
         self.refusals.with_label_values(&[reason]).inc();
         match (handler, reason) {

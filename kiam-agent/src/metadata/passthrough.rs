@@ -1,12 +1,11 @@
-//! Paths of the node's own metadata service that an operator lets pods read, asked for by the
-//! agent itself.
+//! Requests to the node's metadata service for paths that operators let pods read.
 //!
-//! Nothing of a pod's request goes there but the path, in one spelling: no header, no body, no
-//! query, no method but `GET`. The agent has its own IMDSv2 session, so that this works where the
-//! node requires one with a hop limit of 1. The node's credentials are never passed.
+//! The agent makes the request. Of a pod's request only the path is passed on, in canonical
+//! spelling: no header, no body, no query, no method but `GET`. The agent has its own session of
+//! IMDSv2, so that this works with a hop limit of 1. The node's credentials are never passed on.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -15,46 +14,45 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG, HOST, HeaderName, LAST_MODIFIED};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Empty;
+use kiam_common::http_client::{self, HttpError};
 use regex::Regex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::headers::{TOKEN, TOKEN_TTL};
-use kiam_common::http_client::{self, HttpError};
 
 /// Where the real metadata service is.
-pub(super) const METADATA: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
-/// For one request there, with a new session where one is needed. The real service answers in
-/// milliseconds, or as slowly as it throttles.
+pub(super) const METADATA: SocketAddr = kiam_common::metadata_address::METADATA_SERVICE;
+/// Timeout of a request, with a new session if one is needed. The real service answers in
+/// milliseconds, unless it throttles.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Requests there at once; more wait as long as one may take. AWS throttles by packets per second.
+/// Maximum number of concurrent requests; others wait. AWS throttles by packets per second.
 const MAX_AT_ONCE: usize = 16;
-/// The longest that is there are user data, of 16 KiB, in bytes.
+/// Maximum size of a document, in bytes; the largest, user data, has 16 KiB.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// The longest path that is asked for, in bytes.
+/// Maximum length of a path, in bytes.
 const MAX_PATH_BYTES: usize = 1024;
-/// A session's length, and when it is renewed.
+/// Lifetime of a session, and when it is renewed.
 const SESSION: Duration = Duration::from_secs(21_600);
 const RENEW_AFTER: Duration = Duration::from_secs(18_000);
-/// Headers of the real answer that a pod gets too.
+/// Headers of the response that are passed on.
 const RELAYED: [HeaderName; 3] = [CONTENT_TYPE, ETAG, LAST_MODIFIED];
-/// Parts of paths below which credentials of the node's are, and what names its role.
+/// Path segments of the node's credentials, and of what names the node's role.
 const NEVER: [&str; 2] = ["iam", "identity-credentials"];
 
-/// Asks the node's own metadata service.
+/// Client of the node's metadata service.
 pub(super) struct Upstream {
     address: SocketAddr,
     session: Mutex<Option<(HeaderValue, Instant)>>,
-    places: Semaphore,
+    permits: Semaphore,
 }
 
-/// Why the node's own metadata service has not answered.
+/// Error of a request to the node's metadata service.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UpstreamError {
-    #[error("the node's own metadata service does not answer: {0}")]
+    #[error("the node's metadata service does not answer: {0}")]
     Unreachable(String),
-    #[error("the node's own metadata service gives the agent no session: it answers {0}")]
+    #[error("the node's metadata service refuses a session to the agent: it answers {0}")]
     NoSession(StatusCode),
 }
 
@@ -77,15 +75,15 @@ impl Upstream {
         Self {
             address,
             session: Mutex::new(None),
-            places: Semaphore::const_new(MAX_AT_ONCE),
+            permits: Semaphore::const_new(MAX_AT_ONCE),
         }
     }
 
-    /// What it says at a path, with those headers that a pod may see.
+    /// Requests a path, and returns the response with the headers that pods may see.
     pub(super) async fn get(&self, path: &str) -> Result<Response<Bytes>, UpstreamError> {
         let slow = |_elapsed| {
             let limit = kiam_common::duration::format(LIMIT);
-            UpstreamError::Unreachable(format!("there was no answer within {limit}"))
+            UpstreamError::Unreachable(format!("no answer within {limit}"))
         };
         let answer = timeout(LIMIT, self.ask(path)).await.map_err(slow)??;
         let (mut head, body) = answer.into_parts();
@@ -100,8 +98,8 @@ impl Upstream {
     }
 
     async fn ask(&self, path: &str) -> Result<Response<Bytes>, UpstreamError> {
-        // Never closed.
-        let _place = self.places.acquire().await;
+        // The semaphore is never closed.
+        let _permit = self.permits.acquire().await;
         let kept = self.kept();
         let known = kept.is_some();
         let session = match kept {
@@ -112,7 +110,7 @@ impl Upstream {
         if answer.status() != StatusCode::UNAUTHORIZED || !known {
             return Ok(answer);
         }
-        // The session was ended there before its time.
+        // The service ended the session early.
         let session = self.begin().await?;
         Ok(self.send("GET", path, (TOKEN, session)).await?)
     }
@@ -154,11 +152,11 @@ impl Upstream {
     }
 }
 
-/// The path to ask for, if what a client asks for may be passed: in the spelling that was checked.
-/// `path` is canonical; `folder` whether it was written with a slash at its end.
+/// Returns the path to request if it may be passed on. `path` is canonical; `folder` tells whether
+/// it was written with a trailing slash.
 pub(super) fn passed(allowed: &Regex, path: &str, folder: bool) -> Option<String> {
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'/' | b'.' | b'-' | b'_' | b':');
-    // A percent sign that is left would be decoded a second time there.
+    // The service would decode a remaining percent sign a second time.
     if path.len() > MAX_PATH_BYTES || !path.bytes().all(plain) {
         return None;
     }
@@ -184,14 +182,14 @@ mod tests {
     use crate::args::allowed_routes;
     use crate::metadata::path::canonical;
 
-    fn asks(expression: &str, path: &str) -> Option<String> {
+    fn pass(expression: &str, path: &str) -> Option<String> {
         let allowed = allowed_routes(expression).unwrap();
         let folder = path.ends_with('/');
         passed(&allowed, &canonical(path).ok()?, folder)
     }
 
     #[test]
-    fn paths_are_passed_that_the_whole_expression_matches() {
+    fn paths_that_match_as_a_whole_are_passed_on() {
         let zone = "/latest/meta-data/placement/availability-zone";
         for (expression, path, expected) in [
             (zone, zone, Some(zone)),
@@ -209,11 +207,11 @@ mod tests {
             (".*", "/", Some("/")),
             (".*", "/latest/user-data", Some("/latest/user-data")),
             ("(?i).*/PLACEMENT/.*", zone, Some(zone)),
-            // As a whole, unlike kiam's.
+            // Unlike in kiam, the whole path must match.
             ("placement", zone, None),
             ("/latest|/x", "/latest/user-data", None),
             ("^$", "/latest/user-data", None),
-            // Whatever is said.
+            // Never passed on, whatever the expression is.
             (".*", "/latest/meta-data/iam/info", None),
             (".*", "/latest/meta-data/IAM/security-credentials/x", None),
             (
@@ -230,19 +228,19 @@ mod tests {
             (".*", "/latest/meta-data/x\\..\\iam", None),
             (".*", "/latest/api/token", None),
         ] {
-            let found = asks(expression, path);
+            let found = pass(expression, path);
             assert_eq!(found.as_deref(), expected, "{expression} {path}");
         }
         let long = format!("/{}", "x".repeat(MAX_PATH_BYTES + 1));
-        assert_eq!(asks(".*", &long), None);
+        assert_eq!(pass(".*", &long), None);
     }
 
     proptest! {
         #[test]
-        fn what_is_passed_names_no_credentials_however_it_is_read(
+        fn paths_that_are_passed_on_never_lead_to_credentials(
             path in "(/|\\.|%2e|%2f|%25|;|\\\\|iam|IAM|%69am|meta-data|latest|identity-credentials|[a-z]){1,30}"
         ) {
-            if let Some(path) = asks(".*", &format!("/{path}")) {
+            if let Some(path) = pass(".*", &format!("/{path}")) {
                 let again = canonical(&path).unwrap();
                 let spelled = again.to_ascii_lowercase();
                 prop_assert!(!spelled.contains('%') && !spelled.contains('\\'), "{}", spelled);

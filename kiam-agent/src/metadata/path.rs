@@ -1,51 +1,48 @@
-//! What a request's path asks for, however it is spelled.
+//! Routes of requests, by their paths in any spelling.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// A path of this service.
+/// Route of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a> {
     /// `{version}/meta-data/iam/security-credentials[-extended]`: the name of the pod's role.
     Listing,
     /// `{version}/meta-data/iam/security-credentials/{role}`.
     Credentials {
-        /// As it is spelled.
+        /// The role as spelled in the path.
         role: &'a str,
     },
     /// `{version}/meta-data/iam/security-credentials-extended/{role}`.
     Extended {
-        /// As it is spelled.
+        /// The role as spelled in the path.
         role: &'a str,
     },
-    /// `{version}/meta-data/iam/info`: what the role is.
+    /// `{version}/meta-data/iam/info`: information about the role.
     Info,
-    /// `{version}/api/token`: a session of IMDSv2.
+    /// `{version}/api/token`: a token of IMDSv2.
     Token {
-        /// Whether the version is `latest`: the real service has no other.
+        /// Whether the version is `latest`, the only one of the real service.
         latest: bool,
     },
-    /// `v1/credentials`: credentials as containers' SDKs ask for them.
+    /// `v1/credentials`: credentials for SDKs in containers.
     Container,
-    /// `ping`: whether the agent listens, as kiam had it.
+    /// `ping`: whether the agent runs, as in kiam.
     Ping,
-    /// `health`: whether the node's own service answers, as kiam had it.
+    /// `health`: whether the node's metadata service answers, as in kiam.
     Health,
-    /// Everything else.
+    /// Any other path.
     Other,
 }
 
-/// A path that means nothing: broken percent-encoding, or control characters.
+/// Error for a path with invalid percent-encoding or control characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the path is no path: percent-encoded text that is not UTF-8, or control characters")]
+#[error("invalid path: percent-encoded text that is not UTF-8, or control characters")]
 pub struct PathError;
 
-/// The path percent-decoded once, without empty and `.` parts, `..` resolved, and without
-/// slashes at its ends. A path that is so already is not copied.
-///
-/// # Errors
-/// When it means nothing.
+/// Returns the canonical path: percent-decoded once, without empty and `.` segments, with `..`
+/// resolved, and without leading and trailing slashes. Copies only if something changes.
 pub fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
     let decoded = percent_decode_str(path)
         .decode_utf8()
@@ -72,8 +69,7 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, PathError> {
     }
 }
 
-/// What a canonical path asks for.
-#[must_use]
+/// Returns the route of a canonical path.
 pub fn route(path: &str) -> Route<'_> {
     let Some((version, rest)) = path.split_once('/') else {
         return match path {
@@ -115,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spellings_of_a_path_are_one() {
+    fn spellings_of_a_path_are_equivalent() {
         let plain = "latest/meta-data/iam/security-credentials/reader";
         for path in [
             "/latest/meta-data/iam/security-credentials/reader",
@@ -178,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_canonical_path_has_no_way_out_and_stays_as_it_is(path in "(/|\\.|%2e|%2f|[a-z%:]|%25){0,40}") {
+        fn a_canonical_path_stays_below_the_root_and_is_stable(path in "(/|\\.|%2e|%2f|[a-z%:]|%25){0,40}") {
             if let Ok(once) = canonical(&path) {
                 prop_assert!(once.split('/').all(|part| part != ".." && part != "."));
                 prop_assert!(!once.contains("//") && !once.starts_with('/') && !once.ends_with('/'));
@@ -186,7 +182,7 @@ mod tests {
         }
 
         #[test]
-        fn no_path_is_a_panic(path in any::<String>()) {
+        fn no_path_panics(path in any::<String>()) {
             if let Ok(path) = canonical(&path) {
                 std::hint::black_box(route(&path));
             }

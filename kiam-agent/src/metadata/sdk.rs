@@ -1,7 +1,6 @@
-//! Which kind of client asks, by what it calls itself: a few families, whatever it says.
+//! Kinds of clients by their `User-Agent`, reduced to a few families.
 
-/// What the SDKs and tools call themselves when they ask a metadata service, and how they are
-/// listed. The first that is found in the name counts.
+/// Substrings of `User-Agent`, and the families that they stand for. The first match counts.
 const FAMILIES: [(&str, &str); 17] = [
     ("aws-cli/", "aws-cli"),
     ("boto", "boto"),
@@ -21,7 +20,7 @@ const FAMILIES: [(&str, &str); 17] = [
     ("go-http-client/", "go-http"),
     ("curl/", "curl"),
 ];
-/// A name that is longer is looked at as far as this, in bytes.
+/// Maximum length of a name that is searched, in bytes.
 const MAX_NAME_BYTES: usize = 256;
 
 /// A family of clients.
@@ -29,14 +28,14 @@ const MAX_NAME_BYTES: usize = 256;
 pub struct Sdk(u8);
 
 impl Sdk {
-    /// How many there are.
+    /// Number of families.
     pub(super) const COUNT: usize = FAMILIES.len() + 2;
-    /// Something that is none of the known.
+    /// Any other client.
     const OTHER: Self = Self(FAMILIES.len() as u8);
-    /// Something that does not say, as the SDK for JavaScript.
+    /// A client without a `User-Agent`, such as the SDK for JavaScript.
     const NONE: Self = Self(FAMILIES.len() as u8 + 1);
 
-    /// By the `User-Agent` header.
+    /// Returns the family of a `User-Agent` header.
     pub(super) fn of(user_agent: Option<&[u8]>) -> Self {
         let Some(name) = user_agent.filter(|name| !name.is_empty()) else {
             return Self::NONE;
@@ -51,7 +50,7 @@ impl Sdk {
         found.map_or(Self::OTHER, |(_, at)| Self(at))
     }
 
-    /// All, in the order of their indexes.
+    /// Returns all families, in the order of their indexes.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..).take(Self::COUNT).map(Self)
     }
@@ -60,8 +59,7 @@ impl Sdk {
         self.0 as usize
     }
 
-    /// For a metric, and to read.
-    #[must_use]
+    /// Returns the name of the family.
     pub fn as_label(self) -> &'static str {
         match FAMILIES.get(self.index()) {
             Some((_, label)) => label,
@@ -76,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_known_by_what_they_call_themselves() {
+    fn clients_are_recognized_by_user_agent() {
         for (name, expected) in [
             ("Boto3/1.35.0 md/Botocore#1.35.0 ua/2.0 os/linux", "boto"),
             ("aws-cli/2.17.0 md/awscrt#0.20 botocore/2", "aws-cli"),
@@ -104,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn every_family_has_a_place() {
+    fn every_family_has_an_index() {
         assert!(Sdk::all().map(Sdk::index).eq(0..Sdk::COUNT));
     }
 }

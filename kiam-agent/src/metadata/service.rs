@@ -1,4 +1,4 @@
-//! From a request to its answer.
+//! Handling of requests.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,74 +11,74 @@ use http::request::Parts;
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
-use super::answer::{Answer, Reply, ok, refused};
+use super::answer::{Answer, Content, denied, ok};
 use super::caller::Caller;
-use super::connection::TurnedAway;
-use super::decide::{Ask, Verdict, decide, find};
+use super::connection::Rejected;
+use super::decide::{Ask, Resolution, decide, find};
+use super::denial::Denial;
 use super::headers::{TOKEN, TOKEN_TTL};
 use super::metrics::Handler;
 use super::passthrough::passed;
 use super::path::{Route, canonical, route};
-use super::refusal::Refusal;
 use super::sdk::Sdk;
 use super::tokens::MAX_TTL;
 use crate::args::ImdsV2;
-use crate::caller::{self, PodRef};
-use crate::stream::Standing;
+use crate::caller::{PodRef, Unidentified};
+use crate::stream::ConnectionState;
 use crate::view::PodFacts;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Who sends a request, and for how long the token is good that came with it.
+/// An authenticated caller, and the remaining lifetime of the token that it sent.
 #[derive(Debug, Clone, Copy)]
-struct Asker<'a> {
+struct Authenticated<'a> {
     who: &'a PodRef,
     token_left: Option<u32>,
 }
 
-/// What a request gets, and for how long its token is still good.
-type Outcome = Result<(Reply, Option<u32>), Refusal>;
+/// Result of a handler: the content, and the remaining lifetime of the token.
+type Handled = Result<(Content, Option<u32>), Denial>;
 
 impl Shared {
-    /// Answers one request.
+    /// Handles a request.
     pub(super) async fn answer(&self, caller: &Caller, request: &Parts) -> Answer {
         let began = Instant::now();
         let path = canonical(request.uri.path());
         let (handler, outcome) = match &path {
-            Err(error) => (Handler::Proxy, Err(Refusal::BadPath(*error))),
+            Err(error) => (Handler::Proxy, Err(Denial::BadPath(*error))),
             Ok(path) => self.answer_path(caller, request, path).await,
         };
         self.conclude(caller, request, (handler, outcome), began)
     }
 
-    /// Answers a request that cannot be taken in.
-    pub(super) fn refuse(&self, caller: &Caller, request: &Parts, refusal: Refusal) -> Answer {
+    /// Answers a request that cannot be read.
+    pub(super) fn answer_denied(&self, caller: &Caller, request: &Parts, denial: Denial) -> Answer {
         let path = canonical(request.uri.path());
         let handler = path
             .as_deref()
             .map_or(Handler::Proxy, |path| self.handler(caller, &route(path)));
-        self.conclude(caller, request, (handler, Err(refusal)), Instant::now())
+        self.conclude(caller, request, (handler, Err(denial)), Instant::now())
     }
 
     fn conclude(
         &self,
         caller: &Caller,
         request: &Parts,
-        (handler, outcome): (Handler, Outcome),
+        (handler, outcome): (Handler, Handled),
         began: Instant,
     ) -> Answer {
         let answer = match outcome {
-            Ok((reply, token_left)) => {
-                let mut answer = ok(reply);
+            Ok((content, token_left)) => {
+                let mut answer = ok(content);
                 if let Some(left) = token_left {
                     answer.headers_mut().insert(TOKEN_TTL, left.into());
                 }
                 answer
             }
-            Err(refusal) => {
-                self.metrics.refused(handler, refusal.reason());
-                self.log(caller, request, &refusal);
-                refused(&refusal)
+            Err(denial) => {
+                self.metrics.denied(handler, denial.reason());
+                self.log(caller, request, &denial);
+                denied(&denial)
             }
         };
         let seconds = began.elapsed().as_secs_f64();
@@ -86,7 +86,7 @@ impl Shared {
         answer
     }
 
-    /// Which part of the service answers.
+    /// Returns the part of the service that handles a route.
     fn handler(&self, caller: &Caller, route: &Route<'_>) -> Handler {
         match route {
             Route::Token { .. } => Handler::Token,
@@ -105,8 +105,8 @@ impl Shared {
         caller: &Caller,
         request: &Parts,
         path: &str,
-    ) -> (Handler, Outcome) {
-        let untold = |reply| (reply, None);
+    ) -> (Handler, Handled) {
+        let without_lifetime = |content| (content, None);
         let route = route(path);
         let handler = self.handler(caller, &route);
         let ask = match (handler, route) {
@@ -115,14 +115,14 @@ impl Shared {
             }
             (_, Route::Token { latest }) => {
                 let token = self.token(caller, request, latest);
-                return (handler, token.map(untold));
+                return (handler, token.map(without_lifetime));
             }
             (_, Route::Ping) => {
                 let pong = Bytes::from_static(b"pong");
-                return (handler, Ok(untold(Reply::Text(pong))));
+                return (handler, Ok(without_lifetime(Content::Text(pong))));
             }
             (_, Route::Health) => {
-                return (handler, self.health(request).await.map(untold));
+                return (handler, self.health(request).await.map(without_lifetime));
             }
             (_, Route::Container) => Ask::Own,
             (_, Route::Listing) => Ask::Listing,
@@ -139,37 +139,43 @@ impl Shared {
         if request.method != Method::GET && request.method != Method::HEAD {
             return (handler, Err(wrong_method(request, "GET, HEAD")));
         }
-        let asker = match handler {
-            // There are no tokens where containers ask.
-            Handler::Container => caller.who.as_ref().map_err(known).map(|who| Asker {
-                who,
-                token_left: None,
-            }),
+        let authenticated = match handler {
+            // SDKs in containers use no tokens.
+            Handler::Container => {
+                caller
+                    .who
+                    .as_ref()
+                    .map_err(unidentified)
+                    .map(|who| Authenticated {
+                        who,
+                        token_left: None,
+                    })
+            }
             _ => self.check_token(caller, request),
         };
-        let Asker { who, token_left } = match asker {
-            Ok(asker) => asker,
-            Err(refusal) => return (handler, Err(refusal)),
+        let Authenticated { who, token_left } = match authenticated {
+            Ok(authenticated) => authenticated,
+            Err(denial) => return (handler, Err(denial)),
         };
         if self.settings.legacy_redirects
             && matches!(ask, Ask::Listing)
             && let Some(location) = with_slash(request.uri.path())
         {
-            return (handler, Ok((Reply::Redirect(location), token_left)));
+            return (handler, Ok((Content::Redirect(location), token_left)));
         }
-        let reply = match handler {
-            Handler::Container => Reply::Json,
-            _ => Reply::Text,
+        let content = match handler {
+            Handler::Container => Content::Json,
+            _ => Content::Text,
         };
         let asked = self.ask(who, caller.source, ask).await;
-        (handler, asked.map(|body| (reply(body), token_left)))
+        (handler, asked.map(|body| (content(body), token_left)))
     }
 
-    /// Answers with what the node's own service says, where that is let through.
-    async fn pass(&self, caller: &Caller, request: &Parts, path: &str) -> Outcome {
-        let Asker { token_left, .. } = self.check_token(caller, request)?;
-        let refused = || Refusal::Path {
-            path: format!("/{}", Refusal::echo(path)),
+    /// Passes a request on to the node's metadata service, if its path is permitted.
+    async fn pass(&self, caller: &Caller, request: &Parts, path: &str) -> Handled {
+        let Authenticated { token_left, .. } = self.check_token(caller, request)?;
+        let refused = || Denial::Path {
+            path: format!("/{}", Denial::echo(path)),
         };
         let allowed = self.settings.allow_routes.as_ref().ok_or_else(refused)?;
         let folder = request.uri.path().ends_with('/');
@@ -178,60 +184,67 @@ impl Shared {
             return Err(wrong_method(request, "GET, HEAD"));
         }
         let answer = self.upstream.get(&path).await?;
-        Ok((Reply::Relayed(answer), token_left))
+        Ok((Content::Relayed(answer), token_left))
     }
 
-    /// Kiam's probe: the node's own service answers; with `?deep=1`, a server informs this agent too.
-    async fn health(&self, request: &Parts) -> Result<Reply, Refusal> {
+    /// Answers kiam's probe: the node's metadata service answers; with `?deep=1`, the agent is also
+    /// connected to a server.
+    async fn health(&self, request: &Parts) -> Result<Content, Denial> {
         let query = request.uri.query().unwrap_or_default();
         let deep = |part: &str| {
             part.strip_prefix("deep=")
                 .is_some_and(|some| !some.is_empty())
         };
         if query.split('&').any(deep) {
-            let standing = self.standing.borrow().clone();
-            match standing {
-                Standing::Synced { .. } => {}
-                Standing::Begun => return Err(Refusal::Stream("it has just started".to_owned())),
-                Standing::Broken { why, .. } => return Err(Refusal::Stream(why)),
+            let connection = self.connection.borrow().clone();
+            match connection {
+                ConnectionState::Synced { .. } => {}
+                ConnectionState::Starting => {
+                    return Err(Denial::Stream("it has just started".to_owned()));
+                }
+                ConnectionState::Disconnected { why, .. } => return Err(Denial::Stream(why)),
             }
         }
         let answer = self.upstream.get("/latest/meta-data/instance-id").await?;
-        Ok(Reply::Relayed(answer))
+        Ok(Content::Relayed(answer))
     }
 
-    /// Gives a token of IMDSv2. Waits for nothing: a slow answer makes SDKs fall back to IMDSv1.
-    fn token(&self, caller: &Caller, request: &Parts, latest: bool) -> Result<Reply, Refusal> {
+    /// Gives a token of IMDSv2. Never waits: SDKs fall back to IMDSv1 on a slow answer.
+    fn token(&self, caller: &Caller, request: &Parts, latest: bool) -> Result<Content, Denial> {
         if request.method != Method::PUT {
             return Err(wrong_method(request, "PUT"));
         }
         if !latest {
-            return Err(Refusal::TokenVersion);
+            return Err(Denial::TokenVersion);
         }
         if request.headers.contains_key(FORWARDED_FOR) {
-            return Err(Refusal::TokenForwarded);
+            return Err(Denial::TokenForwarded);
         }
-        let who = caller.who.as_ref().map_err(known)?;
+        let who = caller.who.as_ref().map_err(unidentified)?;
         let ttl = request
             .headers
             .get(TOKEN_TTL)
             .and_then(|ttl| ttl.to_str().ok()?.parse::<u32>().ok())
             .filter(|ttl| (1..=MAX_TTL.as_secs()).contains(&u64::from(*ttl)))
-            .ok_or(Refusal::TokenTtl)?;
+            .ok_or(Denial::TokenTtl)?;
         let life = Duration::from_secs(ttl.into());
         let token = self.tokens.issue(who, life, (self.clock)());
-        Ok(Reply::Token(token, ttl))
+        Ok(Content::Token(token, ttl))
     }
 
-    /// Who is asking, if the token says so too, or there need be none.
-    fn check_token<'a>(&self, caller: &'a Caller, request: &Parts) -> Result<Asker<'a>, Refusal> {
-        let who = caller.who.as_ref().map_err(known)?;
+    /// Checks the token, if one is sent or required.
+    fn check_token<'a>(
+        &self,
+        caller: &'a Caller,
+        request: &Parts,
+    ) -> Result<Authenticated<'a>, Denial> {
+        let who = caller.who.as_ref().map_err(unidentified)?;
         match request.headers.get(TOKEN) {
             Some(token) => {
                 self.metrics.with_token.inc();
                 let left = self.tokens.verify(token.as_bytes(), who, (self.clock)());
-                let token_left = Some(left.ok_or(Refusal::BadToken)?);
-                Ok(Asker { who, token_left })
+                let token_left = Some(left.ok_or(Denial::BadToken)?);
+                Ok(Authenticated { who, token_left })
             }
             None => {
                 self.metrics.without_token.inc();
@@ -239,51 +252,51 @@ impl Shared {
                 self.v1_users.count(who, Sdk::of(client));
                 let token_left = None;
                 match self.settings.imds_v2 {
-                    ImdsV2::Optional => Ok(Asker { who, token_left }),
-                    ImdsV2::Required => Err(Refusal::NoToken),
+                    ImdsV2::Optional => Ok(Authenticated { who, token_left }),
+                    ImdsV2::Required => Err(Denial::NoToken),
                 }
             }
         }
     }
 
-    /// Answers by the newest snapshot, or waits for one that has what is asked for.
-    async fn ask(&self, who: &PodRef, source: IpAddr, ask: Ask<'_>) -> Result<Bytes, Refusal> {
+    /// Decides by the newest snapshot, and waits for one that serves the request if necessary.
+    async fn ask(&self, who: &PodRef, source: IpAddr, ask: Ask<'_>) -> Result<Bytes, Denial> {
         let look = || decide(&self.view.load(), who, source, ask, (self.clock)());
         match look() {
-            Verdict::Serve(body) => return Ok(body),
-            Verdict::Refuse(refusal) => return Err(refusal),
-            Verdict::Wait(_) => {}
+            Resolution::Serve(body) => return Ok(body),
+            Resolution::Deny(denial) => return Err(denial),
+            Resolution::Wait(_) => {}
         }
         let began = Instant::now();
         let deadline = began + self.settings.pod_wait;
         let mut changes = self.view.changes();
         loop {
-            // Looked at again after the subscription, so that no change falls in between.
-            let refusal = match look() {
-                Verdict::Serve(body) => {
+            // Decided again after the subscription, so that no change is missed.
+            let denial = match look() {
+                Resolution::Serve(body) => {
                     self.metrics.waits.observe(began.elapsed().as_secs_f64());
                     return Ok(body);
                 }
-                Verdict::Refuse(refusal) => {
+                Resolution::Deny(denial) => {
                     self.metrics.waits.observe(began.elapsed().as_secs_f64());
-                    return Err(refusal);
+                    return Err(denial);
                 }
-                Verdict::Wait(refusal) => refusal,
+                Resolution::Wait(denial) => denial,
             };
             if !matches!(timeout_at(deadline, changes.next()).await, Ok(true)) {
                 self.metrics.waits.observe(began.elapsed().as_secs_f64());
                 self.metrics.waits_over.inc();
-                return Err(refusal);
+                return Err(denial);
             }
         }
     }
 
-    /// Counts a connection that was closed without an answer, and logs whose it was.
-    pub(super) fn turned_away(&self, caller: &Caller, why: TurnedAway) {
-        let (who, limit) = (caller.who.as_ref().ok(), why.as_label());
-        let refused = &self.metrics.connections_refused;
-        refused.with_label_values(&[limit]).inc();
-        let Some(held_back) = self.refusal_log.may_say(who, limit, Instant::now()) else {
+    /// Counts and logs a connection that was closed without a response.
+    pub(super) fn reject(&self, caller: &Caller, rejected: Rejected) {
+        let (who, limit) = (caller.who.as_ref().ok(), rejected.as_label());
+        let counter = &self.metrics.connections_refused;
+        counter.with_label_values(&[limit]).inc();
+        let Some(held_back) = self.denial_log.should_log(who, limit, Instant::now()) else {
             return;
         };
         let facts = self.facts(who);
@@ -294,7 +307,7 @@ impl Shared {
             addr = %caller.source,
             limit,
             held_back,
-            "a connection is closed without an answer: {why}"
+            "closed a connection without a response: {rejected}"
         );
     }
 
@@ -304,12 +317,12 @@ impl Shared {
         Some(Arc::clone(&pod.facts))
     }
 
-    fn log(&self, caller: &Caller, request: &Parts, refusal: &Refusal) {
-        let (who, reason) = (caller.who.as_ref().ok(), refusal.reason());
-        let Some(held_back) = self.refusal_log.may_say(who, reason, Instant::now()) else {
+    fn log(&self, caller: &Caller, request: &Parts, denial: &Denial) {
+        let (who, reason) = (caller.who.as_ref().ok(), denial.reason());
+        let Some(held_back) = self.denial_log.should_log(who, reason, Instant::now()) else {
             return;
         };
-        let status = refusal.status().as_u16();
+        let status = denial.status().as_u16();
         let (addr, method) = (caller.source, &request.method);
         let facts = self.facts(who);
         let pod = facts.as_deref();
@@ -318,27 +331,27 @@ impl Shared {
             pod.name = pod.map(|pod| &*pod.name),
             %addr,
             %method,
-            path = Refusal::echo(request.uri.path()),
+            path = Denial::echo(request.uri.path()),
             status,
             reason,
             held_back,
-            "refused: {refusal}"
+            "denied: {denial}"
         );
     }
 }
 
-fn known(refusal: &caller::Refusal) -> Refusal {
-    Refusal::Caller(refusal.clone())
+fn unidentified(reason: &Unidentified) -> Denial {
+    Denial::Unidentified(reason.clone())
 }
 
-fn wrong_method(request: &Parts, allowed: &'static str) -> Refusal {
-    Refusal::Method {
-        method: Refusal::echo(request.method.as_str()),
+fn wrong_method(request: &Parts, allowed: &'static str) -> Denial {
+    Denial::Method {
+        method: Denial::echo(request.method.as_str()),
         allowed,
     }
 }
 
-/// The path of a request with the slash at its end that it has not got.
+/// Returns the path with a trailing slash, if it has none.
 fn with_slash(path: &str) -> Option<HeaderValue> {
     if path.ends_with('/') {
         return None;

@@ -1,5 +1,5 @@
-//! How many connections there may be, of all pods together and of each, and how many of a pod's are
-//! answered at once. What is above that waits, in order, at its own pod's cost.
+//! Limits of connections: in total, per owner, and of those handled at once per owner. Requests
+//! above the last limit wait in order, behind others of the same owner only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -8,27 +8,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// How many there may be.
+/// Maximum numbers of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Open connections of all owners.
     pub(super) open: usize,
     /// Open connections of one owner.
     pub(super) open_per_owner: usize,
-    /// Connections of one owner that are being answered.
+    /// Connections of one owner that are handled at once.
     pub(super) answered_per_owner: usize,
 }
 
-/// The limit that a connection was closed for.
+/// The limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
-    /// Its owner's.
+    /// That of the owner.
     Owner,
     /// That of all owners.
     All,
 }
 
-/// Connections that are open, by their owner.
+/// Open connections, by owner.
 #[derive(Debug)]
 pub(super) struct Slots<K: Eq + Hash> {
     limits: Limits,
@@ -38,7 +38,7 @@ pub(super) struct Slots<K: Eq + Hash> {
 #[derive(Debug)]
 struct State<K> {
     open: usize,
-    /// The number of the next connection.
+    /// Number of the next connection.
     next: u64,
     owners: HashMap<K, Owner>,
 }
@@ -47,16 +47,16 @@ struct State<K> {
 struct Owner {
     open: usize,
     answered: Arc<Semaphore>,
-    /// Connections that have not asked anything yet, the oldest first: they can be told to go.
-    silent: BTreeMap<u64, Arc<Notify>>,
+    /// Connections without a request, the oldest first: these can be evicted.
+    idle: BTreeMap<u64, Arc<Notify>>,
 }
 
-/// One open connection; dropping it makes room for another.
+/// The slot of an open connection, freed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Open<K: Eq + Hash> {
     owner: K,
     number: u64,
-    has_asked: AtomicBool,
+    active: AtomicBool,
     evicted: Arc<Notify>,
     answered: Arc<Semaphore>,
     slots: Arc<Slots<K>>,
@@ -75,8 +75,8 @@ impl<K: Eq + Hash + Clone> Slots<K> {
         })
     }
 
-    /// Room for one more connection of this owner. Where there is none, a connection that has not asked
-    /// anything goes: the oldest one of whoever has the most.
+    /// Takes a slot for a connection of this owner. If none is free, an idle connection is evicted:
+    /// the oldest one of the owner with the most connections.
     pub(super) fn open(self: &Arc<Self>, owner: K) -> Result<Open<K>, Full> {
         let mut state = self.lock();
         let own = state.owners.get(&owner).map_or(0, |own| own.open);
@@ -93,14 +93,14 @@ impl<K: Eq + Hash + Clone> Slots<K> {
         let own = state.owners.entry(owner.clone()).or_insert_with(|| Owner {
             open: 0,
             answered: Arc::new(Semaphore::new(self.limits.answered_per_owner)),
-            silent: BTreeMap::new(),
+            idle: BTreeMap::new(),
         });
         own.open += 1;
-        own.silent.insert(number, Arc::clone(&evicted));
+        own.idle.insert(number, Arc::clone(&evicted));
         Ok(Open {
             owner,
             number,
-            has_asked: AtomicBool::new(false),
+            active: AtomicBool::new(false),
             evicted,
             answered: Arc::clone(&own.answered),
             slots: Arc::clone(self),
@@ -119,20 +119,20 @@ impl<K: Eq + Hash + Clone> State<K> {
         let oldest = self
             .owners
             .get_mut(owner)
-            .and_then(|own| own.silent.pop_first());
+            .and_then(|own| own.idle.pop_first());
         oldest.is_some_and(|(_, evicted)| {
             evicted.notify_one();
             true
         })
     }
 
-    /// One of an owner that has at least as many as `own`.
+    /// Evicts an idle connection of an owner with at least `own` connections.
     fn evict_of_the_fullest(&mut self, own: usize) -> bool {
-        let can_go = |owner: &&mut Owner| owner.open >= own && !owner.silent.is_empty();
+        let can_go = |owner: &&mut Owner| owner.open >= own && !owner.idle.is_empty();
         let owners = self.owners.values_mut().filter(can_go);
         let oldest = owners
             .max_by_key(|owner| owner.open)
-            .and_then(|owner| owner.silent.pop_first());
+            .and_then(|owner| owner.idle.pop_first());
         oldest.is_some_and(|(_, evicted)| {
             evicted.notify_one();
             true
@@ -141,32 +141,32 @@ impl<K: Eq + Hash + Clone> State<K> {
 }
 
 impl<K: Eq + Hash> Open<K> {
-    /// It asks something: it stays until it is answered.
-    pub(super) fn asks(&self) {
-        self.has_asked.store(true, Ordering::Relaxed);
+    /// Records that the connection has sent a request, and can no longer be evicted.
+    pub(super) fn mark_active(&self) {
+        self.active.store(true, Ordering::Relaxed);
         let mut state = self.slots.lock();
         if let Some(own) = state.owners.get_mut(&self.owner) {
-            own.silent.remove(&self.number);
+            own.idle.remove(&self.number);
         }
     }
 
-    pub(super) fn has_asked(&self) -> bool {
-        self.has_asked.load(Ordering::Relaxed)
+    pub(super) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
     }
 
-    /// Waits until it is told to go.
+    /// Waits until the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
-    /// Leave to be answered, if there is some now.
+    /// Takes a permit to be handled, if one is free.
     pub(super) fn try_answer(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.answered).try_acquire_owned().ok()
     }
 
-    /// Leave to be answered, after those of the same owner that asked before.
+    /// Waits for a permit to be handled, after earlier requests of the same owner.
     pub(super) async fn answer(&self) -> Option<OwnedSemaphorePermit> {
-        // Never closed.
+        // The semaphore is never closed.
         Arc::clone(&self.answered).acquire_owned().await.ok()
     }
 }
@@ -177,7 +177,7 @@ impl<K: Eq + Hash> Drop for Open<K> {
         state.open -= 1;
         if let Some(own) = state.owners.get_mut(&self.owner) {
             own.open -= 1;
-            own.silent.remove(&self.number);
+            own.idle.remove(&self.number);
             if own.open == 0 {
                 state.owners.remove(&self.owner);
             }
@@ -197,16 +197,16 @@ mod tests {
         answered_per_owner: 1,
     };
 
-    fn asking(slots: &Arc<Slots<&'static str>>, owner: &'static str) -> Open<&'static str> {
+    fn active(slots: &Arc<Slots<&'static str>>, owner: &'static str) -> Open<&'static str> {
         let open = slots.open(owner).unwrap();
-        open.asks();
+        open.mark_active();
         open
     }
 
     #[test]
-    fn one_owner_s_limit_is_not_another_s_and_nothing_is_kept() {
+    fn owners_have_separate_limits_and_leave_nothing_behind() {
         let slots = Slots::new(LIMITS);
-        let all: Vec<_> = (0..3).map(|_| asking(&slots, "a")).collect();
+        let all: Vec<_> = (0..3).map(|_| active(&slots, "a")).collect();
         assert_eq!(slots.open("a").unwrap_err(), Full::Owner);
         let other = slots.open("b").unwrap();
         drop(all);
@@ -217,45 +217,45 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_nothing_goes_first_and_of_whoever_has_the_most() {
+    fn idle_connections_of_the_fullest_owner_are_evicted_first() {
         let slots = Slots::new(LIMITS);
         let gone = |open: &Open<_>| open.evicted().now_or_never().is_some();
-        // Its own oldest one that is silent.
-        let asked = asking(&slots, "a");
+        // The oldest idle connection of the same owner.
+        let asked = active(&slots, "a");
         let (second, third) = (slots.open("a").unwrap(), slots.open("a").unwrap());
         let fourth = slots.open("a").unwrap();
         assert!(!gone(&asked) && gone(&second) && !gone(&third) && !gone(&fourth));
         drop(second);
-        // Of another that has more.
+        // An idle connection of another owner with more connections.
         let others = ["b", "b", "c"].map(|owner| slots.open(owner).unwrap());
         let newest = slots.open("d").unwrap();
         assert!(gone(&third) && !gone(&fourth) && !others.iter().any(gone));
         drop((third, fourth, newest));
-        // Who has the most has asked: then no other makes room for it.
-        let more: Vec<_> = (0..2).map(|_| asking(&slots, "a")).collect();
+        // The fullest owner has no idle connection, and the others have fewer: none is evicted.
+        let more: Vec<_> = (0..2).map(|_| active(&slots, "a")).collect();
         assert_eq!(slots.lock().open, LIMITS.open);
         assert_eq!(slots.open("a").unwrap_err(), Full::Owner);
-        others.iter().for_each(Open::asks);
+        others.iter().for_each(Open::mark_active);
         assert_eq!(slots.open("d").unwrap_err(), Full::All);
         drop((asked, more));
     }
 
     #[test]
-    fn those_of_one_owner_are_answered_in_order() {
+    fn requests_of_one_owner_are_handled_in_order() {
         let slots = Slots::new(LIMITS);
-        let [first, second, third] = [0, 1, 2].map(|_| asking(&slots, "a"));
-        let leave = first.try_answer().unwrap();
+        let [first, second, third] = [0, 1, 2].map(|_| active(&slots, "a"));
+        let permit = first.try_answer().unwrap();
         assert!(second.try_answer().is_none());
         let (mut second, mut third) = (Box::pin(second.answer()), Box::pin(third.answer()));
         assert!(second.as_mut().now_or_never().is_none());
         assert!(third.as_mut().now_or_never().is_none());
-        // Another's are not behind them.
-        assert!(asking(&slots, "b").try_answer().is_some());
-        drop(leave);
+        // Those of another owner do not wait.
+        assert!(active(&slots, "b").try_answer().is_some());
+        drop(permit);
         assert!(third.as_mut().now_or_never().is_none());
-        let leave = second.now_or_never().unwrap();
-        assert!(leave.is_some());
-        drop(leave);
+        let permit = second.now_or_never().unwrap();
+        assert!(permit.is_some());
+        drop(permit);
         assert!(third.now_or_never().unwrap().is_some());
     }
 }

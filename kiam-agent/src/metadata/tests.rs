@@ -1,18 +1,19 @@
-//! Waiting, by a clock that only moves when everybody waits.
+//! Waiting requests, with a paused clock.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::StatusCode;
 use http::request::Parts;
+use kiam_common::pod_uid::PodUid;
 use prometheus::Registry;
 use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::*;
-use crate::caller::{PodRef, PodUid, Refusal};
-use crate::stream::Standing;
+use crate::caller::{PodRef, Unidentified};
+use crate::stream::ConnectionState;
 use crate::token_key::TokenKey;
-use crate::view::{Decision, PodFacts, Projection, Uid, Update};
+use crate::view::{Outcome, PodFacts, Projection, Update};
 
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -23,8 +24,8 @@ pub(super) fn pod(n: u8) -> PodRef {
 struct Nobody;
 
 impl Identify for Nobody {
-    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
-        Err(Refusal::Unattested)
+    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Unidentified> {
+        Err(Unidentified::Unattested)
     }
 }
 
@@ -34,7 +35,7 @@ fn shared(view: View) -> Arc<Shared> {
         clock: Arc::new(SystemTime::now),
         identify: Arc::new(Nobody),
         token_key: TokenKey::random(),
-        standing: tokio::sync::watch::channel(Standing::Begun).1,
+        connection: tokio::sync::watch::channel(ConnectionState::Starting).1,
         v1_users: V1Users::new(view.clone(), &registry).unwrap(),
         metrics: MetadataMetrics::new(&registry).unwrap(),
         view,
@@ -57,7 +58,7 @@ fn caller() -> Caller {
 
 fn no_role() -> Update {
     let facts = PodFacts {
-        uid: Uid::from("uid-1"),
+        uid: PodUid::from("uid-1"),
         namespace: "default".into(),
         name: "web".into(),
         service_account: "web".into(),
@@ -65,13 +66,13 @@ fn no_role() -> Update {
         host_network: false,
         static_hash: None,
     };
-    Update::Applied(facts, Decision::NoRole)
+    Update::Applied(facts, Outcome::NoRole)
 }
 
 const LISTING: &str = "/latest/meta-data/iam/security-credentials/";
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_ends_after_pod_wait_and_not_before() {
+async fn a_request_waits_exactly_as_long_as_pod_wait() {
     let (_projection, view) = Projection::new();
     let shared = shared(view);
     let began = Instant::now();
@@ -83,7 +84,7 @@ async fn a_wait_ends_after_pod_wait_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_ends_with_the_news_itself() {
+async fn a_wait_ends_when_the_view_changes() {
     let (mut projection, view) = Projection::new();
     let shared = shared(view);
     let waiting = tokio::spawn(async move {
@@ -97,16 +98,16 @@ async fn a_wait_ends_with_the_news_itself() {
     projection.publish();
     let (status, waited) = waiting.await.unwrap();
     assert_eq!(status, StatusCode::NOT_FOUND);
-    // No time passes between the news and the answer.
-    let news = Duration::from_millis(300);
+    // No time passes between the change and the answer.
+    let change = Duration::from_millis(300);
     assert!(
-        waited >= news && waited <= news + Duration::from_millis(2),
+        waited >= change && waited <= change + Duration::from_millis(2),
         "{waited:?}"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_ends_at_once_when_there_will_be_no_news() {
+async fn a_wait_ends_when_the_view_cannot_change_any_more() {
     let (projection, view) = Projection::new();
     let shared = shared(view);
     drop(projection);
@@ -117,7 +118,7 @@ async fn a_wait_ends_at_once_when_there_will_be_no_news() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_waits_for_nothing() {
+async fn a_request_for_a_token_never_waits() {
     let (_projection, view) = Projection::new();
     let shared = shared(view);
     let mut put = request("PUT", "/latest/api/token");

@@ -1,16 +1,16 @@
-//! Tokens of IMDSv2: kept nowhere, and good only for the pod that they were given to.
+//! Tokens of IMDSv2: stateless, and valid only for the pod that they were given to.
 //!
-//! A token is as long as the real service's and of the same letters: 40 bytes in padded base64url,
-//! 56 characters. AWS's C runtime keeps one in 64 bytes.
+//! A token has the length and alphabet of the real service's: 40 bytes in padded base64url, 56
+//! characters. The C runtime of AWS stores tokens in 64 bytes.
 //!
 //! ```text
-//! bytes   0..4    what the real service's begin with: AQAEA
-//!         4..9    when it ends, in seconds since 1970, the highest byte first
-//!         9..16   random: no two are the same
+//! bytes   0..4    the prefix of the real service's tokens: AQAEA
+//!         4..9    expiration, in seconds since 1970, big-endian
+//!         9..16   random
 //!        16..40   the first 192 bits of an HMAC-SHA256 over these and the pod
 //! ```
 //!
-//! The key is the node's, and outlives the agent: see [`TokenKey`].
+//! The key belongs to the node, and outlives the agent: see [`TokenKey`].
 
 use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
@@ -25,24 +25,24 @@ use zeroize::Zeroizing;
 use crate::caller::PodRef;
 use crate::token_key::TokenKey;
 
-/// The longest life of a token, as the real service has it: six hours.
+/// Maximum lifetime of a token, that of the real service: six hours.
 pub(super) const MAX_TTL: Duration = Duration::from_secs(21_600);
 
 const TOKEN_BYTES: usize = 40;
 const TOKEN_CHARS: usize = TOKEN_BYTES.div_ceil(3) * 4;
-/// `AQAEA` in base64, and the bits that are left to the letter after it are zero.
+/// `AQAEA` in base64; the remaining bits of the fifth letter are zero.
 const BEGIN: [u8; 4] = [1, 0, 4, 0];
 const TIME_BYTES: usize = 5;
 const RANDOM_BYTES: usize = 7;
 const SIGNED_BYTES: usize = BEGIN.len() + TIME_BYTES + RANDOM_BYTES;
-/// The last time that there is room for.
+/// The latest expiration that fits.
 const LAST: u64 = (1 << (8 * TIME_BYTES)) - 1;
-/// One block of SHA-256: a key of this size is used as it is.
+/// One block of SHA-256: a key of this size is used unchanged.
 const BLOCK_BYTES: usize = 64;
-/// Of what else the key may one day be used for.
+/// Separates tokens from other uses of the key.
 const PURPOSE: &[u8] = b"kiam: token of IMDSv2, 1\0";
 
-/// Gives tokens, and knows them again.
+/// Issuer and verifier of tokens.
 pub(super) struct Tokens {
     key: Zeroizing<[u8; BLOCK_BYTES]>,
 }
@@ -62,7 +62,7 @@ impl Tokens {
         Self { key: block }
     }
 
-    /// A token for a pod that is good until `ttl` from `now`.
+    /// Issues a token for a pod that is valid for `ttl` from `now`.
     pub(super) fn issue(&self, pod: &PodRef, ttl: Duration, now: SystemTime) -> Bytes {
         let until = seconds(now).saturating_add(ttl.as_secs()).min(LAST);
         let [_, _, _, until @ ..] = until.to_be_bytes();
@@ -82,13 +82,13 @@ impl Tokens {
         URL_SAFE.encode(token).into()
     }
 
-    /// For how many seconds a token is still good at `now`, if it is this pod's and is.
+    /// Returns the remaining lifetime in seconds, if the token is this pod's and valid at `now`.
     pub(super) fn verify(&self, token: &[u8], pod: &PodRef, now: SystemTime) -> Option<u32> {
         let token = decode(token)?;
         let (signed, hash) = token.split_at(SIGNED_BYTES);
         let until = signed.iter().skip(BEGIN.len()).take(TIME_BYTES);
         let until = until.fold(0, |until, byte| until << 8 | u64::from(*byte));
-        // Compared in constant time.
+        // Compares in constant time.
         self.hash(pod, signed).verify_truncated_left(hash).ok()?;
         let left = until.checked_sub(seconds(now))?;
         u32::try_from(left).ok().filter(|left| *left > 0)
@@ -98,19 +98,19 @@ impl Tokens {
         let mut hash = Hmac::<Sha256>::new((&*self.key).into());
         hash.update(PURPOSE);
         hash.update(signed);
-        // No pod of one kind is called as one of another.
+        // Separates pods that are identified in different ways.
         hash.update(match pod {
             PodRef::Uid(_) => b"u",
             PodRef::StaticHash(_) => b"s",
             PodRef::Address(_) => b"a",
         });
-        // Feeding a hash cannot fail.
+        // Writing to a hash cannot fail.
         let _ = write!(Feed(&mut hash), "{pod}");
         hash
     }
 }
 
-/// Takes text into a hash as it is written, without a copy of it: each request has a token.
+/// Writer into a hash, which avoids a copy of the text for each request.
 struct Feed<'a>(&'a mut Hmac<Sha256>);
 
 impl fmt::Write for Feed<'_> {
@@ -126,12 +126,12 @@ fn seconds(time: SystemTime) -> u64 {
         .as_secs()
 }
 
-/// The bytes of a token, of which there is one spelling.
+/// Decodes a token, which has exactly one valid spelling.
 fn decode(token: &[u8]) -> Option<[u8; TOKEN_BYTES]> {
     if token.len() != TOKEN_CHARS {
         return None;
     }
-    // The two more are of the padding.
+    // Two more bytes for the padding.
     let mut bytes = [0; TOKEN_BYTES + 2];
     let length = URL_SAFE.decode_slice(token, &mut bytes).ok()?;
     let (token, _padding) = bytes.split_first_chunk()?;
@@ -145,8 +145,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::caller::PodUid;
     use crate::metadata::tests::pod;
+    use kiam_common::pod_uid::PodUid;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_its_pod_s_until_it_ends() {
+    fn a_token_is_valid_for_its_pod_until_it_expires() {
         let tokens = Tokens::new(&TokenKey::random());
         let token = tokens.issue(&pod(1), MINUTE, at(1000));
         assert_eq!(tokens.verify(&token, &pod(1), at(1059)), Some(1));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_outlives_whoever_gave_it() {
+    fn a_token_outlives_the_agent_that_issued_it() {
         let key = TokenKey::random();
         let token = Tokens::new(&key).issue(&pod(1), MAX_TTL, at(1000));
         assert_eq!(
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_look_like_the_real_service_s_and_no_two_are_the_same() {
+    fn tokens_look_like_those_of_the_real_service_and_differ() {
         let tokens = Tokens::new(&TokenKey::random());
         let all: HashSet<_> = (0..1000)
             .map(|_| tokens.issue(&pod(1), MINUTE, at(1_700_000_000)))
@@ -197,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_other_token_is_good(
+        fn changed_and_random_tokens_are_invalid(
             at_byte in 0..TOKEN_CHARS,
             to in any::<u8>(),
             noise in prop::collection::vec(any::<u8>(), 0..100),

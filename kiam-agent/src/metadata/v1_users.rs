@@ -1,5 +1,5 @@
-//! Which pods still ask without a token of IMDSv2, and by what client: so that a team can require
-//! tokens with confidence.
+//! Pods that send no tokens of IMDSv2, and their clients, so that operators know whether they can
+//! require tokens.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,10 +14,10 @@ use super::sdk::Sdk;
 use crate::caller::PodRef;
 use crate::view::{Snapshot, View};
 
-/// Pods that are remembered; more than a node runs. With more, those that are gone are forgotten.
+/// Maximum number of counted pods, more than a node runs. Beyond it, removed pods are forgotten.
 const MAX_PODS: usize = 1024;
 
-/// Counts requests without a token, by pod and client.
+/// Counter of requests without a token, by pod and client.
 #[derive(Clone)]
 pub struct V1Users {
     view: View,
@@ -26,13 +26,13 @@ pub struct V1Users {
     counts: Arc<Mutex<HashMap<PodRef, [u64; Sdk::COUNT]>>>,
 }
 
-/// The requests of one client of a pod.
+/// Requests of one client of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct V1Use {
-    /// The client.
-    pub sdk: Sdk,
-    /// How many there were since the agent started.
-    pub requests: u64,
+pub(crate) struct V1Use {
+    /// The kind of client.
+    pub(crate) sdk: Sdk,
+    /// Number of requests since the agent started.
+    pub(crate) requests: u64,
 }
 
 impl fmt::Debug for V1Users {
@@ -42,10 +42,7 @@ impl fmt::Debug for V1Users {
 }
 
 impl V1Users {
-    /// Of the pods in a view, and as a metric.
-    ///
-    /// # Errors
-    /// When the metric is registered already.
+    /// Creates the counter for the pods of a view, and registers it as a metric.
     pub fn new(view: View, registry: &Registry) -> prometheus::Result<Self> {
         let users = Self {
             view,
@@ -56,7 +53,7 @@ impl V1Users {
         Ok(users)
     }
 
-    /// Counts one request.
+    /// Counts a request.
     pub(super) fn count(&self, who: &PodRef, sdk: Sdk) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(who).and_then(|all| all.get_mut(sdk.index())) {
@@ -76,9 +73,8 @@ impl V1Users {
         }
     }
 
-    /// The pods of a snapshot that have asked so, as `(namespace, name)`, and their clients.
-    #[must_use]
-    pub fn of(&self, snapshot: &Snapshot) -> HashMap<(Box<str>, Box<str>), Vec<V1Use>> {
+    /// Returns the clients of the pods in a snapshot, by `(namespace, name)`.
+    pub(crate) fn of(&self, snapshot: &Snapshot) -> HashMap<(Box<str>, Box<str>), Vec<V1Use>> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut users: HashMap<_, Vec<V1Use>> = HashMap::new();
         for (who, all) in counts.iter() {
@@ -100,7 +96,7 @@ impl V1Users {
 fn shape() -> prometheus::Result<IntCounterVec> {
     let opts = Opts::new(
         "kiam_metadata_imds_v1_requests_total",
-        "Requests without a token of IMDSv2, by pod and client; of the pods that are on the node now.",
+        "Requests without a token of IMDSv2, by pod and client, of the pods that are on the node.",
     );
     IntCounterVec::new(opts, &["namespace", "pod", "sdk"])
 }

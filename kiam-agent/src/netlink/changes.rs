@@ -1,4 +1,4 @@
-//! The kernel's word that somebody has changed something.
+//! Notifications of the kernel about changes by other programs.
 
 use std::future::poll_fn;
 use std::io;
@@ -11,16 +11,16 @@ const NFTABLES: u32 = 7;
 /// `RTNLGRP_IPV4_RULE` and `RTNLGRP_IPV6_RULE` of `linux/rtnetlink.h`.
 const RULES: [u32; 2] = [8, 19];
 
-/// What to hear of.
+/// Subject of notifications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum News {
-    /// Rules of nftables. Rules of the older kind change silently.
+pub(crate) enum Subject {
+    /// Rules of nftables. The kernel sends nothing about legacy rules.
     Firewall,
-    /// Rules of policy routing. Routes change with every pod, and are not among the news.
+    /// Rules of policy routing. Routes change with every pod, and are not included.
     RoutingRules,
 }
 
-/// Wakes when something changes, where the kernel tells.
+/// Notifications, if the kernel supports them.
 pub(crate) struct Changes(Option<TokioSocket>);
 
 impl std::fmt::Debug for Changes {
@@ -30,21 +30,21 @@ impl std::fmt::Debug for Changes {
 }
 
 impl Changes {
-    /// Changes from now on, in this network namespace.
-    pub(crate) fn watch(news: News) -> Self {
-        let socket = open(news).inspect_err(|error| {
-            tracing::debug!(%error, ?news, "the kernel does not tell of changes");
+    /// Subscribes to changes from now on, in this network namespace.
+    pub(crate) fn watch(subject: Subject) -> Self {
+        let socket = open(subject).inspect_err(|error| {
+            tracing::debug!(%error, news = ?subject, "the kernel does not report changes");
         });
         Self(socket.ok())
     }
 
-    /// Waits for a change.
+    /// Waits for a change; forever, if the kernel does not report changes.
     pub(crate) async fn next(&mut self) {
         if let Some(socket) = &mut self.0 {
             match read(socket).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot hear any more of changes");
+                    tracing::warn!(%error, "cannot read notifications of changes");
                     self.0 = None;
                 }
             }
@@ -53,10 +53,10 @@ impl Changes {
     }
 }
 
-fn open(news: News) -> io::Result<TokioSocket> {
-    let (protocol, groups) = match news {
-        News::Firewall => (NETLINK_NETFILTER, &[NFTABLES][..]),
-        News::RoutingRules => (NETLINK_ROUTE, &RULES[..]),
+fn open(subject: Subject) -> io::Result<TokioSocket> {
+    let (protocol, groups) = match subject {
+        Subject::Firewall => (NETLINK_NETFILTER, &[NFTABLES][..]),
+        Subject::RoutingRules => (NETLINK_ROUTE, &RULES[..]),
     };
     let mut socket = TokioSocket::new(protocol)?;
     socket.socket_mut().bind_auto()?;
@@ -66,13 +66,13 @@ fn open(news: News) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Waits for messages, and reads all there are: that there are some is all there is to know.
+/// Waits for messages and reads all there are; their contents do not matter.
 async fn read(socket: &mut TokioSocket) -> io::Result<()> {
     let mut next = poll_fn(|context| socket.poll_recv(context, &mut message())).await;
     loop {
         match next {
             Ok(_) => {}
-            // Too many changes at once are changes as well.
+            // An overflow means changes as well.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),

@@ -1,11 +1,11 @@
-//! A datagram of the kernel's, taken apart.
+//! Parser of netlink datagrams.
 
 /// `struct nlmsghdr`, in bytes.
 pub(crate) const HEADER_BYTES: usize = 16;
-/// `NLA_F_NESTED`: the attribute's value is of attributes.
+/// `NLA_F_NESTED`: the value of the attribute consists of attributes.
 pub(crate) const NESTED: u16 = 0x8000;
 
-/// The messages of a datagram: the kind and the body of each. What is cut off ends them.
+/// Returns kind and body of each message in a datagram, up to the first truncated one.
 pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -17,7 +17,7 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// A message's length and kind, if there is one.
+/// Returns length and kind of the first message.
 pub(crate) fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?);
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
@@ -27,7 +27,7 @@ pub(crate) fn header(bytes: &[u8]) -> Option<(usize, u16)> {
         .then_some((length, kind))
 }
 
-/// The value of one of a message's attributes, if it is there and whole.
+/// Returns the value of an attribute, if it is present and complete.
 pub(crate) fn value(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut rest = attributes;
     loop {

@@ -1,4 +1,4 @@
-//! Requests about routing, each answered at once.
+//! Requests about routing, answered synchronously.
 
 use std::io;
 
@@ -10,40 +10,27 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-/// The kernel's routing, in the network namespace of the thread that opened it.
+/// Routing of the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Routing(Socket);
 
 impl Routing {
-    /// Opens it.
-    ///
-    /// # Errors
-    /// When there is no such socket to be had.
     pub(crate) fn open() -> io::Result<Self> {
         super::open(NETLINK_ROUTE).map(Self)
     }
 
-    /// Asks for a change.
-    ///
-    /// # Errors
-    /// What the kernel said: `EEXIST` for what is there, with the flag that forbids that, and
-    /// `ENOENT` or `ESRCH` for what is not.
+    /// Requests a change. Errors are those of the kernel: `EEXIST` for something that exists, with
+    /// the flag that forbids it, and `ENOENT` or `ESRCH` for something that does not.
     pub(crate) fn change(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.exchange(message, NLM_F_ACK | flags).map(drop)
     }
 
-    /// Asks about one thing.
-    ///
-    /// # Errors
-    /// What the kernel said.
+    /// Requests one item.
     pub(crate) fn get(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.exchange(message, NLM_F_ACK)
     }
 
-    /// Asks for all that there is.
-    ///
-    /// # Errors
-    /// What the kernel said.
+    /// Requests all items.
     pub(crate) fn dump(
         &self,
         message: RouteNetlinkMessage,
@@ -73,13 +60,13 @@ impl Routing {
     }
 }
 
-/// Takes the messages out of a datagram; true with the last one.
+/// Takes the messages out of a datagram, and returns whether the last one was among them.
 fn take(datagram: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let buffer = NetlinkBuffer::new_checked(&rest).map_err(io::Error::other)?;
         let length = buffer.length() as usize;
-        // What other programs have made may be newer than these types, and is not looked for.
+        // Messages of other programs may use attributes that these types do not know.
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
             match message.payload {
                 NetlinkPayload::InnerMessage(message) => answers.push(message),

@@ -1,7 +1,9 @@
-//! The messages of sock_diag(7), as far as they are needed: a list of TCP sockets, and the end of one
-//! (include/uapi/linux/inet_diag.h and sock_diag.h).
+//! Messages of sock_diag(7): listing TCP sockets, and closing one (include/uapi/linux/inet_diag.h
+//! and sock_diag.h).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use kiam_common::metadata_address::{METADATA_V4, METADATA_V6};
 
 use crate::netlink::{HEADER_BYTES, messages, value};
 
@@ -14,30 +16,27 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 /// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
 const ID: usize = 48;
-/// Where the far end's address is in it.
+/// Offset of the remote address in it.
 const DESTINATION: usize = 20;
 /// `struct inet_diag_msg` up to its id: family, state, timer, retransmissions.
 const BEFORE_ID: usize = 4;
 /// `struct inet_diag_msg` in bytes; attributes follow.
 const MESSAGE: usize = 72;
-/// The attribute with the id of the socket's cgroup, 8 bytes; since Linux 5.8.
+/// Attribute with the id of the socket's cgroup, 8 bytes; since Linux 5.8.
 const INET_DIAG_CGROUP_ID: u16 = 21;
-/// All states but `TCP_LISTEN` (10): a socket that listens has no far end.
+/// All states except `TCP_LISTEN` (10): a listening socket has no remote end.
 const STATES: u32 = !(1 << 10);
 
-const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-
-/// What the kernel said.
+/// A reply of the kernel.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Reply {
     Found(Connection),
     Other,
-    /// The answer is at its end: 0, or an error's number, negative.
+    /// End of the replies: 0, or a negative error number.
     End(i32),
 }
 
-/// A TCP socket, as the kernel names it.
+/// A TCP socket in the kernel's notation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Connection {
     family: u8,
@@ -58,20 +57,21 @@ impl Connection {
         far == METADATA_V4 || far == METADATA_V6
     }
 
-    /// The id of the socket's cgroup. Sockets have none that the kernel keeps only to answer late packets.
+    /// Returns the id of the socket's cgroup. Sockets that the kernel keeps only to answer late
+    /// packets have none.
     pub(super) const fn cgroup(&self) -> Option<u64> {
         self.cgroup
     }
 
-    /// Asks for its end. Its client sees `ECONNABORTED`.
+    /// Returns a request to close the connection. Its client sees `ECONNABORTED`.
     pub(super) fn destroy(&self) -> Vec<u8> {
         request(SOCK_DESTROY, NLM_F_ACK, self.family, &self.id)
     }
 }
 
-/// Asks for all TCP sockets of a family.
+/// Returns a request for all TCP sockets of a family.
 pub(super) fn list(family: i32) -> Vec<u8> {
-    // The two families there are fit.
+    // Both address families fit into a byte.
     let family = u8::try_from(family).unwrap_or_default();
     request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, &[0; ID])
 }
@@ -91,15 +91,15 @@ fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
     bytes
 }
 
-/// What a datagram says.
-pub(super) fn read(datagram: &[u8]) -> Vec<Said> {
-    let said = messages(datagram).map(|(kind, body)| match kind {
-        NLMSG_DONE => Said::End(0),
-        NLMSG_ERROR => Said::End(number(body).unwrap_or(-libc::EPROTO)),
-        SOCK_DIAG_BY_FAMILY => connection(body).map_or(Said::Other, Said::Found),
-        _ => Said::Other,
+/// Parses a datagram.
+pub(super) fn read(datagram: &[u8]) -> Vec<Reply> {
+    let replies = messages(datagram).map(|(kind, body)| match kind {
+        NLMSG_DONE => Reply::End(0),
+        NLMSG_ERROR => Reply::End(number(body).unwrap_or(-libc::EPROTO)),
+        SOCK_DIAG_BY_FAMILY => connection(body).map_or(Reply::Other, Reply::Found),
+        _ => Reply::Other,
     });
-    said.collect()
+    replies.collect()
 }
 
 fn number(body: &[u8]) -> Option<i32> {
@@ -130,7 +130,7 @@ mod tests {
         body.extend(id);
         // Times, queues, user, inode.
         body.extend([0; 20]);
-        // Another attribute, and the cgroup's: lengths, kinds, values, filling.
+        // Another attribute, and the cgroup's: lengths, kinds, values, padding.
         for (kind, value) in [(8, &[3][..]), (INET_DIAG_CGROUP_ID, &CGROUP.to_ne_bytes())] {
             body.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
             body.extend(kind.to_ne_bytes());
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_to_the_metadata_service_are_told_from_others() {
+    fn connections_to_the_metadata_service_are_distinguished() {
         for (family, far, is_to_it) in [
             (libc::AF_INET, METADATA_V4.octets().to_vec(), true),
             (libc::AF_INET, vec![169, 254, 169, 253], false),
@@ -162,20 +162,20 @@ mod tests {
             ),
             (libc::AF_INET6, Ipv6Addr::LOCALHOST.octets().to_vec(), false),
         ] {
-            let said = read(&found(family, &far));
-            let [Said::Found(connection)] = &said[..] else {
-                panic!("{said:?}");
+            let replies = read(&found(family, &far));
+            let [Reply::Found(connection)] = &replies[..] else {
+                panic!("{replies:?}");
             };
             assert_eq!(connection.is_to_metadata_service(), is_to_it, "{far:?}");
             assert_eq!(connection.cgroup(), Some(CGROUP));
-            // The kernel is told of the very socket that it named.
+            // The request contains the id that the kernel sent.
             assert!(connection.destroy().ends_with(&connection.id));
         }
     }
 
     proptest! {
         #[test]
-        fn whatever_comes_is_read_to_its_end(datagram: Vec<u8>) {
+        fn any_datagram_is_parsed_to_its_end(datagram: Vec<u8>) {
             let _ = read(&datagram).len();
         }
     }

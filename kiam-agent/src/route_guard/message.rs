@@ -1,26 +1,26 @@
-//! The rules and routes, in the kernel's words.
+//! Netlink messages for the rules and routes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
+use kiam_common::metadata_address::{METADATA_V4, METADATA_V6};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-/// The table of ours. A number that no program is known to use.
+/// Routing table of the guard: a number that no known program uses.
 const TABLE: u32 = 169_254;
-/// The priority of our rule: behind what the node's own addresses are, before all else (AWS' own
-/// plugin begins at 512, Cilium at 9).
+/// Priority of the guard's rule: after the node's addresses, before all others (the plugin of AWS
+/// begins at 512, Cilium at 9).
 const PRIORITY: u32 = 1;
-/// Where that rule is moved that comes first. Cilium, too, moves it there.
+/// Priority that the rule of the node's addresses is moved to; Cilium moves it there too.
 pub(super) const LOCAL_MOVED: u32 = 100;
-/// By which our rules and routes are known. Not among `/etc/iproute2/rt_protos`.
+/// Mark of the guard's rules and routes. Not among `/etc/iproute2/rt_protos`.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(169);
 /// `RT_TABLE_LOCAL`
 const LOCAL: u8 = 255;
 
-/// IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     V4,
@@ -35,11 +35,11 @@ impl Family {
         }
     }
 
-    /// The metadata service's address.
+    /// Returns the metadata service's address.
     const fn metadata(self) -> IpAddr {
         match self {
-            Self::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-            Self::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+            Self::V4 => IpAddr::V4(METADATA_V4),
+            Self::V6 => IpAddr::V6(METADATA_V6),
         }
     }
 
@@ -60,7 +60,7 @@ pub(super) fn route(family: Family) -> RouteMessage {
     route
 }
 
-/// The metadata service's address, as a question for the way there.
+/// Returns a query for the route to the metadata service.
 pub(super) fn question(family: Family) -> RouteMessage {
     let (to, bits) = match family.metadata() {
         IpAddr::V4(to) => (RouteAddress::Inet(to), 32),
@@ -80,7 +80,7 @@ pub(super) fn question(family: Family) -> RouteMessage {
 pub(super) fn rule(family: Family) -> RuleMessage {
     let mut rule = all(family);
     rule.header.action = RuleAction::ToTable;
-    // The whole selector is inverted, so that it must not name the address as well.
+    // `invert` applies to the whole selector, so the rule must not select by address too.
     rule.header.flags = RuleFlags::Invert;
     rule.attributes = vec![
         RuleAttribute::Iifname("lo".to_owned()),
@@ -106,19 +106,19 @@ pub(super) fn local_rule(
     rule
 }
 
-/// A question for all rules.
+/// Returns a query for all rules.
 pub(super) fn all(family: Family) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = family.number();
     rule
 }
 
-/// Whether a rule is `lookup local`, for everything, at a priority.
+/// Returns whether a rule is `lookup local`, without a selector, at a priority.
 pub(super) fn is_local_rule(message: &RouteNetlinkMessage, priority: u32) -> bool {
     let RouteNetlinkMessage::NewRule(rule) = message else {
         return false;
     };
-    // The kernel leaves out a priority of zero.
+    // The kernel omits a priority of zero.
     let own = rule
         .attributes
         .iter()
@@ -144,7 +144,7 @@ pub(super) fn is_local_rule(message: &RouteNetlinkMessage, priority: u32) -> boo
         && (priority == 0 || ours)
 }
 
-/// Whether the way somewhere ends at the node itself.
+/// Returns whether a route ends at the node itself.
 pub(super) fn is_local_route(message: &RouteNetlinkMessage) -> bool {
     matches!(message, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local)
 }

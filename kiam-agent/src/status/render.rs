@@ -1,16 +1,16 @@
-//! The report to read: a page of tables, and the same for the terminal.
+//! The status as HTML, and as text for the terminal.
 
 use std::fmt::Write as _;
 
-use kiam_common::page::{document as whole, element, readable, table};
+use kiam_common::page::{document as whole, element, format_seconds, table};
 
 use super::{Line, Pods, Report, Server, Setting};
 
 const COLUMNS: [&str; 6] = ["Pod", "State", "Role", "Expires in", "IMDSv1", "Why"];
-/// Columns of the terminal that a cell may take; what is longer pushes the rest of its line.
+/// Maximum width of a column in the terminal; longer cells push the rest of their line.
 const MAX_WIDTH: usize = 60;
 
-/// As a page.
+/// Returns the status as an HTML document.
 pub(super) fn document(report: &Report) -> String {
     let parts = [
         element("h1", &title(report)),
@@ -22,9 +22,8 @@ pub(super) fn document(report: &Report) -> String {
     whole("kiam-agent", &parts.concat())
 }
 
-/// For the terminal. Nothing in it moves the cursor, whatever a pod or a server has said.
-#[must_use]
-pub fn text(report: &Report) -> String {
+/// Returns the status as text without control characters, whatever a pod or a server has sent.
+pub(crate) fn text(report: &Report) -> String {
     let rows: Vec<[String; 6]> = report.pods.listed.iter().map(cells).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -79,22 +78,22 @@ fn setting(setting: &Setting) -> String {
         ..
     } = setting;
     format!(
-        "Redirected by {redirect}; guarded by {guard}; hostNetwork pods: {host_network_pods}; IMDSv2: {imds_v2}."
+        "Redirect: {redirect}; guard: {guard}; hostNetwork pods: {host_network_pods}; IMDSv2: {imds_v2}."
     )
 }
 
 fn server(server: &Server) -> String {
     match server {
-        Server::Begun => "No server has answered yet.".to_owned(),
+        Server::Starting => "No server has answered yet.".to_owned(),
         Server::Synced { address, seconds } => {
             format!(
-                "Informed by the server at {address} for {}.",
-                readable(*seconds)
+                "Connected to the server at {address} for {}.",
+                format_seconds(*seconds)
             )
         }
-        Server::Broken { problem, seconds } => format!(
-            "INFORMED BY NO SERVER for {}, pods live on what is known here: {problem}.",
-            readable(*seconds)
+        Server::Disconnected { problem, seconds } => format!(
+            "NOT CONNECTED to a server for {}; pods get what is known here: {problem}.",
+            format_seconds(*seconds)
         ),
     }
 }
@@ -108,7 +107,7 @@ fn counts(pods: &Pods) -> String {
         listed,
     } = pods;
     format!(
-        "Of {known} pods {served} get their credentials, {without_role} have no role, {unserved} get nothing; {} shown.",
+        "Pods: {known}; {served} get credentials, {without_role} have no role, {unserved} get nothing; {} shown.",
         listed.len()
     )
 }
@@ -117,7 +116,7 @@ fn cells(line: &Line) -> [String; 6] {
     let v1 = line.imds_v1.iter();
     let v1 = v1.map(|client| format!("{} {}", client.sdk, client.requests));
     let v1 = v1.collect::<Vec<_>>().join(", ");
-    let expires = line.expires_in_seconds.map(readable);
+    let expires = line.expires_in_seconds.map(format_seconds);
     [
         format!("{}/{}", line.namespace, line.name),
         line.state.to_string(),

@@ -1,20 +1,21 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
-use kiam_common::admin::Asked;
+use kiam_common::admin::PageRequest;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
 use prometheus::Registry;
 use tokio::sync::watch;
 
 use super::*;
-use crate::view::{Decision, Failure, PodFacts, Projection, Uid, Update};
+use crate::view::{Failure, GrantedRole, Outcome, PodFacts, Projection, Update};
 
 const HOSTILE: &str = "<script>alert('1')</script>\"&\u{1b}[31m";
 
 fn facts(name: &str) -> PodFacts {
     PodFacts {
-        uid: Uid::from(name),
+        uid: PodUid::from(name),
         namespace: "shop".into(),
         name: name.into(),
         service_account: "default".into(),
@@ -26,7 +27,10 @@ fn facts(name: &str) -> PodFacts {
 
 fn granted(name: &str, identity: u64) -> Update {
     let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
-    Update::Applied(facts(name), Decision::Granted { role, identity })
+    Update::Applied(
+        facts(name),
+        Outcome::Granted(GrantedRole { role, identity }),
+    )
 }
 
 fn issued(identity: u64, expires: SystemTime) -> Update {
@@ -43,11 +47,11 @@ fn issued(identity: u64, expires: SystemTime) -> Update {
     }
 }
 
-fn status(now: SystemTime) -> (Status, watch::Sender<Standing>) {
+fn status(now: SystemTime) -> (Status, watch::Sender<ConnectionState>) {
     let (mut projection, view) = Projection::new();
     projection.begin();
     let hour = Duration::from_secs(3600);
-    let forbidden = Decision::Forbidden {
+    let forbidden = Outcome::Forbidden {
         role: "admin".into(),
         reason: HOSTILE.into(),
     };
@@ -68,14 +72,14 @@ fn status(now: SystemTime) -> (Status, watch::Sender<Standing>) {
         },
         granted("awaited", 4),
         Update::Applied(facts("forbidden"), forbidden),
-        Update::Applied(facts("undecided"), Decision::Undecided { awaiting }),
-        Update::Applied(facts("plain"), Decision::NoRole),
+        Update::Applied(facts("undecided"), Outcome::Undecided { awaiting }),
+        Update::Applied(facts("plain"), Outcome::NoRole),
         Update::Synced,
     ] {
         projection.apply(update).unwrap();
     }
     projection.publish();
-    let (standing, standings) = watch::channel(Standing::Begun);
+    let (sender, connection) = watch::channel(ConnectionState::Starting);
     let status = Status {
         setting: Setting {
             version: "0.1.0".to_owned(),
@@ -87,16 +91,16 @@ fn status(now: SystemTime) -> (Status, watch::Sender<Standing>) {
         },
         v1_users: V1Users::new(view.clone(), &Registry::new()).unwrap(),
         view,
-        standing: standings,
+        connection,
         remote: false,
     };
-    (status, standing)
+    (status, sender)
 }
 
 #[test]
 fn pods_that_get_nothing_come_first_with_the_reason() {
     let now = SystemTime::now();
-    let (status, _standing) = status(now);
+    let (status, _sender) = status(now);
     let report = status.report(now);
     let Pods {
         known,
@@ -113,17 +117,12 @@ fn pods_that_get_nothing_come_first_with_the_reason() {
     let line =
         |name: &str, state, why: &str, expires| (name.to_owned(), state, why.to_owned(), expires);
     let listed: Vec<_> = listed.iter().map(of).collect();
-    let late = "credentials expired: newer ones have not come";
+    let late = "credentials expired: no new credentials received";
     assert_eq!(
         listed,
         [
             line("forbidden", State::Forbidden, HOSTILE, None),
-            line(
-                "awaited",
-                State::Failing,
-                "credentials are on their way",
-                None
-            ),
+            line("awaited", State::Failing, "waiting for credentials", None),
             line("expired", State::Failing, late, Some(0)),
             line("failing", State::Failing, "STS does not answer", None),
             line(
@@ -139,17 +138,17 @@ fn pods_that_get_nothing_come_first_with_the_reason() {
 }
 
 #[tokio::test]
-async fn pages_show_no_secret_run_nothing_and_are_for_the_machine_itself() {
-    let (status, standing) = status(SystemTime::now());
+async fn pages_show_no_secrets_contain_no_scripts_and_are_local() {
+    let (status, connection) = status(SystemTime::now());
     let problem = format!("cut {HOSTILE}");
     let since = SystemTime::now() - Duration::from_secs(60);
-    standing.send_replace(Standing::Broken {
+    connection.send_replace(ConnectionState::Disconnected {
         why: problem,
         since,
     });
     let page = status.page();
     for path in ["/status", "/status.html"] {
-        let answer = page(Asked { path, local: true }).unwrap();
+        let answer = page(PageRequest { path, local: true }).unwrap();
         let policy = &answer.headers()[http::header::CONTENT_SECURITY_POLICY];
         assert!(policy.to_str().unwrap().starts_with("default-src 'none'"));
         let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -160,31 +159,31 @@ async fn pages_show_no_secret_run_nothing_and_are_for_the_machine_itself() {
         );
         assert!(!body.contains("hush") && !body.contains("ASIA"), "{body}");
         assert!(!body.contains('\u{1b}') && (path == "/status" || !body.contains("<script")));
-        let answer = page(Asked { path, local: false }).unwrap();
+        let answer = page(PageRequest { path, local: false }).unwrap();
         assert_eq!(answer.status(), http::StatusCode::FORBIDDEN);
     }
     let (path, local) = ("/statusx", true);
-    assert!(page(Asked { path, local }).is_none());
+    assert!(page(PageRequest { path, local }).is_none());
 }
 
 #[test]
-fn the_terminal_shows_the_same_and_obeys_nothing() {
+fn text_for_the_terminal_contains_no_control_characters() {
     let now = SystemTime::now();
-    let (status, standing) = status(now);
+    let (status, connection) = status(now);
     let server = "10.0.0.1:9610".parse().unwrap();
-    standing.send_replace(Standing::Synced { server, since: now });
+    connection.send_replace(ConnectionState::Synced { server, since: now });
     let report = status.report(now);
     let text = text(&report);
     for part in [
         "kiam-agent 0.1.0 on node-1",
-        "Informed by the server at 10.0.0.1:9610 for 0s",
+        "Connected to the server at 10.0.0.1:9610 for 0s",
         "shop/served     served     arn:aws:iam::123456789012:role/reader  1h",
         "shop/undecided  undecided",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()));
-    // And a program reads the JSON again.
+    // The JSON can be parsed again.
     let json = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
 }

@@ -1,55 +1,56 @@
-//! From the wire to the view: every text and time is checked before it is used.
+//! Conversion of messages to updates: every text and time is checked.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use kiam_common::api::node::v1 as api;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::{RoleArn, RoleError};
 
-use crate::view::{Decision, Failure, PodFacts, Uid, Update};
+use crate::view::{Failure, GrantedRole, Outcome, PodFacts, Update};
 
-/// The longest name of a Kubernetes object, in bytes.
+/// Maximum length of the name of a Kubernetes object, in bytes.
 const MAX_NAME_BYTES: usize = 253;
-/// More addresses than any pod has.
+/// Maximum number of addresses of a pod.
 const MAX_ADDRESSES: usize = 16;
-/// What is kept of a text that is only shown: a reason, an error.
+/// Maximum length of texts for people, in bytes: reasons and errors.
 const MAX_PROSE_BYTES: usize = 1024;
 
-/// Why a message of the server cannot be used.
+/// Reason why a message of the server cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Malformed {
-    /// A message of a kind that this agent does not know.
-    #[error("it is of a kind that this agent does not know; is the server newer than the agent?")]
+pub(crate) enum Malformed {
+    /// The message is of an unknown kind.
+    #[error("unknown kind of message; the server may be newer than the agent")]
     Kind,
-    /// A text that names something is missing, too long or has strange characters.
-    #[error("its {what} is empty, longer than {MAX_NAME_BYTES} bytes, or not of printable ASCII")]
+    /// A name is empty, too long, or has invalid characters.
+    #[error("its {what} is empty, longer than {MAX_NAME_BYTES} bytes, or not printable ASCII")]
     Name {
-        /// Which text.
+        /// Name of the text.
         what: &'static str,
     },
-    /// An address is none.
-    #[error("one of its addresses is none, or there are more than {MAX_ADDRESSES}")]
+    /// An address is invalid, or there are too many.
+    #[error("one of its addresses is invalid, or there are more than {MAX_ADDRESSES}")]
     Address,
-    /// A granted role is none.
-    #[error("the role that it grants cannot be used: {0}")]
+    /// The granted role is invalid.
+    #[error("the granted role is invalid: {0}")]
     Role(#[from] RoleError),
-    /// A time is missing or none.
-    #[error("its {what} is missing, or no time since 1970")]
+    /// A time is missing or invalid.
+    #[error("its {what} is missing, or not a time since 1970")]
     Time {
-        /// Which time.
+        /// Name of the time.
         what: &'static str,
     },
 }
 
-/// What is left to do after a message that cannot be used.
+/// A message that cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unusable {
-    /// What is wrong.
+    /// The reason.
     pub(super) why: Malformed,
-    /// The pod that it spoke of: whatever it was granted before may not stay.
-    pub(super) about: Option<Uid>,
+    /// The pod that it is about, which must lose what it was granted before.
+    pub(super) about: Option<PodUid>,
 }
 
 impl From<Malformed> for Unusable {
@@ -62,7 +63,7 @@ pub(super) fn update(message: api::WatchResponse) -> Result<Update, Unusable> {
     use api::watch_response::Update as Wire;
     match message.update.ok_or(Malformed::Kind)? {
         Wire::PodApplied(pod) => {
-            let uid = Uid::from(name("uid", &pod.uid)?);
+            let uid = PodUid::from(name("uid", &pod.uid)?);
             pod_applied(pod, uid.clone()).map_err(|why| Unusable {
                 why,
                 about: Some(uid),
@@ -85,7 +86,7 @@ pub(super) fn update(message: api::WatchResponse) -> Result<Update, Unusable> {
     }
 }
 
-fn pod_applied(pod: api::PodApplied, uid: Uid) -> Result<Update, Malformed> {
+fn pod_applied(pod: api::PodApplied, uid: PodUid) -> Result<Update, Malformed> {
     let api::PodApplied {
         uid: _,
         namespace,
@@ -117,25 +118,25 @@ fn pod_applied(pod: api::PodApplied, uid: Uid) -> Result<Update, Malformed> {
         host_network,
         static_hash: optional("static pod hash", static_pod_hash)?,
     };
-    use api::pod_applied::Outcome;
-    let decision = match outcome.ok_or(Malformed::Kind)? {
-        Outcome::NoRole(api::NoRole {}) => Decision::NoRole,
-        Outcome::Granted(api::Granted { role_arn, identity }) => Decision::Granted {
+    use api::pod_applied::Outcome as Wire;
+    let outcome = match outcome.ok_or(Malformed::Kind)? {
+        Wire::NoRole(api::NoRole {}) => Outcome::NoRole,
+        Wire::Granted(api::Granted { role_arn, identity }) => Outcome::Granted(GrantedRole {
             role: RoleArn::parse(&role_arn)?,
             identity,
-        },
-        Outcome::Forbidden(api::Forbidden { role, reason }) => Decision::Forbidden {
+        }),
+        Wire::Forbidden(api::Forbidden { role, reason }) => Outcome::Forbidden {
             role: prose(&role),
             reason: prose(&reason),
         },
-        Outcome::Undecided(api::Undecided { awaiting }) => Decision::Undecided {
+        Wire::Undecided(api::Undecided { awaiting }) => Outcome::Undecided {
             awaiting: prose(&awaiting),
         },
     };
-    Ok(Update::Applied(facts, decision))
+    Ok(Update::Applied(facts, outcome))
 }
 
-/// Takes the secrets out rather than copying them.
+/// Moves the secrets out instead of copying them.
 fn credentials_issued(mut issued: api::CredentialsIssued) -> Result<Update, Malformed> {
     let credentials = SessionCredentials {
         access_key_id: std::mem::take(&mut issued.access_key_id),
@@ -158,7 +159,7 @@ fn name<'a>(what: &'static str, text: &'a str) -> Result<&'a str, Malformed> {
     Ok(text)
 }
 
-/// A text for people: one line, and no more of it than fits one.
+/// Reduces a text for people to one line of limited length.
 fn prose(text: &str) -> Box<str> {
     let mut line = String::with_capacity(text.len().min(MAX_PROSE_BYTES) + 4);
     for character in text.chars() {

@@ -1,4 +1,4 @@
-//! How a server is called: over TLS, or as a simulation has it.
+//! Calls to a server, over TLS or in a simulation.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,24 +12,24 @@ use kiam_common::tls::{self, ClientTls, ConnectError};
 use rustls::pki_types::ServerName;
 use tonic::{Request, Status};
 
-/// No message of one pod or one identity comes near this.
+/// Maximum size of a message, far above that of any pod or identity.
 pub(super) const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
-/// What a server sends.
+/// Messages of a server.
 pub type Messages = BoxStream<'static, Result<api::WatchResponse, Status>>;
 
-/// Why a call has no answer.
+/// Error of a call.
 #[derive(Debug)]
 pub enum DialError {
-    /// There is no connection.
+    /// The connection failed.
     Connect(ConnectError),
     /// The server answered with an error, or the connection broke.
     Status(Status),
 }
 
-/// Calls servers.
+/// Caller of servers.
 pub trait Dial: Send + Sync {
-    /// Calls the server at `address`. How long that may take is up to the caller.
+    /// Calls the server at `address`. The caller applies a timeout.
     fn watch(
         &self,
         address: SocketAddr,
@@ -37,13 +37,13 @@ pub trait Dial: Send + Sync {
     ) -> BoxFuture<'_, Result<Messages, DialError>>;
 }
 
-/// Calls servers over mutual TLS, on a connection of each call's own.
+/// Calls over mutual TLS, each on its own connection.
 #[derive(Debug)]
-pub struct TlsDial {
-    /// What a server's certificate must be for.
-    pub name: ServerName<'static>,
-    /// This side's certificate, and whom it trusts.
-    pub tls: Arc<ClientTls>,
+pub(crate) struct TlsDial {
+    /// Name that the server's certificate must be valid for.
+    pub(crate) name: ServerName<'static>,
+    /// Certificate of the agent, and trusted authorities.
+    pub(crate) tls: Arc<ClientTls>,
 }
 
 impl Dial for TlsDial {

@@ -1,4 +1,4 @@
-//! Why there is no stream, in words for the operator and in a label for a metric.
+//! Errors of the stream, with messages for operators and labels for metrics.
 
 use std::error::Error;
 use std::io;
@@ -10,18 +10,18 @@ use kiam_common::duration;
 use kiam_common::tls::{ConnectError, explain};
 use tonic::{Code, Status};
 
-/// Why a stream did not begin, or ended.
+/// Reason why a stream did not begin, or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StreamError {
-    /// The server's name leads to no address.
+pub(crate) enum StreamError {
+    /// The name of the server cannot be resolved.
     #[error(
-        "cannot find the address of the server {server}: {problem}; check --server-address and the cluster's DNS"
+        "cannot resolve the server {server}: {problem}; check --server-address and the cluster's DNS"
     )]
     Resolve {
         /// `--server-address`.
         server: String,
-        /// What the resolver said.
+        /// Error of the resolver.
         problem: String,
     },
     /// The token cannot be read.
@@ -29,57 +29,57 @@ pub enum StreamError {
     Token {
         /// `--token-file`.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The token cannot be sent.
-    #[error("the token in {} is empty or no token; check --token-file", path.display())]
+    /// The token is invalid.
+    #[error("the token in {} is empty or invalid; check --token-file", path.display())]
     NoToken {
         /// `--token-file`.
         path: PathBuf,
     },
-    /// The server cannot be reached, or one side refuses the other's certificate.
+    /// The server cannot be reached, or one side rejects the other's certificate.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The server refused this side's certificate: with TLS 1.3 that shows in the first call.
-    #[error("cannot talk to the server at {address}: {reason}")]
+    /// The server rejected the agent's certificate: in TLS 1.3 the first call shows it.
+    #[error("cannot connect to the server at {address}: {reason}")]
     Tls {
-        /// Where.
+        /// Address of the server.
         address: SocketAddr,
-        /// What it means.
+        /// Explanation of the error.
         reason: String,
     },
     /// The server did not answer.
-    #[error("the server at {address} has not {what} within {}", duration::format(*limit))]
+    #[error("the server at {address} did not {what} within {}", duration::format(*limit))]
     Silent {
-        /// Where.
+        /// Address of the server.
         address: SocketAddr,
-        /// What it has not done.
+        /// The missing action.
         what: &'static str,
-        /// How long was waited.
+        /// The timeout.
         limit: Duration,
     },
     /// The server answered with an error, or the connection broke.
     #[error("the server at {address} {}: {message}", meaning(*code))]
     Status {
-        /// Where.
+        /// Address of the server.
         address: SocketAddr,
-        /// gRPC's code.
+        /// gRPC status code.
         code: Code,
-        /// The server's words, or what broke.
+        /// Message of the server, or the cause of the broken connection.
         message: String,
     },
-    /// The server ended the stream in order, as it does when the stream is old.
-    #[error("the server at {address} ended the stream")]
+    /// The server closed the stream regularly, as it does with old streams.
+    #[error("the server at {address} closed the stream")]
     Ended {
-        /// Where.
+        /// Address of the server.
         address: SocketAddr,
     },
 }
 
 impl StreamError {
     pub(super) fn status(address: SocketAddr, status: &Status) -> Self {
-        // tonic's own errors say little; the innermost says what the socket did.
+        // tonic's own messages say little; the innermost error is that of the socket.
         let mut message = status.message().to_owned();
         let mut source = status.source();
         while let Some(error) = source {
@@ -96,9 +96,8 @@ impl StreamError {
         }
     }
 
-    /// Its kind, for a metric's label.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    /// Returns the value of the label `reason`.
+    pub(crate) const fn reason(&self) -> &'static str {
         match self {
             Self::Resolve { .. } => "resolve",
             Self::Token { .. } | Self::NoToken { .. } => "token",
@@ -118,8 +117,8 @@ impl StreamError {
         }
     }
 
-    /// Whether the server at the address is not to be tried next: not when it only ended a
-    /// stream for age.
+    /// Returns whether to try other servers first. A stream that was closed for age is not a
+    /// failure.
     pub(super) const fn is_failure(&self) -> bool {
         !matches!(self, Self::Ended { .. })
     }
@@ -127,12 +126,16 @@ impl StreamError {
 
 const fn meaning(code: Code) -> &'static str {
     match code {
-        Code::Unauthenticated => "cannot tell which node this is (check --token-file)",
-        Code::PermissionDenied => "refuses this node (check --node-name, and whose token it is)",
-        Code::InvalidArgument => "does not accept this node's name (check --node-name)",
-        Code::ResourceExhausted => "refuses more, or this agent takes no message so large",
-        Code::Unavailable => "is not available",
-        Code::Unimplemented => "is no kiam-server that knows this agent",
+        Code::Unauthenticated => "cannot authenticate this node (check --token-file)",
+        Code::PermissionDenied => {
+            "refuses this node (check --node-name, and that the token is from this node)"
+        }
+        Code::InvalidArgument => "rejects the name of this node (check --node-name)",
+        Code::ResourceExhausted => "refuses another stream, or sent a message that is too large",
+        Code::Unavailable => "is unavailable",
+        Code::Unimplemented => {
+            "does not support this agent; check that it is a kiam-server of a compatible version"
+        }
         _ => "broke the stream",
     }
 }
@@ -142,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_says_what_is_at_fault() {
+    fn a_status_explains_the_fault() {
         let address = SocketAddr::from(([10, 0, 0, 1], 9610));
         let of = |status: &Status| {
             let error = StreamError::status(address, status);
@@ -151,7 +154,7 @@ mod tests {
         let (reason, text) = of(&Status::unauthenticated("the token has expired"));
         assert_eq!(reason, "unauthenticated");
         assert!(
-            text.contains("10.0.0.1:9610 cannot tell which node this is (check --token-file): the token has expired"),
+            text.contains("10.0.0.1:9610 cannot authenticate this node (check --token-file): the token has expired"),
             "{text}"
         );
         let broken = io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by peer");

@@ -1,4 +1,4 @@
-//! What the stream counts.
+//! Metrics of the node stream.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
 /// The metrics of the node stream.
 #[derive(Debug, Clone)]
 pub struct StreamMetrics {
-    /// 1 from the moment that the current stream is synced to its end.
+    /// 1 while the current stream is synced.
     pub(super) synced: IntGauge,
     pub(super) began: Gauge,
     pub(super) last_update: Gauge,
@@ -17,38 +17,35 @@ pub struct StreamMetrics {
 }
 
 impl StreamMetrics {
-    /// Registers them.
-    ///
-    /// # Errors
-    /// When they are registered already.
+    /// Registers the metrics.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name, help, label| IntCounterVec::new(Opts::new(name, help), &[label]);
         let metrics = Self {
             synced: IntGauge::new(
                 "kiam_node_stream_synced",
-                "1 while the server's stream is whole, 0 while the agent lives on what it knows.",
+                "1 while the stream of a server is synced, 0 while the agent works with the last known state.",
             )?,
             began: Gauge::new(
                 "kiam_node_stream_began_timestamp_seconds",
-                "When the current stream began, in seconds since 1970; 0 when there is none.",
+                "Start of the current stream, in seconds since 1970; 0 if there is none.",
             )?,
             last_update: Gauge::new(
                 "kiam_node_stream_last_update_timestamp_seconds",
-                "When the server last sent something, in seconds since 1970.",
+                "Time of the last message of a server, in seconds since 1970.",
             )?,
             ends: counter(
                 "kiam_node_stream_ends_total",
-                "Streams that ended or did not begin, by reason.",
+                "Streams that ended or could not be opened, by reason.",
                 "reason",
             )?,
             updates: counter(
                 "kiam_node_stream_updates_total",
-                "Updates taken in, by kind.",
+                "Updates received, by kind.",
                 "kind",
             )?,
             refused: counter(
                 "kiam_node_stream_updates_refused_total",
-                "Updates that were not used, by reason.",
+                "Updates rejected, by reason.",
                 "reason",
             )?,
         };

@@ -1,4 +1,4 @@
-//! Which server to try next: all addresses behind the name, in an order of this node's own.
+//! Selection of a server among the addresses of its name, in an order that depends on the node.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use futures::future::BoxFuture;
 use kiam_common::server_address::ServerAddress;
 
-/// Finds the addresses that servers are at now.
+/// Resolver of the servers' addresses.
 pub trait Resolve: Send + Sync {
-    /// The addresses, in any order.
+    /// Returns the addresses, in any order.
     fn resolve(&self) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>>;
 }
 
@@ -20,7 +20,7 @@ impl Resolve for ServerAddress {
     }
 }
 
-/// The order in which one node tries the servers, and which of them have failed lately.
+/// Order in which a node tries the servers, and those that failed.
 #[derive(Debug)]
 pub(super) struct Servers {
     node: String,
@@ -35,11 +35,11 @@ impl Servers {
         }
     }
 
-    /// The server to try: the first in this node's order that has not failed since the last
-    /// success; when all have, the first again.
+    /// Returns the server to try: the first in this node's order that has not failed since the last
+    /// success; if all have failed, the first.
     ///
-    /// The order is that of a hash of node and address, so that nodes spread evenly over the
-    /// servers, and one server more or less moves only the nodes that it gains or loses.
+    /// The order is by a hash of node and address (rendezvous hashing): nodes spread evenly over
+    /// the servers, and adding or removing a server moves only the nodes that it gains or loses.
     pub(super) fn choose(&mut self, addresses: &[SocketAddr]) -> Option<SocketAddr> {
         self.failed.retain(|address| addresses.contains(address));
         if addresses.iter().all(|at| self.failed.contains(at)) {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_one_is_tried_after_a_failure_and_all_again_when_all_have_failed() {
+    fn failed_servers_are_skipped_until_all_have_failed() {
         let all = addresses(3);
         let mut servers = Servers::new("node-1".into());
         let mut tried = Vec::new();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_address_that_is_gone_is_forgotten() {
+    fn failures_of_removed_addresses_are_forgotten() {
         let mut servers = Servers::new("node-1".into());
         let all = addresses(2);
         for address in &all {

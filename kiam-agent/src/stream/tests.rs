@@ -1,4 +1,4 @@
-//! The client against servers in this process, over real sockets and TLS.
+//! The client with servers in this process, over sockets and TLS.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -42,7 +42,7 @@ fn named_authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A certificate for `kiam-server` and for clients, and where its files are.
+/// Writes a certificate for `kiam-server` and for clients, and returns its files.
 fn files(folder: &Path, name: &str, issuer: &Authority, trusted: &Authority) -> TlsFlags {
     let mut params = CertificateParams::new(vec!["kiam-server".to_owned()]).unwrap();
     params.extended_key_usages = vec![
@@ -63,14 +63,14 @@ fn files(folder: &Path, name: &str, issuer: &Authority, trusted: &Authority) -> 
     }
 }
 
-/// What a server was asked, and the way to answer it.
+/// A call, and the sender of its answers.
 struct Call {
     node: String,
     authorization: Option<String>,
     answer: Sender,
 }
 
-/// A server that hands every call to the test.
+/// A server that passes every call to the test.
 struct Scripted {
     calls: mpsc::UnboundedSender<Call>,
     refuse: Arc<Mutex<Option<Status>>>,
@@ -146,7 +146,7 @@ impl Server {
     }
 }
 
-/// Names that lead wherever the test says.
+/// Resolver with addresses that the test sets.
 #[derive(Clone, Default)]
 struct Names(Arc<Mutex<Vec<SocketAddr>>>);
 
@@ -180,11 +180,11 @@ fn agent(tls: TlsFlags, token_file: Option<PathBuf>) -> Agent {
         server: "kiam-server:9610".into(),
         token_file,
         guarded: true,
-        pace: Pace {
+        timeouts: Timeouts {
             retry_first: Duration::from_millis(2),
             retry_limit: Duration::from_millis(20),
             sync: Duration::from_millis(500),
-            ..Pace::default()
+            ..Timeouts::default()
         },
     };
     let metrics = TlsMetrics::new(TlsSide::Client, &registry).unwrap();
@@ -215,7 +215,7 @@ impl Agent {
         *self.names.0.lock().unwrap() = servers.to_vec();
     }
 
-    /// A counter's value, by its name and its one label's value.
+    /// Returns the value of a counter, by its name and the value of its label.
     fn count(&self, name: &str, label: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == name);
@@ -296,7 +296,7 @@ fn key(view: &View, uid: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_is_followed_by_another_and_the_view_stays() {
+async fn a_broken_stream_is_replaced_and_the_view_stays() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority();
     let token = folder.path().join("token");
@@ -305,7 +305,7 @@ async fn a_stream_that_breaks_is_followed_by_another_and_the_view_stays() {
     let mut server = serve(Ipv4Addr::LOCALHOST, server_files).await;
     let agent_files = files(folder.path(), "agent", &ca, &ca);
     let agent = agent(agent_files, Some(token.clone()));
-    // There is no DNS at first.
+    // At first, the name cannot be resolved.
     agent.until_ended("resolve").await;
     agent.names(&[server.address]);
 
@@ -341,7 +341,7 @@ async fn a_stream_that_breaks_is_followed_by_another_and_the_view_stays() {
         .await;
     assert_eq!(key(&agent.view, "a").as_deref(), Some("ASIA1"));
 
-    // A stream that the server ends for age.
+    // The server closes the stream for age.
     drop(call);
     let call = server.call().await;
     assert_eq!(agent.count("kiam_node_stream_ends_total", "ended"), 1.0);
@@ -358,7 +358,7 @@ async fn the_next_server_is_used_when_one_fails() {
         serve(Ipv4Addr::new(127, 0, 0, 1), server_files.clone()).await,
         serve(Ipv4Addr::new(127, 0, 0, 2), server_files).await,
     ];
-    // Nobody listens there.
+    // An address without a listener.
     let dead = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -386,7 +386,7 @@ async fn the_next_server_is_used_when_one_fails() {
 }
 
 #[tokio::test]
-async fn every_refusal_is_counted_as_what_it_is_and_tried_again() {
+async fn every_refusal_is_counted_by_reason_and_retried() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority();
     let server_files = files(folder.path(), "server", &ca, &ca);
@@ -414,11 +414,11 @@ async fn every_refusal_is_counted_as_what_it_is_and_tried_again() {
     refuse(Some(Status::unimplemented("what?")));
     agent.until_ended("unimplemented").await;
     refuse(None);
-    // A server that does not get to the end of what it knows.
+    // A server that does not send its complete state.
     let call = server.call().await;
     say(&call.answer, pod("a", "reader"));
     agent.until_ended("silent").await;
-    // One that sends more than any pod can be.
+    // A server that sends a message that is too large.
     let call = server.call().await;
     let huge = api::PodRemoved {
         uid: "x".repeat(dial::MAX_MESSAGE_BYTES),
@@ -430,13 +430,13 @@ async fn every_refusal_is_counted_as_what_it_is_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_refused_certificate_is_tried_again_and_counted() {
+async fn a_rejected_certificate_is_retried_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (ca, other) = (authority(), named_authority("other"));
     let server_files = files(folder.path(), "server", &ca, &ca);
     let server = serve(Ipv4Addr::LOCALHOST, server_files).await;
-    // The server's is trusted here, and this one is not there: it shows in the first call, or
-    // while connecting, as the two race.
+    // The agent trusts the server, but not the reverse: this shows in the first call or while
+    // connecting, which race.
     let agent = agent(files(folder.path(), "agent", &other, &ca), None);
     agent.names(&[server.address]);
     let refused = || {
@@ -453,7 +453,7 @@ async fn a_refused_certificate_is_tried_again_and_counted() {
 }
 
 #[tokio::test]
-async fn messages_that_make_no_sense_are_refused_and_the_stream_goes_on() {
+async fn invalid_messages_are_rejected_and_the_stream_continues() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority();
     let server_files = files(folder.path(), "server", &ca, &ca);
@@ -473,7 +473,7 @@ async fn messages_that_make_no_sense_are_refused_and_the_stream_goes_on() {
     let refused = |reason| agent.count("kiam_node_stream_updates_refused_total", reason);
     assert_eq!(refused("malformed"), 1.0);
     assert_eq!(refused("unknown_identity"), 1.0);
-    // What a pod was granted does not outlive a word on it that cannot be understood.
+    // An invalid message about a pod takes away what it was granted.
     say(&call.answer, pod("a", "no role at all"));
     agent.until(|view| view.load().by_uid("a").is_none()).await;
     assert_eq!(key(&agent.view, "b").as_deref(), Some("ASIA1"));

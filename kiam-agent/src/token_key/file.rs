@@ -1,5 +1,5 @@
-//! The key in a file: in a folder of the node's that is in memory, so that no disk and no backup
-//! has it, and that only the agent's user can enter.
+//! The key in a file: in a directory of the node on tmpfs, so that it reaches no disk or backup,
+//! which only the agent's user can enter.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -13,37 +13,37 @@ use zeroize::Zeroizing;
 use super::{KEY_BYTES, TokenKey};
 
 const NAME: &str = "token.key";
-/// Whatever others may do with a file.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
 
-/// Why no key can be kept in a file.
+/// Error of the key file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum KeyFileError {
-    /// It is not there, or cannot be used.
+pub(crate) enum KeyFileError {
+    /// A file or directory cannot be used.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
-        /// What was being done.
+        /// The operation.
         action: &'static str,
-        /// With what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// What is written there may come to a disk.
-    #[error("{} is not in memory (tmpfs); mount a folder of the node's /run there", path.display())]
+    /// The directory is on a disk.
+    #[error("{} is not in memory (tmpfs); mount a directory of the node's /run there", path.display())]
     OnDisk {
         /// `--token-key-dir`
         path: PathBuf,
     },
-    /// Others can read it, or write.
-    #[error("{} must belong to the agent's user, and be closed to all others", path.display())]
+    /// Other users have access.
+    #[error("{} must belong to the agent's user, and grant no access to others", path.display())]
     Open {
-        /// The folder or the file.
+        /// The directory or file.
         path: PathBuf,
     },
-    /// Somebody else has written there.
-    #[error("{} is no key of kiam's, which has {KEY_BYTES} bytes; remove it", path.display())]
+    /// The file is not a key.
+    #[error("{} is not a key of kiam, which has {KEY_BYTES} bytes; remove it", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -51,14 +51,11 @@ pub enum KeyFileError {
 }
 
 impl TokenKey {
-    /// The key that is kept in a folder; the first who asks makes it.
-    ///
-    /// # Errors
-    /// When the folder is no safe place for it, or what is there is no key.
-    pub fn kept_in(folder: &Path) -> Result<Self, KeyFileError> {
+    /// Reads the key in a directory; the first caller creates it.
+    pub(crate) fn load_or_create(folder: &Path) -> Result<Self, KeyFileError> {
         match DirBuilder::new().mode(0o700).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("make", folder)(error));
+                return Err(failed("create", folder)(error));
             }
             _ => {}
         }
@@ -67,7 +64,7 @@ impl TokenKey {
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(folder);
         let opened = opened.map_err(failed("open", folder))?;
-        let kind = fstatfs(&opened).map_err(|error| failed("read about", folder)(error.into()))?;
+        let kind = fstatfs(&opened).map_err(|error| failed("inspect", folder)(error.into()))?;
         if ![statfs::TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind.filesystem_type()) {
             return Err(KeyFileError::OnDisk {
                 path: folder.to_owned(),
@@ -78,7 +75,7 @@ impl TokenKey {
         if let Some(key) = read(&path)? {
             return Ok(key);
         }
-        // Written whole before it has its name, which only one of two can give it.
+        // Written completely before it gets the name, which only one of several writers can create.
         let own = folder.join(format!("{NAME}.{:016x}", rand::random::<u64>()));
         let linked = write(&own, &Self::random()).and_then(|()| fs::hard_link(&own, &path));
         let removed = fs::remove_file(&own);
@@ -125,7 +122,7 @@ fn write(path: &Path, key: &TokenKey) -> io::Result<()> {
 }
 
 fn check_owner(file: &File, path: &Path) -> Result<fs::Metadata, KeyFileError> {
-    let about = file.metadata().map_err(failed("read about", path))?;
+    let about = file.metadata().map_err(failed("inspect", path))?;
     if about.uid() == geteuid().as_raw() && about.mode() & OTHERS == 0 {
         return Ok(about);
     }
@@ -151,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder in memory, as Linux always has one for shared memory.
+    /// A directory in memory: Linux always has one for shared memory.
     fn folder() -> TempDir {
         tempfile::tempdir_in("/dev/shm").unwrap()
     }
@@ -161,12 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn all_who_ask_at_once_get_the_same_key_and_so_do_later_ones() {
+    fn concurrent_and_later_callers_get_the_same_key() {
         let folder = folder();
         let path = folder.path().join("kiam");
         let keys: HashSet<_> = std::thread::scope(|scope| {
             let asking: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| *TokenKey::kept_in(&path).unwrap().bytes()))
+                .map(|_| scope.spawn(|| *TokenKey::load_or_create(&path).unwrap().bytes()))
                 .collect();
             asking
                 .into_iter()
@@ -174,24 +171,24 @@ mod tests {
                 .collect()
         });
         assert_eq!(keys.len(), 1);
-        assert!(keys.contains(TokenKey::kept_in(&path).unwrap().bytes()));
+        assert!(keys.contains(TokenKey::load_or_create(&path).unwrap().bytes()));
         assert_eq!((mode(&path), mode(&path.join(NAME))), (0o700, 0o600));
         assert_eq!(
             fs::read_dir(&path).unwrap().count(),
             1,
-            "nothing is left beside it"
+            "no temporary file is left"
         );
     }
 
     #[test]
-    fn no_key_is_kept_where_it_may_come_to_a_disk() {
-        // Root's and no memory's, on whatever file system this is built.
-        let error = TokenKey::kept_in(Path::new("/proc")).unwrap_err();
+    fn directories_on_disk_are_rejected() {
+        // Owned by root, and not in memory, on any machine.
+        let error = TokenKey::load_or_create(Path::new("/proc")).unwrap_err();
         assert!(matches!(error, KeyFileError::OnDisk { .. }), "{error}");
     }
 
     #[test]
-    fn what_others_can_read_or_have_made_is_refused() {
+    fn keys_that_others_can_read_or_made_are_rejected() {
         let folder = folder();
         let path = folder.path();
         let key = path.join(NAME);
@@ -199,21 +196,21 @@ mod tests {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         };
         open(path, 0o755);
-        let error = TokenKey::kept_in(path).unwrap_err();
+        let error = TokenKey::load_or_create(path).unwrap_err();
         assert!(matches!(error, KeyFileError::Open { .. }), "{error}");
         open(path, 0o700);
-        TokenKey::kept_in(path).unwrap();
+        TokenKey::load_or_create(path).unwrap();
         open(&key, 0o640);
-        let error = TokenKey::kept_in(path).unwrap_err();
+        let error = TokenKey::load_or_create(path).unwrap_err();
         assert!(matches!(error, KeyFileError::Open { .. }), "{error}");
         fs::remove_file(&key).unwrap();
         fs::write(&key, "short").unwrap();
         open(&key, 0o600);
-        let error = TokenKey::kept_in(path).unwrap_err();
+        let error = TokenKey::load_or_create(path).unwrap_err();
         assert!(matches!(error, KeyFileError::Foreign { .. }), "{error}");
         fs::remove_file(&key).unwrap();
         symlink("/dev/zero", &key).unwrap();
-        let error = TokenKey::kept_in(path).unwrap_err();
+        let error = TokenKey::load_or_create(path).unwrap_err();
         assert!(matches!(error, KeyFileError::File { .. }), "{error}");
     }
 }

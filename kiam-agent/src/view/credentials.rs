@@ -1,4 +1,4 @@
-//! Credentials as a pod will read them: written out once, when they arrive.
+//! Credentials as the documents that pods read, written once when they arrive.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -10,31 +10,31 @@ use kiam_common::credentials::SessionCredentials;
 use kiam_common::role::RoleArn;
 use zeroize::Zeroizing;
 
-/// The times that a metadata document can hold: four digits of a year, from 1970.
+/// Latest time of a document: four digits for the year. The earliest is 1970.
 const LAST_SECOND: i64 = 253_402_300_799;
-/// The longest of the three texts, in bytes. AWS promises no limit for session tokens; they have
-/// stayed below 4 KiB, and one that is far beyond fits in no request header.
+/// Maximum length of each of the three texts, in bytes. AWS documents no limit for session tokens;
+/// they have stayed below 4 KiB, and much longer ones fit in no request header.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// Why credentials cannot be served.
+/// Reason why credentials cannot be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
-    /// A text is missing, too long, or has characters that no HTTP header carries.
-    #[error("the {what} is empty, longer than 16 KiB, or not of printable ASCII")]
+    /// A text is empty, too long, or not printable ASCII.
+    #[error("the {what} is empty, longer than 16 KiB, or not printable ASCII")]
     Text {
-        /// Which text.
+        /// Name of the text.
         what: &'static str,
     },
     /// A time is before 1970 or after 9999.
-    #[error("the {what} is no time between 1970 and 9999")]
+    #[error("the {what} is not a time between 1970 and 9999")]
     Time {
-        /// Which time.
+        /// Name of the time.
         what: &'static str,
     },
 }
 
-/// Credentials of one role session, ready to be sent. Zeroed when nobody holds them any more.
+/// Credentials of a role session as documents. Zeroed when the last reference is dropped.
 #[derive(Clone)]
 pub struct Issued {
     access_key_id: Box<str>,
@@ -47,10 +47,10 @@ pub struct Issued {
 
 impl Issued {
     /// Writes the documents of `iam/security-credentials/`, `…-extended/` and `v1/credentials`.
-    ///
-    /// # Errors
-    /// When the credentials are none that AWS would issue.
-    pub fn new(credentials: &SessionCredentials, role: &RoleArn) -> Result<Self, CredentialsError> {
+    pub fn new(
+        credentials: &SessionCredentials,
+        role: &RoleArn,
+    ) -> Result<Self, CredentialsError> {
         let SessionCredentials {
             access_key_id,
             secret_access_key,
@@ -76,42 +76,37 @@ impl Issued {
         })
     }
 
-    /// Names the session in AWS's logs; not a secret.
-    #[must_use]
+    /// Returns the access key id, which names the session in the logs of AWS and is not a secret.
     pub fn access_key_id(&self) -> &str {
         &self.access_key_id
     }
 
-    /// When AWS stops accepting them.
-    #[must_use]
+    /// Returns the time at which AWS stops accepting them.
     pub const fn expiration(&self) -> SystemTime {
         self.expiration
     }
 
-    /// The document of `iam/security-credentials/{role}`, as the real metadata service lays it out.
-    #[must_use]
+    /// Returns the document of `iam/security-credentials/{role}`, laid out as by the real service.
     pub fn plain(&self) -> Bytes {
         self.plain.clone()
     }
 
-    /// The document of `iam/security-credentials-extended/{role}`, which names the account too.
-    #[must_use]
+    /// Returns the document of `iam/security-credentials-extended/{role}`, which has the account
+    /// too.
     pub fn extended(&self) -> Bytes {
         self.extended.clone()
     }
 
-    /// The document of `v1/credentials`, which names the role too, as ECS does: s3fs takes none
-    /// without it.
-    #[must_use]
+    /// Returns the document of `v1/credentials`, which has the role's ARN too, as in ECS: s3fs
+    /// rejects documents without it.
     pub fn container(&self) -> Bytes {
         self.container.clone()
     }
 
-    /// The document of `iam/info`, as far as there is such a thing for a pod's role: no instance
-    /// profile has it, so there is no `InstanceProfileId`.
-    #[must_use]
+    /// Returns the document of `iam/info`. It has no `InstanceProfileId`, since the role of a pod
+    /// has no instance profile.
     pub fn info(&self, role: &RoleArn) -> Bytes {
-        // A path in an ARN may have characters that JSON escapes; a time has none.
+        // The path of an ARN may have characters that JSON escapes; a time has none.
         let profile = role.as_str().replacen(":role/", ":instance-profile/", 1);
         let profile = serde_json::Value::String(profile);
         let last_updated = &self.last_updated;
@@ -149,7 +144,7 @@ struct Document<'a> {
 }
 
 impl Document<'_> {
-    /// The keys in the real service's order, spaced as it spaces them.
+    /// Writes the keys in the order and spacing of the real service.
     fn write(&self, more: &[(&str, &str)]) -> Bytes {
         let mut fields = vec![
             ("Code", "Success"),
@@ -161,10 +156,10 @@ impl Document<'_> {
             ("Expiration", &self.expiration),
         ];
         fields.extend_from_slice(more);
-        // Every text may double by being escaped. Nothing may be left behind by a buffer that
-        // grows, since only the last one is zeroed.
-        let room = |(key, value): &(&str, &str)| key.len() + 2 * value.len() + 16;
-        let mut out = Zeroizing::new(Vec::with_capacity(fields.iter().map(room).sum()));
+        // Escaping can double a text. The buffer must not grow, since only the last allocation is
+        // zeroed.
+        let space = |(key, value): &(&str, &str)| key.len() + 2 * value.len() + 16;
+        let mut out = Zeroizing::new(Vec::with_capacity(fields.iter().map(space).sum()));
         let mut separator = "{\n";
         for (key, value) in fields {
             for part in [separator, "  \"", key, "\" : \""] {
@@ -224,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_laid_out_as_the_real_service_s() {
+    fn documents_have_the_layout_of_the_real_service() {
         let issued = Issued::new(&credentials("s/+=", "t", 1_700_003_600), &role()).unwrap();
         let plain = r#"{
   "Code" : "Success",
@@ -244,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_role_s_info_is_of_a_profile_of_its_name() {
+    fn info_names_an_instance_profile_like_the_role() {
         let issued = Issued::new(&credentials("s", "t", 1_700_003_600), &role()).unwrap();
         let info = r#"{
   "Code" : "Success",
@@ -266,23 +261,23 @@ mod tests {
     }
 
     #[test]
-    fn what_aws_would_not_issue_is_refused() {
+    fn invalid_credentials_are_rejected() {
         let long = "x".repeat(MAX_TEXT_BYTES + 1);
         for bad in ["", "new\nline", "ümlaut", " ", &long] {
             let what = "secret access key";
-            let refused = Issued::new(&credentials(bad, "t", 0), &role());
-            assert_eq!(refused, Err(CredentialsError::Text { what }));
+            let rejected = Issued::new(&credentials(bad, "t", 0), &role());
+            assert_eq!(rejected, Err(CredentialsError::Text { what }));
             let what = "session token";
-            let refused = Issued::new(&credentials("s", bad, 0), &role());
-            assert_eq!(refused, Err(CredentialsError::Text { what }));
+            let rejected = Issued::new(&credentials("s", bad, 0), &role());
+            assert_eq!(rejected, Err(CredentialsError::Text { what }));
         }
         let what = "expiration";
-        let refused = Issued::new(&credentials("s", "t", 253_402_300_800), &role());
-        assert_eq!(refused, Err(CredentialsError::Time { what }));
+        let rejected = Issued::new(&credentials("s", "t", 253_402_300_800), &role());
+        assert_eq!(rejected, Err(CredentialsError::Time { what }));
     }
 
     #[test]
-    fn debug_shows_no_secret() {
+    fn debug_output_has_no_secrets() {
         let issued = Issued::new(&credentials("hunter2", "hunter3", 0), &role()).unwrap();
         let text = format!("{issued:?}");
         assert!(

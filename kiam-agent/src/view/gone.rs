@@ -1,16 +1,16 @@
-//! Pods that a server said have gone: what is left of one may still ask, and is told so. Of a pod that
-//! a later server does not speak of, it is not known.
+//! Pods that a server removed: a request from the rest of one gets an answer that says so. Pods
+//! that are merely missing from a later stream are unknown.
 
 use std::collections::VecDeque;
 
-use super::update::Uid;
+use kiam_common::pod_uid::PodUid;
 
-/// How many are remembered; the longest gone are forgotten.
+/// Maximum number of remembered pods; the oldest are forgotten.
 const MAX_GONE: usize = 256;
 
-/// The pods that have gone last, and their names.
+/// The pods that were removed last, and their names.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gone(VecDeque<(Uid, Box<str>)>);
+pub(super) struct Gone(VecDeque<(PodUid, Box<str>)>);
 
 impl Gone {
     pub(super) fn name(&self, uid: &str) -> Option<&str> {
@@ -18,7 +18,7 @@ impl Gone {
         found.map(|(_, name)| &**name)
     }
 
-    pub(super) fn add(&mut self, uid: Uid, name: &str) {
+    pub(super) fn add(&mut self, uid: PodUid, name: &str) {
         self.remove(uid.as_str());
         if self.0.len() >= MAX_GONE {
             self.0.pop_front();
@@ -36,10 +36,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_have_gone_last_are_remembered() {
+    fn the_last_removed_pods_are_remembered() {
         let mut gone = Gone::default();
         for n in 0..=MAX_GONE {
-            gone.add(Uid::from(n.to_string().as_str()), "default/web");
+            gone.add(PodUid::from(n.to_string().as_str()), "default/web");
         }
         assert_eq!((gone.name("0"), gone.0.len()), (None, MAX_GONE));
         assert_eq!(gone.name("1"), Some("default/web"));

@@ -1,4 +1,4 @@
-//! One pod of a snapshot, with everything joined that an answer to it needs.
+//! A pod of a snapshot, with everything that an answer to it needs.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,59 +6,38 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use kiam_common::outcome::Outcome;
 use kiam_common::role::RoleArn;
 
 use super::credentials::Issued;
 use super::update::{Failure, PodFacts};
 
-/// A pod, and what it may have.
+/// A pod and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
-    /// What it is.
+    /// Properties of the pod.
     pub facts: Arc<PodFacts>,
-    /// What it may have.
-    pub outcome: Outcome,
+    /// What the policies decided, with credentials.
+    pub outcome: Outcome<Grant>,
 }
 
-/// What a pod may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing: no role is named for it.
-    NoRole,
-    /// Its role's credentials.
-    Granted(Grant),
-    /// Nothing: a policy refuses its role.
-    Forbidden {
-        /// As annotated.
-        role: Box<str>,
-        /// One line for the pod's owner.
-        reason: Box<str>,
-    },
-    /// Nothing yet.
-    Undecided {
-        /// What the decision awaits.
-        awaiting: Box<str>,
-    },
-}
-
-/// A role that a pod may have, and its credentials as far as they are here.
+/// A granted role, and its credentials if they have arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The role.
     pub role: RoleArn,
-    /// The role's name, as the metadata service lists it.
+    /// Name of the role, as the metadata service lists it.
     pub listing: Bytes,
-    /// The newest credentials that came, expired or not.
+    /// The newest credentials, expired or not.
     pub issued: Option<Arc<Issued>>,
-    /// Why there are no newer ones, if getting them failed last.
+    /// The last failure to get newer ones, if they failed since.
     pub failure: Option<Arc<Failure>>,
 }
 
 impl Pod {
-    /// Whether a connection from `source` can be this pod's: always, unless its addresses are
-    /// known and this is none of them.
-    #[must_use]
-    pub fn may_call_from(&self, source: IpAddr) -> bool {
+    /// Returns whether `source` can be an address of this pod: false only if its addresses are
+    /// known and `source` is not among them.
+    pub(crate) fn may_call_from(&self, source: IpAddr) -> bool {
         let PodFacts {
             addresses,
             host_network,
@@ -75,19 +54,17 @@ impl fmt::Display for Pod {
 }
 
 impl Grant {
-    /// The credentials that AWS still accepts at `now`.
-    #[must_use]
+    /// Returns the credentials if AWS still accepts them at `now`.
     pub fn valid(&self, now: SystemTime) -> Option<&Arc<Issued>> {
         self.issued
             .as_ref()
             .filter(|issued| issued.expiration() > now || cfg!(feature = "planted-expired-served"))
     }
 
-    /// Whether a client's spelling of a role means this one: its name, its path and name or the
-    /// end of that, or its full ARN.
-    #[must_use]
+    /// Returns whether a client's spelling means this role: its name, its path and name or the end
+    /// of these, or its ARN.
     pub fn is(&self, spelling: &str) -> bool {
-        self.role.is_spelled(spelling)
+        self.role.matches(spelling)
     }
 }
 
@@ -106,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_is_known_in_any_spelling_of_its_own() {
+    fn a_role_is_recognized_in_all_its_spellings() {
         let grant = grant("arn:aws:iam::123456789012:role/base/team/reader");
         for own in [
             "reader",

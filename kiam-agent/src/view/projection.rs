@@ -1,8 +1,8 @@
-//! The writer of the view: folds a stream's updates into the next snapshot.
+//! Writer of the view: folds the updates of a stream into the next snapshot.
 //!
-//! What a stream says replaces what an earlier one said pod by pod, and wholly when the stream
-//! is synced. A pod that keeps its role over a break keeps its credentials until newer ones come,
-//! since a server that has just begun, or cannot reach STS, has none to send yet.
+//! A stream replaces the state of earlier ones pod by pod, and completely when it is synced. A pod
+//! that keeps its role keeps its credentials until newer ones arrive, since a server that has just
+//! started, or cannot reach STS, has none to send yet.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -11,57 +11,58 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::outcome::Outcome;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
 use tokio::sync::watch;
 
 use super::credentials::{CredentialsError, Issued};
 use super::gone::Gone;
-use super::pod::{Grant, Outcome, Pod};
-use super::update::{Decision, Failure, PodFacts, Uid, Update};
+use super::pod::{Grant, Pod};
+use super::update::{Failure, GrantedRole, PodFacts, Update};
 use super::{Claim, Snapshot, View};
 
-/// More pods than any node has: what a broken server may make the agent hold.
+/// Maximum number of pods, more than any node has: limits the memory that a broken server uses.
 const MAX_PODS: usize = 10_000;
 
-/// Why an update was not used, or not as it was meant.
+/// Reason why an update was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refused {
-    /// Credentials, or news of them, that no pod was granted.
-    #[error("the server spoke of identity {identity}, which no pod of the node was granted")]
+pub enum UpdateError {
+    /// Credentials, or a failure to get them, for an identity of no pod.
+    #[error("the server sent identity {identity}, which no pod of the node was granted")]
     UnknownIdentity {
-        /// Whose.
+        /// The identity.
         identity: u64,
     },
-    /// One identity, and two roles.
-    #[error("the server named identity {identity} for {role} after it had named it for {other}")]
+    /// An identity with two roles.
+    #[error("the server sent identity {identity} with {role} after sending it with {other}")]
     AnotherRole {
-        /// Which.
+        /// The identity.
         identity: u64,
-        /// The role of the pod that is refused.
+        /// The role that was sent now.
         role: RoleArn,
         /// The role that the identity has.
         other: RoleArn,
     },
     /// Credentials that cannot be served.
-    #[error("the server sent credentials of {role} that cannot be used: {source}")]
+    #[error("the server sent invalid credentials of {role}: {source}")]
     Credentials {
         /// The role.
         role: RoleArn,
-        /// What is wrong with them.
+        /// The invalid part.
         source: CredentialsError,
     },
-    /// A node does not have that many pods.
-    #[error("the server named more than {MAX_PODS} pods for one node; pod {uid} is left out")]
+    /// More pods than a node can have.
+    #[error("the server sent more than {MAX_PODS} pods for one node; pod {uid} is left out")]
     TooManyPods {
-        /// The one too many.
-        uid: Uid,
+        /// The rejected pod.
+        uid: PodUid,
     },
 }
 
-impl Refused {
-    /// Its kind, for a metric's label.
-    #[must_use]
+impl UpdateError {
+    /// Returns the value of the label `reason`.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::UnknownIdentity { .. } => "unknown_identity",
@@ -72,34 +73,34 @@ impl Refused {
     }
 }
 
-/// What the current stream said about a pod.
+/// State of a pod in the current stream.
 #[derive(Debug)]
-struct Told {
+struct PodState {
     facts: Arc<PodFacts>,
-    decision: Decision,
-    /// Credentials of the same role that the pod had before this stream.
+    outcome: Outcome<GrantedRole>,
+    /// Credentials of the same role from an earlier stream.
     carried: Option<Arc<Issued>>,
-    /// The pod stays as it was before this stream until the stream is synced.
+    /// Whether the pod keeps its state from an earlier stream until this one is synced.
     held: bool,
 }
 
-/// What the current stream said about an identity, and which pods were granted it.
+/// State of an identity in the current stream, and the pods that were granted it.
 #[derive(Debug)]
 struct Identity {
     role: RoleArn,
-    pods: BTreeSet<Uid>,
+    pods: BTreeSet<PodUid>,
     issued: Option<Arc<Issued>>,
     failure: Option<Arc<Failure>>,
 }
 
-/// Writes the view.
+/// Writer of the view.
 #[derive(Debug)]
 pub struct Projection {
-    told: HashMap<Uid, Told>,
+    states: HashMap<PodUid, PodState>,
     identities: HashMap<u64, Identity>,
     synced: bool,
-    /// What the next snapshot will hold: this stream's pods over the earlier ones'.
-    pods: HashMap<Uid, Arc<Pod>>,
+    /// The pods of the next snapshot: those of this stream over those of earlier ones.
+    pods: HashMap<PodUid, Arc<Pod>>,
     gone: Arc<Gone>,
     complete: bool,
     current: Arc<ArcSwap<Snapshot>>,
@@ -107,8 +108,7 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// An empty view and its writer.
-    #[must_use]
+    /// Creates an empty view and its writer.
     pub fn new() -> (Self, View) {
         let current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (changes, changed) = watch::channel(());
@@ -117,7 +117,7 @@ impl Projection {
             changes: changed,
         };
         let projection = Self {
-            told: HashMap::new(),
+            states: HashMap::new(),
             identities: HashMap::new(),
             synced: false,
             pods: HashMap::new(),
@@ -129,20 +129,18 @@ impl Projection {
         (projection, view)
     }
 
-    /// A new stream begins: nothing has been said, and what is known stays for now.
+    /// Begins a new stream: its state is empty, and the snapshot stays for now.
     pub fn begin(&mut self) {
-        self.told.clear();
+        self.states.clear();
         self.identities.clear();
         self.synced = false;
     }
 
-    /// Takes in one update. Readers see it after [`Projection::publish`].
-    ///
-    /// # Errors
-    /// When the update is not usable. What it would have granted is not granted.
-    pub fn apply(&mut self, update: Update) -> Result<(), Refused> {
+    /// Applies an update. Readers see it after [`Projection::publish`]. A rejected update grants
+    /// nothing.
+    pub fn apply(&mut self, update: Update) -> Result<(), UpdateError> {
         match update {
-            Update::Applied(facts, decision) => self.pod_applied(facts, decision),
+            Update::Applied(facts, outcome) => self.pod_applied(facts, outcome),
             Update::Removed(uid) => {
                 if let Some(pod) = self.pods.get(&uid) {
                     Arc::make_mut(&mut self.gone).add(uid.clone(), &pod.to_string());
@@ -162,9 +160,9 @@ impl Projection {
         }
     }
 
-    /// Shows readers what was taken in, and wakes those who wait.
+    /// Publishes a snapshot, and wakes readers that wait.
     pub fn publish(&self) {
-        let mut static_pods: HashMap<Box<str>, Option<Uid>> = HashMap::new();
+        let mut static_pods: HashMap<Box<str>, Option<PodUid>> = HashMap::new();
         for (uid, pod) in &self.pods {
             if let Some(hash) = &pod.facts.static_hash {
                 static_pods
@@ -182,7 +180,7 @@ impl Projection {
                     .or_insert_with(|| Claim::One(uid.clone()));
             }
         }
-        let unique = |(hash, uid): (Box<str>, Option<Uid>)| Some((hash, uid?));
+        let unique = |(hash, uid): (Box<str>, Option<PodUid>)| Some((hash, uid?));
         self.current.store(Arc::new(Snapshot {
             pods: self.pods.clone(),
             static_pods: static_pods.into_iter().filter_map(unique).collect(),
@@ -193,87 +191,93 @@ impl Projection {
         self.changes.send_replace(());
     }
 
-    fn pod_applied(&mut self, facts: PodFacts, decision: Decision) -> Result<(), Refused> {
+    fn pod_applied(
+        &mut self,
+        facts: PodFacts,
+        outcome: Outcome<GrantedRole>,
+    ) -> Result<(), UpdateError> {
         let uid = facts.uid.clone();
         if self.gone.name(uid.as_str()).is_some() {
             Arc::make_mut(&mut self.gone).remove(uid.as_str());
         }
-        if self.told.len() >= MAX_PODS && !self.told.contains_key(&uid) {
+        if self.states.len() >= MAX_PODS && !self.states.contains_key(&uid) {
             self.remove(&uid);
-            return Err(Refused::TooManyPods { uid });
+            return Err(UpdateError::TooManyPods { uid });
         }
-        let earlier = self.told.remove(&uid);
+        let earlier = self.states.remove(&uid);
         #[cfg(feature = "planted-role-kept")]
-        let decision = match &earlier {
-            Some(told) if matches!(told.decision, Decision::Granted { .. }) => {
-                told.decision.clone()
-            }
-            _ => decision,
+        let outcome = match &earlier {
+            Some(state) if matches!(state.outcome, Outcome::Granted(_)) => state.outcome.clone(),
+            _ => outcome,
         };
-        if let Some(told) = &earlier {
-            self.release(&uid, &told.decision, &decision);
+        if let Some(state) = &earlier {
+            self.release(&uid, &state.outcome, &outcome);
         }
-        let (decision, refused) = match self.acquire(&uid, &decision) {
-            Ok(()) => (decision, Ok(())),
-            Err(refused) => {
-                let awaiting = "a server that names one role for one identity".into();
-                (Decision::Undecided { awaiting }, Err(refused))
+        let (outcome, result) = match self.acquire(&uid, &outcome) {
+            Ok(()) => (outcome, Ok(())),
+            Err(error) => {
+                let awaiting = "a server that sends one role for each identity".into();
+                (Outcome::Undecided { awaiting }, Err(error))
             }
         };
-        let undecided = matches!(decision, Decision::Undecided { .. });
+        let undecided = matches!(outcome, Outcome::Undecided { .. });
         let (carried, held) = match earlier {
-            Some(told) if told.decision == decision => (told.carried, told.held),
-            Some(told) if told.held => (self.carried(&uid, &decision), undecided),
+            Some(state) if state.outcome == outcome => (state.carried, state.held),
+            Some(state) if state.held => (self.carried(&uid, &outcome), undecided),
             Some(_) => (None, false),
             None if self.synced => (None, false),
             None => (
-                self.carried(&uid, &decision),
-                undecided && refused.is_ok() && self.pods.contains_key(&uid),
+                self.carried(&uid, &outcome),
+                undecided && result.is_ok() && self.pods.contains_key(&uid),
             ),
         };
-        let told = Told {
+        let state = PodState {
             facts: Arc::new(facts),
-            decision,
+            outcome,
             carried,
             held,
         };
-        self.told.insert(uid.clone(), told);
+        self.states.insert(uid.clone(), state);
         self.join(&uid);
-        refused
+        result
     }
 
-    fn issued(&mut self, identity: u64, credentials: &SessionCredentials) -> Result<(), Refused> {
+    fn issued(
+        &mut self,
+        identity: u64,
+        credentials: &SessionCredentials,
+    ) -> Result<(), UpdateError> {
         let Some(known) = self.identities.get_mut(&identity) else {
-            return Err(Refused::UnknownIdentity { identity });
+            return Err(UpdateError::UnknownIdentity { identity });
         };
-        let outcome = match Issued::new(credentials, &known.role) {
+        let result = match Issued::new(credentials, &known.role) {
             Ok(issued) => {
                 known.issued = Some(Arc::new(issued));
                 known.failure = None;
                 for uid in &known.pods {
-                    if let Some(told) = self.told.get_mut(uid) {
-                        told.carried = None;
+                    if let Some(state) = self.states.get_mut(uid) {
+                        state.carried = None;
                     }
                 }
                 Ok(())
             }
             Err(source) => {
                 let role = known.role.clone();
-                let refused = Refused::Credentials { role, source };
+                let error = UpdateError::Credentials { role, source };
                 known.failure = Some(Arc::new(Failure {
-                    error: refused.to_string().into(),
+                    error: error.to_string().into(),
                     permanent: false,
                 }));
-                Err(refused)
+                Err(error)
             }
         };
         self.join_all_of(identity);
-        outcome
+        result
     }
 
-    fn failed(&mut self, identity: u64, failure: Failure) -> Result<(), Refused> {
+    fn failed(&mut self, identity: u64, failure: Failure) -> Result<(), UpdateError> {
         let Some(known) = self.identities.get_mut(&identity) else {
-            return Err(Refused::UnknownIdentity { identity });
+            return Err(UpdateError::UnknownIdentity { identity });
         };
         known.failure = Some(Arc::new(failure));
         self.join_all_of(identity);
@@ -283,11 +287,11 @@ impl Projection {
     fn synced(&mut self) {
         self.synced = true;
         self.complete = true;
-        let Self { told, pods, .. } = self;
-        pods.retain(|uid, _| told.contains_key(uid));
+        let Self { states, pods, .. } = self;
+        pods.retain(|uid, _| states.contains_key(uid));
         let mut held = Vec::new();
-        for (uid, told) in told {
-            if std::mem::take(&mut told.held) {
+        for (uid, state) in states {
+            if std::mem::take(&mut state.held) {
                 held.push(uid.clone());
             }
         }
@@ -296,16 +300,16 @@ impl Projection {
         }
     }
 
-    fn remove(&mut self, uid: &Uid) {
-        if let Some(told) = self.told.remove(uid) {
-            self.release(uid, &told.decision, &Decision::NoRole);
+    fn remove(&mut self, uid: &PodUid) {
+        if let Some(state) = self.states.remove(uid) {
+            self.release(uid, &state.outcome, &Outcome::NoRole);
         }
         self.pods.remove(uid);
     }
 
-    /// Counts a pod to the identity that it is granted.
-    fn acquire(&mut self, uid: &Uid, decision: &Decision) -> Result<(), Refused> {
-        let Decision::Granted { role, identity } = decision else {
+    /// Adds a pod to the identity that it is granted.
+    fn acquire(&mut self, uid: &PodUid, outcome: &Outcome<GrantedRole>) -> Result<(), UpdateError> {
+        let Outcome::Granted(GrantedRole { role, identity }) = outcome else {
             return Ok(());
         };
         let known = self
@@ -318,7 +322,7 @@ impl Projection {
                 failure: None,
             });
         if known.role != *role {
-            return Err(Refused::AnotherRole {
+            return Err(UpdateError::AnotherRole {
                 identity: *identity,
                 role: role.clone(),
                 other: known.role.clone(),
@@ -328,13 +332,17 @@ impl Projection {
         Ok(())
     }
 
-    /// Uncounts a pod from the identity that it was granted, and forgets an identity that no
-    /// pod is granted any more.
-    fn release(&mut self, uid: &Uid, before: &Decision, after: &Decision) {
+    /// Removes a pod from the identity that it was granted, and an identity without pods.
+    fn release(
+        &mut self,
+        uid: &PodUid,
+        before: &Outcome<GrantedRole>,
+        after: &Outcome<GrantedRole>,
+    ) {
         if before == after {
             return;
         }
-        if let Decision::Granted { identity, .. } = before
+        if let Outcome::Granted(GrantedRole { identity, .. }) = before
             && let Some(known) = self.identities.get_mut(identity)
         {
             known.pods.remove(uid);
@@ -344,9 +352,9 @@ impl Projection {
         }
     }
 
-    /// The credentials that a pod has from an earlier stream, if it still has their role.
-    fn carried(&self, uid: &Uid, decision: &Decision) -> Option<Arc<Issued>> {
-        let Decision::Granted { role, .. } = decision else {
+    /// Returns the credentials of a pod from an earlier stream, if it still has their role.
+    fn carried(&self, uid: &PodUid, outcome: &Outcome<GrantedRole>) -> Option<Arc<Issued>> {
+        let Outcome::Granted(GrantedRole { role, .. }) = outcome else {
             return None;
         };
         match &self.pods.get(uid)?.outcome {
@@ -365,32 +373,22 @@ impl Projection {
         }
     }
 
-    /// Makes the pod that readers see of what the stream said.
-    fn join(&mut self, uid: &Uid) {
-        let Some(told) = self.told.get(uid).filter(|told| !told.held) else {
+    /// Rebuilds a pod of the snapshot from the state of the stream.
+    fn join(&mut self, uid: &PodUid) {
+        let Some(state) = self.states.get(uid).filter(|state| !state.held) else {
             return;
         };
-        let outcome = match &told.decision {
-            Decision::NoRole => Outcome::NoRole,
-            Decision::Forbidden { role, reason } => Outcome::Forbidden {
-                role: role.clone(),
-                reason: reason.clone(),
-            },
-            Decision::Undecided { awaiting } => Outcome::Undecided {
-                awaiting: awaiting.clone(),
-            },
-            Decision::Granted { role, identity } => {
-                let known = self.identities.get(identity);
-                let issued = known.and_then(|known| known.issued.clone());
-                Outcome::Granted(Grant {
-                    role: role.clone(),
-                    listing: Bytes::copy_from_slice(role.name().as_bytes()),
-                    issued: issued.or_else(|| told.carried.clone()),
-                    failure: known.and_then(|known| known.failure.clone()),
-                })
+        let outcome = state.outcome.clone().map(|GrantedRole { role, identity }| {
+            let known = self.identities.get(&identity);
+            let issued = known.and_then(|known| known.issued.clone());
+            Grant {
+                listing: Bytes::copy_from_slice(role.name().as_bytes()),
+                role,
+                issued: issued.or_else(|| state.carried.clone()),
+                failure: known.and_then(|known| known.failure.clone()),
             }
-        };
-        let facts = Arc::clone(&told.facts);
+        });
+        let facts = Arc::clone(&state.facts);
         self.pods
             .insert(uid.clone(), Arc::new(Pod { facts, outcome }));
     }

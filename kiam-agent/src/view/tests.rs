@@ -1,9 +1,10 @@
-//! The view against what the streams said: any sequence of updates, over any breaks.
+//! The view compared with the streams: any sequence of updates, across any number of streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
 use proptest::prelude::*;
 
@@ -25,11 +26,11 @@ fn facts(pod: u8) -> PodFacts {
     }
 }
 
-fn uid(pod: u8) -> Uid {
-    Uid::from(format!("uid-{pod}").as_str())
+fn uid(pod: u8) -> PodUid {
+    PodUid::from(format!("uid-{pod}").as_str())
 }
 
-/// Credentials that tell which role they are of.
+/// Returns credentials whose key names their role.
 fn credentials(of: u8, serial: usize) -> SessionCredentials {
     SessionCredentials {
         access_key_id: format!("ASIA{serial}OF{of}"),
@@ -40,22 +41,22 @@ fn credentials(of: u8, serial: usize) -> SessionCredentials {
     }
 }
 
-fn granted(role_of: u8, identity: u64) -> Decision {
-    Decision::Granted {
+fn granted(role_of: u8, identity: u64) -> Outcome<GrantedRole> {
+    Outcome::Granted(GrantedRole {
         role: role(role_of),
         identity,
-    }
+    })
 }
 
-fn forbidden() -> Decision {
-    Decision::Forbidden {
+fn forbidden() -> Outcome<GrantedRole> {
+    Outcome::Forbidden {
         role: "r".into(),
         reason: "no".into(),
     }
 }
 
-fn undecided() -> Decision {
-    Decision::Undecided {
+fn undecided() -> Outcome<GrantedRole> {
+    Outcome::Undecided {
         awaiting: "namespace".into(),
     }
 }
@@ -82,7 +83,7 @@ fn issued(identity: u64, of: u8, serial: usize) -> Update {
 }
 
 #[test]
-fn a_break_loses_nothing_until_the_next_stream_is_synced() {
+fn a_new_stream_takes_nothing_away_until_it_is_synced() {
     let (mut projection, view) = Projection::new();
     assert!(!view.load().complete());
     projection.begin();
@@ -103,8 +104,8 @@ fn a_break_loses_nothing_until_the_next_stream_is_synced() {
     assert!(view.load().complete());
     assert_eq!(key_of(&view.load(), 1).unwrap(), "ASIA100OF1");
 
-    // Another server: other numbers, no credentials yet; 2 is revoked, 3 is undecided there, 4 is
-    // gone, 5 is new.
+    // Another server: other identities, no credentials yet; pod 2 is revoked, 3 undecided, 4
+    // missing, 5 new.
     projection.begin();
     projection.publish();
     assert_eq!(key_of(&view.load(), 4).unwrap(), "ASIA400OF4");
@@ -127,8 +128,8 @@ fn a_break_loses_nothing_until_the_next_stream_is_synced() {
     assert_eq!(key_of(&view.load(), 4).unwrap(), "ASIA400OF4");
     assert_eq!(key_of(&view.load(), 5).unwrap(), "ASIA500OF5");
 
-    // Synced: what was not named is gone. Pod 1 keeps what it has: its role is the same, and the
-    // server cannot reach STS, say.
+    // Synced: pods that are missing in the stream are removed. Pod 1 keeps its credentials: its
+    // role is the same, and the server has none to send.
     let failure = Failure {
         error: "no route to STS".into(),
         permanent: false,
@@ -163,11 +164,11 @@ fn another_role_or_identity_never_keeps_the_credentials() {
     // The same role with another session name is another identity.
     feed(&mut projection, [Update::Applied(facts(1), granted(1, 8))]);
     assert_eq!(key_of(&view.load(), 1), None);
-    // The identity nobody was granted any more is forgotten.
+    // An identity without pods is forgotten.
     feed(&mut projection, [Update::Applied(facts(1), granted(1, 7))]);
     assert_eq!(key_of(&view.load(), 1), None);
     feed(&mut projection, [issued(7, 1, 101)]);
-    // Published addresses change nothing about that.
+    // Publishing addresses does not change that.
     let published = PodFacts {
         addresses: Box::new(["10.0.0.1".parse().unwrap()]),
         ..facts(1)
@@ -181,7 +182,7 @@ fn another_role_or_identity_never_keeps_the_credentials() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_and_grants_nothing() {
+fn invalid_updates_are_rejected_and_grant_nothing() {
     let (mut projection, view) = Projection::new();
     projection.begin();
     let refused = projection.apply(issued(7, 1, 1)).unwrap_err();
@@ -190,11 +191,11 @@ fn what_makes_no_sense_is_refused_and_grants_nothing() {
         &mut projection,
         [Update::Applied(facts(1), granted(1, 7)), issued(7, 1, 1)],
     );
-    // The same identity for another role.
+    // The same identity with another role.
     let update = Update::Applied(facts(2), granted(2, 7));
     let refused = projection.apply(update).unwrap_err();
     assert_eq!(refused.reason(), "another_role");
-    // Credentials with a line break in them; what came before stays.
+    // Credentials with a line break; the earlier ones stay.
     let mut torn = credentials(1, 2);
     torn.access_key_id.push('\n');
     let update = Update::Issued {
@@ -210,19 +211,19 @@ fn what_makes_no_sense_is_refused_and_grants_nothing() {
 }
 
 #[test]
-fn there_is_an_end_to_the_pods_of_a_node() {
+fn the_number_of_pods_is_limited() {
     let (mut projection, view) = Projection::new();
     projection.begin();
     let many = |n: usize| PodFacts {
-        uid: Uid::from(n.to_string().as_str()),
+        uid: PodUid::from(n.to_string().as_str()),
         ..facts(0)
     };
     for n in 0..10_000 {
         projection
-            .apply(Update::Applied(many(n), Decision::NoRole))
+            .apply(Update::Applied(many(n), Outcome::NoRole))
             .unwrap();
     }
-    let update = Update::Applied(many(10_000), Decision::NoRole);
+    let update = Update::Applied(many(10_000), Outcome::NoRole);
     let refused = projection.apply(update).unwrap_err();
     assert_eq!(refused.reason(), "too_many_pods");
     projection.publish();
@@ -230,7 +231,7 @@ fn there_is_an_end_to_the_pods_of_a_node() {
 }
 
 #[test]
-fn an_address_names_one_pod_or_none() {
+fn an_address_identifies_one_pod_or_none() {
     let (mut projection, view) = Projection::new();
     let with = |pod, addresses: &[&str], host_network| {
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
@@ -239,7 +240,7 @@ fn an_address_names_one_pod_or_none() {
             host_network,
             ..facts(pod)
         };
-        Update::Applied(facts, Decision::NoRole)
+        Update::Applied(facts, Outcome::NoRole)
     };
     let found = |address: &str| {
         let snapshot = view.load();
@@ -260,12 +261,12 @@ fn an_address_names_one_pod_or_none() {
         ("10.0.0.1", whose(1)),
         ("fd00::1", whose(1)),
         ("10.0.0.2", Ok(None)),
-        // The node's own address is no pod's, whichever pods are in its network.
+        // The node's own address identifies no pod, even with pods in the node's network.
         ("10.9.9.9", Ok(None)),
     ] {
         assert_eq!(found(address), expected, "{address}");
     }
-    // Another pod has the address already, and this one is not gone yet.
+    // Another pod gets the address before this one is removed.
     feed(&mut projection, [with(2, &["10.0.0.1"], false)]);
     let claimed = found("10.0.0.1").unwrap_err().to_string();
     assert!(claimed.contains("10.0.0.1"), "{claimed}");
@@ -275,7 +276,7 @@ fn an_address_names_one_pod_or_none() {
 }
 
 #[test]
-fn a_static_hash_names_one_pod_or_none() {
+fn a_static_hash_identifies_one_pod_or_none() {
     let (mut projection, view) = Projection::new();
     projection.begin();
     let of_hash = |pod| PodFacts {
@@ -284,7 +285,7 @@ fn a_static_hash_names_one_pod_or_none() {
     };
     feed(
         &mut projection,
-        [Update::Applied(of_hash(1), Decision::NoRole)],
+        [Update::Applied(of_hash(1), Outcome::NoRole)],
     );
     let found = |view: &View| {
         view.load()
@@ -294,7 +295,7 @@ fn a_static_hash_names_one_pod_or_none() {
     assert_eq!(found(&view), Some(uid(1)));
     feed(
         &mut projection,
-        [Update::Applied(of_hash(2), Decision::NoRole)],
+        [Update::Applied(of_hash(2), Outcome::NoRole)],
     );
     assert_eq!(found(&view), None);
     feed(&mut projection, [Update::Removed(uid(1))]);
@@ -308,9 +309,9 @@ async fn readers_are_woken_and_no_change_is_missed() {
     projection.begin();
     feed(
         &mut projection,
-        [Update::Applied(facts(1), Decision::NoRole)],
+        [Update::Applied(facts(1), Outcome::NoRole)],
     );
-    // Published before the wait began, after the subscription: not missed.
+    // Published after the subscription and before the wait.
     assert!(changes.next().await);
     assert!(view.load().by_uid("uid-1").is_some());
     let waiting = tokio::spawn(async move { changes.next().await });
@@ -319,18 +320,18 @@ async fn readers_are_woken_and_no_change_is_missed() {
     assert!(!waiting.await.unwrap(), "the writer is gone");
 }
 
-/// One step of a history.
+/// A step of a history.
 #[derive(Debug, Clone)]
 enum Step {
     Begin,
-    Say(Update),
+    Update(Update),
 }
 
-/// Identity n is of role n % 3 always, as no server names one for two roles.
-fn decision() -> impl Strategy<Value = Decision> {
+/// Generates outcomes; identity n always has role n % 3, since no server sends it with two roles.
+fn outcome() -> impl Strategy<Value = Outcome<GrantedRole>> {
     prop_oneof![
         4 => (0_u64..6).prop_map(|id| granted(u8::try_from(id % 3).unwrap(), id)),
-        1 => Just(Decision::NoRole),
+        1 => Just(Outcome::NoRole),
         1 => Just(forbidden()),
         1 => Just(undecided()),
     ]
@@ -343,101 +344,103 @@ fn step() -> impl Strategy<Value = Step> {
     };
     prop_oneof![
         1 => Just(Step::Begin),
-        2 => Just(Step::Say(Update::Synced)),
-        10 => (0_u8..5, decision())
-            .prop_map(|(pod, decision)| Step::Say(Update::Applied(facts(pod), decision))),
-        2 => (0_u8..5).prop_map(|pod| Step::Say(Update::Removed(uid(pod)))),
+        2 => Just(Step::Update(Update::Synced)),
+        10 => (0_u8..5, outcome())
+            .prop_map(|(pod, sent)| Step::Update(Update::Applied(facts(pod), sent))),
+        2 => (0_u8..5).prop_map(|pod| Step::Update(Update::Removed(uid(pod)))),
         8 => (0_u64..6, 0_usize..1000).prop_map(|(identity, serial)| {
-            Step::Say(issued(identity, u8::try_from(identity % 3).unwrap(), serial))
+            Step::Update(issued(identity, u8::try_from(identity % 3).unwrap(), serial))
         }),
         2 => (0_u64..6, any::<bool>()).prop_map(move |(identity, permanent)| {
             let failure = failure(permanent);
-            Step::Say(Update::Failed { identity, failure })
+            Step::Update(Update::Failed { identity, failure })
         }),
     ]
 }
 
-/// What the current stream has said of each pod, and nothing else.
-type Said = BTreeMap<Uid, Decision>;
+/// Outcomes in the current stream, by pod.
+type Sent = BTreeMap<PodUid, Outcome<GrantedRole>>;
 
-/// The plain reading of one stream: the last word on each pod, and each identity's last
-/// credentials since a pod was first granted it and as long as one is.
-fn read(stream: &[Update]) -> (Said, BTreeMap<u64, String>) {
-    let (mut said, mut keys) = (Said::new(), BTreeMap::new());
+/// Reads a stream in the plainest way: the last outcome of each pod, and the last credentials of
+/// each identity while it has pods.
+fn read(stream: &[Update]) -> (Sent, BTreeMap<u64, String>) {
+    let (mut sent_by_pod, mut keys) = (Sent::new(), BTreeMap::new());
     for update in stream {
         match update {
-            Update::Applied(facts, decision) => {
-                said.insert(facts.uid.clone(), decision.clone());
+            Update::Applied(facts, sent) => {
+                sent_by_pod.insert(facts.uid.clone(), sent.clone());
             }
             Update::Removed(uid) => {
-                said.remove(uid);
+                sent_by_pod.remove(uid);
             }
             Update::Issued {
                 identity,
                 credentials,
             } => {
-                if said.values().any(|decision| is_of(decision, *identity)) {
+                if sent_by_pod.values().any(|sent| is_of(sent, *identity)) {
                     keys.insert(*identity, credentials.access_key_id.clone());
                 }
             }
             Update::Failed { .. } | Update::Synced => {}
         }
-        keys.retain(|identity, _| said.values().any(|decision| is_of(decision, *identity)));
+        keys.retain(|identity, _| sent_by_pod.values().any(|sent| is_of(sent, *identity)));
     }
-    (said, keys)
+    (sent_by_pod, keys)
 }
 
-fn is_of(decision: &Decision, of: u64) -> bool {
-    matches!(decision, Decision::Granted { identity, .. } if *identity == of)
+fn is_of(sent: &Outcome<GrantedRole>, of: u64) -> bool {
+    matches!(sent, Outcome::Granted(GrantedRole { identity, .. }) if *identity == of)
 }
 
 fn run(projection: &mut Projection, steps: &[Step]) {
     for step in steps {
         match step {
             Step::Begin => projection.begin(),
-            // What is refused is part of the histories too.
-            Step::Say(update) => drop(projection.apply(update.clone())),
+            // Histories may contain updates that are rejected.
+            Step::Update(update) => drop(projection.apply(update.clone())),
         }
     }
     projection.publish();
 }
 
-fn same_kind(outcome: &Outcome, decision: &Decision) -> bool {
-    match (outcome, decision) {
-        (Outcome::NoRole, Decision::NoRole)
-        | (Outcome::Forbidden { .. }, Decision::Forbidden { .. })
-        | (Outcome::Undecided { .. }, Decision::Undecided { .. }) => true,
-        (Outcome::Granted(grant), Decision::Granted { role, .. }) => grant.role == *role,
+fn same_kind(shown: &Outcome<Grant>, sent: &Outcome<GrantedRole>) -> bool {
+    match (shown, sent) {
+        (Outcome::NoRole, Outcome::NoRole)
+        | (Outcome::Forbidden { .. }, Outcome::Forbidden { .. })
+        | (Outcome::Undecided { .. }, Outcome::Undecided { .. }) => true,
+        (Outcome::Granted(grant), Outcome::Granted(GrantedRole { role, .. })) => {
+            grant.role == *role
+        }
         _ => false,
     }
 }
 
 proptest! {
-    /// Without a break, the view is what the last words say.
+    /// Within one stream, the view is the final state of the stream.
     #[test]
-    fn one_stream_s_view_is_the_fold_of_its_final_state(
+    fn the_view_of_one_stream_is_its_final_state(
         updates in prop::collection::vec(step(), 0..60)
     ) {
         let updates: Vec<Update> = updates
             .into_iter()
             .filter_map(|step| match step {
-                Step::Say(update) => Some(update),
+                Step::Update(update) => Some(update),
                 Step::Begin => None,
             })
             .collect();
         let (mut projection, view) = Projection::new();
         projection.begin();
-        let steps: Vec<Step> = updates.iter().cloned().map(Step::Say).collect();
+        let steps: Vec<Step> = updates.iter().cloned().map(Step::Update).collect();
         run(&mut projection, &steps);
-        let (said, keys) = read(&updates);
+        let (sent_by_pod, keys) = read(&updates);
         let snapshot = view.load();
         let seen: BTreeSet<_> = snapshot.pods().map(|pod| pod.facts.uid.clone()).collect();
-        prop_assert_eq!(seen, said.keys().cloned().collect());
+        prop_assert_eq!(seen, sent_by_pod.keys().cloned().collect());
         for pod in snapshot.pods() {
-            let decision = &said[&pod.facts.uid];
-            prop_assert!(same_kind(&pod.outcome, decision), "{:?} {:?}", pod, decision);
-            if let (Outcome::Granted(grant), Decision::Granted { identity, .. }) =
-                (&pod.outcome, decision)
+            let sent = &sent_by_pod[&pod.facts.uid];
+            prop_assert!(same_kind(&pod.outcome, sent), "{:?} {:?}", pod, sent);
+            if let (Outcome::Granted(grant), Outcome::Granted(GrantedRole { identity, .. })) =
+                (&pod.outcome, sent)
             {
                 let key = grant.issued.as_ref().map(|issued| issued.access_key_id());
                 prop_assert_eq!(key, keys.get(identity).map(String::as_str));
@@ -445,17 +448,17 @@ proptest! {
         }
     }
 
-    /// Over breaks: once synced, the pods and decisions are the stream's; credentials are
-    /// the stream's where it has any, else older ones of the very same pod and role.
+    /// Across streams: once synced, pods and outcomes are those of the stream. Credentials are
+    /// those of the stream, or older ones of the same pod and role.
     #[test]
-    fn over_breaks_the_view_is_never_more_than_was_granted(
+    fn the_view_across_streams_is_never_more_than_was_granted(
         steps in prop::collection::vec(step(), 0..120)
     ) {
         let (mut projection, view) = Projection::new();
         let mut stream: Vec<Update> = Vec::new();
         let mut synced = false;
-        // Every key that each pod was ever shown, in any stream.
-        let mut shown: BTreeMap<Uid, BTreeSet<String>> = BTreeMap::new();
+        // All keys that each pod was ever shown, in any stream.
+        let mut shown: BTreeMap<PodUid, BTreeSet<String>> = BTreeMap::new();
         for step in &steps {
             run(&mut projection, std::slice::from_ref(step));
             match step {
@@ -463,20 +466,20 @@ proptest! {
                     stream.clear();
                     synced = false;
                 }
-                Step::Say(update) => {
+                Step::Update(update) => {
                     synced |= *update == Update::Synced;
                     stream.push(update.clone());
                 }
             }
-            let (said, keys) = read(&stream);
+            let (sent_by_pod, keys) = read(&stream);
             let snapshot = view.load();
-            for (uid, decision) in &said {
+            for (uid, sent) in &sent_by_pod {
                 let pod = snapshot.by_uid(uid.as_str());
                 let pod = pod.expect("a pod that the stream named is there");
-                let held = !synced && matches!(decision, Decision::Undecided { .. });
-                prop_assert!(held || same_kind(&pod.outcome, decision), "{:?} {:?}", pod, decision);
-                if let (Outcome::Granted(grant), Decision::Granted { identity, .. }) =
-                    (&pod.outcome, decision)
+                let held = !synced && matches!(sent, Outcome::Undecided { .. });
+                prop_assert!(held || same_kind(&pod.outcome, sent), "{:?} {:?}", pod, sent);
+                if let (Outcome::Granted(grant), Outcome::Granted(GrantedRole { identity, .. })) =
+                    (&pod.outcome, sent)
                     && let Some(own) = keys.get(identity)
                 {
                     let issued = grant.issued.as_ref().expect("the stream's own credentials");
@@ -485,7 +488,7 @@ proptest! {
                 }
             }
             if synced {
-                prop_assert_eq!(snapshot.pods().len(), said.len());
+                prop_assert_eq!(snapshot.pods().len(), sent_by_pod.len());
             }
             for pod in snapshot.pods() {
                 if let Outcome::Granted(grant) = &pod.outcome

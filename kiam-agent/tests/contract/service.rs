@@ -106,7 +106,7 @@ impl Service {
             expiration: at(expires),
             issued: at(issued),
         };
-        self.tell(Update::Issued {
+        self.apply(Update::Issued {
             identity: 1,
             credentials,
         });
@@ -117,13 +117,13 @@ impl Service {
             error: "STS does not answer".into(),
             permanent: false,
         };
-        self.tell(Update::Failed {
+        self.apply(Update::Failed {
             identity: 1,
             failure,
         });
     }
 
-    fn tell(&mut self, update: Update) {
+    fn apply(&mut self, update: Update) {
         self.projection.apply(update).unwrap();
         self.projection.publish();
     }

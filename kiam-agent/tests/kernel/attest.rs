@@ -37,7 +37,7 @@ fn an_attestation_is_consumed_once() {
     assert_eq!(attested.cgroup, a.cgroup().id().unwrap());
     assert_eq!(agent.programs.attestor().consume(peer), None);
     assert_eq!(agent.answer_to(stream, peer), Err(Unidentified::Unattested));
-    assert_eq!(client.report().heard.as_deref(), Some("unattested"));
+    assert_eq!(client.report().received.as_deref(), Some("unattested"));
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_cgroup_outside_of_pods_identifies_no_pod() {
             .in_cgroup(descendant(node.pods_cgroup(), name))
             .start(&["tcp", METADATA, "80"]);
         assert_eq!(agent.answer(), Err(Unidentified::NotAPod), "{name}");
-        assert_eq!(client.report().heard.as_deref(), Some("not_a_pod"));
+        assert_eq!(client.report().received.as_deref(), Some("not_a_pod"));
     }
 }
 
@@ -183,7 +183,7 @@ fn a_pod_cannot_use_up_the_attestations() {
     let client = b.start(&["tcp", METADATA, "80"]);
     // Connections of the flood that passed are in front.
     while agent.answer() != pod(B) {}
-    assert_eq!(client.report().heard.as_deref(), Some(B));
+    assert_eq!(client.report().received.as_deref(), Some(B));
 }
 
 /// The sweeping task of a running agent.
@@ -231,7 +231,7 @@ fn a_connection_that_waits_longer_than_its_attestation_lives_is_attested() {
     attestor.accept_queue_empty(before);
     keeper.settle();
     assert_eq!(agent.answer(), pod(A));
-    assert_eq!(client.report().heard.as_deref(), Some(A));
+    assert_eq!(client.report().received.as_deref(), Some(A));
     let client = b.start(&["tcp", METADATA, "80"]);
     assert_eq!(agent.answer(), pod(B));
     client.report();

@@ -32,19 +32,19 @@ fn frames_that_bypass_the_programs_are_counted_and_nothing_else() {
     service.is_found(&node);
     // A frame and a datagram for each family, all of which arrive.
     attack(&pod);
-    assert_eq!(service.heard(pod.netns(), &marker).len(), 4);
+    assert_eq!(service.received(pod.netns(), &marker).len(), 4);
     assert_eq!(packets(&node), 4);
     // Packets to other addresses and packets of the node are not counted.
     for to in [METADATA, METADATA_V6] {
         send(node.netns(), to, b"node");
     }
-    assert_eq!(service.heard(pod.netns(), &marker).len(), 2);
+    assert_eq!(service.received(pod.netns(), &marker).len(), 2);
     assert_eq!(packets(&node), 4);
 
     // Packets that the route guard refuses afterwards are counted, too.
     install_route_guard(&node);
     attack(&pod);
-    assert_eq!(service.heard(pod.netns(), &marker), [""; 0]);
+    assert_eq!(service.received(pod.netns(), &marker), [""; 0]);
     assert_eq!(packets(&node), 8);
     assert!(node.run(|| route_guard::cleanup().unwrap()) > 0);
 
@@ -61,16 +61,16 @@ fn a_removed_counter_is_restored() {
     let _away = node.move_metadata_service();
     let counter = node.run(|| BypassCounter::install().unwrap());
     let metric = BypassMetric::new(counter).unwrap();
-    let told = || {
+    let counted = || {
         metric.collect()[0].get_metric()[0]
             .get_counter()
             .get_value()
     };
     attack(&pod);
-    assert!((told() - 4.0).abs() < 0.5);
+    assert!((counted() - 4.0).abs() < 0.5);
     // As a reload of the firewall service removes all tables.
     assert!(node.run(|| bypass_counter::cleanup().unwrap()));
-    assert!(told() < 0.5);
+    assert!(counted() < 0.5);
     attack(&pod);
-    assert!((told() - 4.0).abs() < 0.5);
+    assert!((counted() - 4.0).abs() < 0.5);
 }

@@ -27,16 +27,16 @@ def report(**what):
     print(json.dumps(what), flush=True)
 
 
-def hear(sock):
+def receive(sock):
     report(
         peer=sock.getpeername()[:2],
         local=sock.getsockname()[:2],
-        heard=sock.recv(100).decode(),
+        received=sock.recv(100).decode(),
     )
 
 
 def tcp(address, port, *options):
-    """Connects, and reports whom it believes to talk to and what it heard."""
+    """Connects, and reports whom it believes to talk to and what it received."""
     protocol = MPTCP if "mptcp" in options else 0
     sock = socket.socket(family(address), socket.SOCK_STREAM, protocol)
     sock.settimeout(4 * PATIENCE)
@@ -53,7 +53,7 @@ def tcp(address, port, *options):
         sock.sendto(b"x", 0x20000000, (address, int(port)))
     else:
         sock.connect((address, int(port)))
-    hear(sock)
+    receive(sock)
 
 
 def attempt(address, port):

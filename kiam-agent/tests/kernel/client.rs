@@ -16,7 +16,7 @@ pub(crate) struct Report {
     /// Address and port of the peer, as the client sees it.
     pub(crate) peer: Option<(String, u16)>,
     /// Text that the peer sent.
-    pub(crate) heard: Option<String>,
+    pub(crate) received: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) count: Option<u32>,
 }

@@ -209,7 +209,7 @@ pub(crate) fn descendant(of: &Cgroup, path: &str) -> Cgroup {
 }
 
 /// Runs a closure on a thread beside a test's steps, until these end, also by a panic: the thread
-/// is told to stop, so that the test does not wait for it forever.
+/// is stopped, so that the test does not wait for it forever.
 pub(crate) fn beside<T>(
     runs: impl FnOnce(CancellationToken) + Send,
     steps: impl FnOnce() -> T,

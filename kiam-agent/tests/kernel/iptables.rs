@@ -38,8 +38,8 @@ fn tool(node: &Node, command: &str) -> String {
         let mut process = Command::new(words.next().unwrap());
         process.args(words).output().unwrap()
     });
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {said}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {errors}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -88,7 +88,7 @@ fn pods_are_redirected_to_the_agent() {
             stream.write_all(b"hello").unwrap();
             assert_eq!(peer.ip(), a.address());
             let report = client.report();
-            assert_eq!(report.heard.as_deref(), Some("hello"), "{report:?}");
+            assert_eq!(report.received.as_deref(), Some("hello"), "{report:?}");
             // The pod sees the service that it asked for as its peer.
             assert_eq!(report.peer, Some((asked.to_owned(), 80)));
         }
@@ -109,7 +109,7 @@ fn ipv6_pods_are_redirected_to_an_ipv6_agent() {
         let (mut stream, peer) = agent.accept();
         stream.write_all(b"hello").unwrap();
         assert_eq!(peer.ip().to_string(), "fd00:10:1::1");
-        assert_eq!(client.report().heard.as_deref(), Some("hello"));
+        assert_eq!(client.report().received.as_deref(), Some("hello"));
         // The other family cannot be redirected there, and does not reach the real service.
         let report = a.run(&["tcp", METADATA, "80"]);
         assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
@@ -139,7 +139,7 @@ fn other_ports_and_protocols_are_refused() {
                 // Without the rules it reaches the service: the test can fail.
                 let real = &real[usize::from(to == METADATA_V6)];
                 real.accept().0.write_all(b"the real one").unwrap();
-                assert_eq!(before.report().heard.as_deref(), Some("the real one"));
+                assert_eq!(before.report().received.as_deref(), Some("the real one"));
             } else {
                 before.report();
             }
@@ -282,5 +282,5 @@ fn connections_of_the_node_are_untouched() {
     let real = node.listen(format!("{METADATA}:80").parse::<SocketAddr>().unwrap());
     let client = host.start(&["tcp", METADATA, "80"]);
     real.accept().0.write_all(b"the real one").unwrap();
-    assert_eq!(client.report().heard.as_deref(), Some("the real one"));
+    assert_eq!(client.report().received.as_deref(), Some("the real one"));
 }

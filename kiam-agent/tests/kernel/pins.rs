@@ -144,7 +144,7 @@ fn attempts_without_an_agent_are_forgotten_at_its_start() {
             tokio::task::yield_now().await;
         };
         tokio::select! {
-            () = keeping => unreachable!("it was not told to stop"),
+            () = keeping => unreachable!("it was not stopped"),
             () = accepting => {}
         }
     });
@@ -270,11 +270,11 @@ fn a_map_of_another_shape_is_rejected() {
         matches!(&error, KernelError::Pins(PinsError::Foreign { path, .. }) if *path == own),
         "{error}"
     );
-    let said = error.to_string();
+    let message = error.to_string();
     assert!(
-        said.contains("a map of 1024 entries (key: 8 bytes, value: 4 bytes)")
-            && said.contains("CONFIG-1"),
-        "{said}"
+        message.contains("a map of 1024 entries (key: 8 bytes, value: 4 bytes)")
+            && message.contains("CONFIG-1"),
+        "{message}"
     );
     // The pod is still guarded.
     let report = a.run(&["tcp", METADATA, "80"]);
@@ -336,7 +336,7 @@ fn cleanup_removes_all_pins() {
     assert_eq!(cleanup(node.bpffs()).unwrap(), Removed::default());
     let client = a.start(&["tcp", METADATA, "80"]);
     real.accept().0.write_all(b"the real one").unwrap();
-    assert_eq!(client.report().heard.as_deref(), Some("the real one"));
+    assert_eq!(client.report().received.as_deref(), Some("the real one"));
     // The address is free again.
     drop(node.listen(AGENT));
 }

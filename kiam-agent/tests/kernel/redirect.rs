@@ -26,7 +26,7 @@ fn every_address_family_is_redirected_and_attested() {
         let client = a.start(&["tcp", asked, "80"]);
         assert_eq!(agent.answer(), pod(A), "{asked}");
         let report = client.report();
-        assert_eq!(report.heard.as_deref(), Some(A), "{asked}: {report:?}");
+        assert_eq!(report.received.as_deref(), Some(A), "{asked}: {report:?}");
         assert_eq!(report.peer, Some((shown.to_owned(), 80)), "{asked}");
     }
     assert_eq!(agent.count(Verdict::Redirected), 3);
@@ -55,7 +55,7 @@ fn the_container_credentials_address_is_redirected_where_configured() {
         let client = a.start(&["tcp", asked, "80"]);
         assert_eq!(agent.answer(), pod(A), "{asked}");
         let report = client.report();
-        assert_eq!(report.heard.as_deref(), Some(A), "{asked}: {report:?}");
+        assert_eq!(report.received.as_deref(), Some(A), "{asked}: {report:?}");
         assert_eq!(report.peer, Some((asked.to_owned(), 80)), "{asked}");
     }
     let report = a.run(&["tcp", "169.254.170.2", "81", "timeout=0.2"]);
@@ -65,7 +65,7 @@ fn the_container_credentials_address_is_redirected_where_configured() {
     drop(agent);
     let agent = Agent::start(&node);
     let report = a.run(&["tcp", "169.254.170.2", "80", "timeout=0.2"]);
-    assert_eq!(report.heard, None, "{report:?}");
+    assert_eq!(report.received, None, "{report:?}");
     assert_eq!(agent.count(Verdict::Redirected), 4);
 }
 
@@ -95,7 +95,7 @@ fn decisions_are_logged_at_the_configured_level() {
         assert_eq!(report.error.as_deref(), Some("EPERM"), "{log:?}");
         let client = a.start(&["tcp", METADATA, "80"]);
         assert_eq!(agent.answer(), pod(A), "{log:?}");
-        assert_eq!(client.report().heard.as_deref(), Some(A), "{log:?}");
+        assert_eq!(client.report().received.as_deref(), Some(A), "{log:?}");
         if let Some(mut events) = events {
             let cgroup = a.cgroup().id().unwrap();
             let refused = (Hook::Connect4, Verdict::ConnectRefused, cgroup);
@@ -123,7 +123,7 @@ fn mptcp_and_fast_open_are_redirected() {
             let client = a.start(&["tcp", asked, "80", option]);
             assert_eq!(agent.answer(), pod(A), "{option} {asked}");
             let report = client.report();
-            assert_eq!(report.heard.as_deref(), Some(A), "{option}: {report:?}");
+            assert_eq!(report.received.as_deref(), Some(A), "{option}: {report:?}");
         }
     }
 }
@@ -144,7 +144,7 @@ fn concurrent_pods_are_told_apart() {
         agent.answer().unwrap();
     }
     for (uid, client) in clients {
-        assert_eq!(client.report().heard.as_deref(), Some(uid));
+        assert_eq!(client.report().received.as_deref(), Some(uid));
     }
 }
 
@@ -178,7 +178,11 @@ fn host_network_connections_pass_through() {
         let (mut stream, _) = real.accept();
         stream.write_all(b"the real one").unwrap();
         let report = client.report();
-        assert_eq!(report.heard.as_deref(), Some("the real one"), "{report:?}");
+        assert_eq!(
+            report.received.as_deref(),
+            Some("the real one"),
+            "{report:?}"
+        );
         assert_eq!(report.peer, Some((asked.to_owned(), 80)));
     }
     agent.listener.assert_no_connection();
@@ -195,7 +199,7 @@ fn connections_to_other_addresses_are_untouched() {
     let client = a.start(&["tcp", &NODE.to_string(), "80"]);
     other.accept().0.write_all(b"other").unwrap();
     let report = client.report();
-    assert_eq!(report.heard.as_deref(), Some("other"), "{report:?}");
+    assert_eq!(report.received.as_deref(), Some("other"), "{report:?}");
     assert_eq!(report.peer, Some((NODE.to_string(), 80)));
     assert_eq!(a.run(&["udp", &NODE.to_string(), "53"]).error, None);
     for (verdict, count) in agent.programs.verdicts().unwrap() {

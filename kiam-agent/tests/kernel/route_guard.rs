@@ -33,17 +33,17 @@ impl Service {
     }
 
     /// Datagrams that arrive before one from `netns` to another address of the service.
-    pub(crate) fn heard(&self, netns: &Netns, marker: &str) -> Vec<String> {
+    pub(crate) fn received(&self, netns: &Netns, marker: &str) -> Vec<String> {
         send(netns, marker, b"marker");
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         loop {
             let mut bytes = [0; 16];
             let length = self.0.recv(&mut bytes).unwrap();
             let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
             if text == "marker" {
-                return heard;
+                return received;
             }
-            heard.push(text);
+            received.push(text);
         }
     }
 }
@@ -99,18 +99,22 @@ fn guards(node: &Node, pod: &Pod, service: &Service, marker: &str) {
     let before = routing(node);
     service.is_found(node);
     attack(pod);
-    let heard = service.heard(pod.netns(), marker);
-    assert_eq!(heard, ["frame", "socket", "frame", "socket"], "it can fail");
+    let received = service.received(pod.netns(), marker);
+    assert_eq!(
+        received,
+        ["frame", "socket", "frame", "socket"],
+        "it can fail"
+    );
 
     install(node);
     let guarded = routing(node);
     attack(pod);
-    assert_eq!(service.heard(pod.netns(), marker), [""; 0], "{guarded}");
+    assert_eq!(service.received(pod.netns(), marker), [""; 0], "{guarded}");
     // The node's own packets pass.
     for to in [METADATA, METADATA_V6] {
         send(node.netns(), to, b"node");
     }
-    assert_eq!(service.heard(pod.netns(), marker), ["node", "node"]);
+    assert_eq!(service.received(pod.netns(), marker), ["node", "node"]);
     // The next agent finds it in place.
     install(node);
     assert_eq!(routing(node), guarded);
@@ -119,7 +123,7 @@ fn guards(node: &Node, pod: &Pod, service: &Service, marker: &str) {
     assert_eq!(routing(node), before);
     assert_eq!(node.run(|| route_guard::cleanup().unwrap()), 0);
     attack(pod);
-    assert_eq!(service.heard(pod.netns(), marker).len(), 4);
+    assert_eq!(service.received(pod.netns(), marker).len(), 4);
 }
 
 #[test]

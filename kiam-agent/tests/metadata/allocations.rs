@@ -134,7 +134,7 @@ fn a_request_allocates_nothing_of_ours_but_its_connection() {
     let runtime = runtime();
     let (service, token) = runtime.block_on(async {
         let mut service = informed().await;
-        service.tell([issued(pods::GRANTED, IN_2096)]);
+        service.apply([issued(pods::GRANTED, IN_2096)]);
         let token = service.token(pods::GRANTED).await;
         (service, token)
     });

@@ -26,7 +26,7 @@ async fn the_redirect_of_kiam_is_served_where_configured() {
         ..settings()
     })
     .await;
-    service.tell(told());
+    service.apply(updates());
     let plain = LISTING.trim_end_matches('/');
     let answer = service.get(pods::GRANTED, plain).await;
     assert_eq!(
@@ -49,7 +49,7 @@ async fn the_container_endpoint_serves_the_same_credentials_where_configured() {
         ..settings()
     })
     .await;
-    service.tell(told());
+    service.apply(updates());
     // These SDKs know no tokens.
     let answer = service.get(pods::GRANTED, path).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -105,7 +105,7 @@ async fn requests_without_a_token_are_counted_by_pod_and_client() {
     assert_eq!(count(&service, pods::GRANTED, "go"), None);
     assert_eq!(count(&service, pods::FORBIDDEN, "curl"), Some(1.0));
     // With the pod its counts are gone.
-    service.tell([kiam_agent::view::Update::Removed(
+    service.apply([kiam_agent::view::Update::Removed(
         uid(pods::GRANTED).as_str().into(),
     )]);
     assert_eq!(count(&service, pods::GRANTED, "boto"), None);

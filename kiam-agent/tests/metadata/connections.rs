@@ -132,7 +132,7 @@ async fn a_body_is_read_or_rejected_and_never_taken_for_a_request() {
         ..settings()
     };
     let mut service = serve(hasty).await;
-    service.tell(told());
+    service.apply(updates());
     let put =
         "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
     let (chunked, long) = ("Transfer-Encoding: chunked\r\n", "x".repeat(20_000));
@@ -192,7 +192,7 @@ async fn connections_of_a_pod_beyond_its_limit_wait_for_their_turn() {
         ..settings()
     };
     let mut service = serve(few).await;
-    service.tell(told());
+    service.apply(updates());
     // None is answered while these are, and they are not until they end.
     let held = asking(&service, pods::GRANTED, 2).await;
     let put = "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
@@ -221,7 +221,7 @@ async fn a_connection_whose_turn_does_not_come_is_closed() {
         ..settings()
     };
     let mut service = serve(few).await;
-    service.tell(told());
+    service.apply(updates());
     let _held = asking(&service, pods::GRANTED, 1).await;
     assert_eq!(service.raw(pods::GRANTED, &get(LISTING)).await, "");
     let refused = "kiam_metadata_connections_refused_total{limit=\"waited\"}";
@@ -235,7 +235,7 @@ async fn many_connections_of_one_pod_do_not_keep_others_out() {
         ..settings()
     };
     let mut service = serve(few).await;
-    service.tell(told());
+    service.apply(updates());
     let held = asking(&service, pods::GRANTED, 3).await;
     for _ in 0..100 {
         // No answer: of a status, SDKs would conclude something.
@@ -256,7 +256,7 @@ async fn silent_connections_are_closed_for_those_that_ask() {
         ..settings()
     };
     let mut service = serve(few).await;
-    service.tell(told());
+    service.apply(updates());
     let mut silent = Vec::new();
     for _ in 0..3 {
         silent.push(service.connect(pods::GRANTED).await);
@@ -281,7 +281,7 @@ async fn all_pods_together_have_a_limit() {
         ..settings()
     };
     let mut service = serve(few).await;
-    service.tell(told());
+    service.apply(updates());
     let _first = asking(&service, pods::GRANTED, 1).await;
     let _second = asking(&service, pods::FAILING, 1).await;
     assert_eq!(service.raw(pods::HOST_NETWORK, &get(LISTING)).await, "");
@@ -296,7 +296,7 @@ async fn a_slow_or_silent_connection_is_closed() {
         ..settings()
     };
     let mut service = serve(hasty).await;
-    service.tell(told());
+    service.apply(updates());
     for part in ["", "GET /lat"] {
         let mut stream = begin(&service, pods::GRANTED, part).await;
         assert_eq!(read_to_end(&mut stream).await, "");
@@ -332,13 +332,15 @@ async fn all_waiting_connections_are_identified_before_the_accept_queue_is_repor
     }
     let identify: Arc<dyn Identify> = Arc::<Recorded>::clone(&recorded);
     let _service = serve_by(identify, listening, settings());
-    let told = async {
+    let reported = async {
         while recorded.0.lock().unwrap().last() != Some(&None) {
             tokio::task::yield_now().await;
         }
     };
     let limit = Duration::from_secs(30);
-    tokio::time::timeout(limit, told).await.expect("it is told");
+    tokio::time::timeout(limit, reported)
+        .await
+        .expect("the empty queue is reported");
     let recorded = recorded.0.lock().unwrap();
     let first = recorded.iter().position(Option::is_none);
     assert_eq!(first, Some(WAITING));

@@ -106,15 +106,18 @@ fn no_bytes_get_credentials_of_others_or_stop_the_service() {
     let mut runner = proptest::test_runner::TestRunner::default();
     let outcome = runner.run(&strategy, |(request, changes)| {
         let bytes = changed(request, changes);
-        let (heard, own) = runtime.block_on(async {
-            let heard = service.bytes(pods::NO_ROLE, &bytes).await;
-            (heard, service.get(pods::GRANTED, &listing).await)
+        let (received, own) = runtime.block_on(async {
+            let received = service.bytes(pods::NO_ROLE, &bytes).await;
+            (received, service.get(pods::GRANTED, &listing).await)
         });
         prop_assert!(
-            !heard.contains("hunter") && !heard.contains("ASIA"),
-            "{heard}"
+            !received.contains("hunter") && !received.contains("ASIA"),
+            "{received}"
         );
-        prop_assert!(heard.is_empty() || heard.starts_with("HTTP/1."), "{heard}");
+        prop_assert!(
+            received.is_empty() || received.starts_with("HTTP/1."),
+            "{received}"
+        );
         prop_assert_eq!(own.status, 200);
         Ok(())
     });

@@ -114,7 +114,7 @@ impl Real {
             ..settings()
         })
         .await;
-        service.tell(told());
+        service.apply(updates());
         service
     }
 }
@@ -225,7 +225,7 @@ async fn a_real_service_that_is_away_or_misbehaves_is_said_to_be() {
         ..settings()
     })
     .await;
-    service.tell(told());
+    service.apply(updates());
     let answer = service.get(pods::GRANTED, ZONE).await;
     assert_eq!(answer.status, 502);
     assert!(

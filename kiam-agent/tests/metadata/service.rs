@@ -126,7 +126,7 @@ pub(crate) fn failed(pod: u8, error: &str, permanent: bool) -> Update {
 
 pub(crate) const IN_2096: u64 = 4_000_000_000;
 
-pub(crate) fn told() -> Vec<Update> {
+pub(crate) fn updates() -> Vec<Update> {
     let forbidden = Outcome::Forbidden {
         role: "admin".into(),
         reason:
@@ -223,7 +223,7 @@ pub(crate) fn settings() -> Settings {
 /// A service that knows all the pods there are.
 pub(crate) async fn informed() -> Service {
     let mut service = serve(settings()).await;
-    service.tell(told());
+    service.apply(updates());
     service
 }
 
@@ -244,7 +244,7 @@ impl Answer {
 }
 
 impl Service {
-    pub(crate) fn tell(&mut self, updates: impl IntoIterator<Item = Update>) {
+    pub(crate) fn apply(&mut self, updates: impl IntoIterator<Item = Update>) {
         for update in updates {
             self.projection.apply(update).unwrap();
         }

@@ -102,7 +102,7 @@ async fn a_token_of_another_pod_is_rejected() {
         ..settings()
     };
     service = serve(required).await;
-    service.tell(told());
+    service.apply(updates());
     let own = header(&service.token(pods::GRANTED).await);
     for path in paths {
         let answer = service.with(pods::GRANTED, "GET", path, &own).await;

@@ -42,11 +42,11 @@ async fn a_request_waits_for_credentials_and_is_woken() {
         Update::Synced,
         granted(pods::GRANTED),
     ] {
-        service.tell([update]);
+        service.apply([update]);
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!answered.is_finished());
     }
-    service.tell([issued(pods::GRANTED, IN_2096)]);
+    service.apply([issued(pods::GRANTED, IN_2096)]);
     let answered = tokio::time::timeout(HANG_LIMIT, answered).await;
     let answer = parse(&answered.expect("it is woken").unwrap());
     assert_eq!(answer.status, 200);
@@ -76,15 +76,18 @@ async fn each_request_is_answered_by_the_current_view() {
     let path = format!("{LISTING}reader");
     let ask = async |service: &Service| service.get(pods::GRANTED, &path).await;
     assert_eq!(ask(&service).await.status, 200);
-    service.tell([Update::Applied(facts(pods::GRANTED), Outcome::NoRole)]);
+    service.apply([Update::Applied(facts(pods::GRANTED), Outcome::NoRole)]);
     assert_eq!(ask(&service).await.status, 404);
-    // A pod that has gone is told so, and one that is not known is not.
-    service.tell([Update::Removed(PodUid::from(uid(pods::GRANTED).as_str()))]);
+    // A removed pod is distinguished from an unknown one.
+    service.apply([Update::Removed(PodUid::from(uid(pods::GRANTED).as_str()))]);
     let answer = ask(&service).await;
     assert_eq!(answer.status, 403);
-    assert!(answer.body.contains("default/pod-2 has gone"), "{answer:?}");
+    assert!(
+        answer.body.contains("default/pod-2 was deleted"),
+        "{answer:?}"
+    );
     assert_eq!(service.get(pods::UNKNOWN, &path).await.status, 503);
-    service.tell([granted(pods::GRANTED), issued(pods::GRANTED, IN_2096)]);
+    service.apply([granted(pods::GRANTED), issued(pods::GRANTED, IN_2096)]);
     assert_eq!(ask(&service).await.status, 200);
 }
 
@@ -134,7 +137,7 @@ async fn a_service_that_stops_answers_requests_in_flight() {
     service.stop.cancel();
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(!service.running.is_finished());
-    service.tell([granted(pods::GRANTED)]);
+    service.apply([granted(pods::GRANTED)]);
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert_eq!(parse(&answer).body, "reader");

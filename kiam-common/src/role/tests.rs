@@ -1,4 +1,4 @@
-//! Tables from kiam's own tests (kiam's `arn_resolver_test`), what it got wrong, and properties.
+//! Cases of kiam's own tests (kiam's `arn_resolver_test`), cases that it gets wrong, and properties.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ fn base(text: &str) -> BaseArn {
 }
 
 #[test]
-fn every_spelling_resolves() {
+fn full_arns_and_short_names_resolve() {
     for (base_arn, spelling, expected) in [
         (BASE, "reader", "arn:aws:iam::123456789012:role/reader"),
         (BASE, "/reader", "arn:aws:iam::123456789012:role/reader"),
@@ -49,7 +49,7 @@ fn every_spelling_resolves() {
 }
 
 #[test]
-fn what_is_no_role_says_why() {
+fn names_that_are_not_roles_are_rejected_with_a_reason() {
     let long = "x".repeat(3000);
     for (spelling, reason) in [
         ("", "empty"),
@@ -81,7 +81,7 @@ fn what_is_no_role_says_why() {
 }
 
 #[test]
-fn the_base_of_an_instance_profile_keeps_account_and_partition() {
+fn the_base_arn_keeps_account_and_partition_of_the_instance_profile() {
     for (profile, expected) in [
         ("arn:aws:iam::123456789012:instance-profile/nodes", BASE),
         ("arn:aws:iam::123456789012:instance-profile/a/b/nodes", BASE),
@@ -100,13 +100,13 @@ fn the_base_of_an_instance_profile_keeps_account_and_partition() {
 
 proptest! {
     #[test]
-    fn no_text_panics_and_what_resolves_is_an_arn(spelling in any::<String>()) {
+    fn every_name_that_resolves_is_an_arn(spelling in any::<String>()) {
         if let Ok(role) = resolve(&spelling, Some(&base(BASE))) {
             prop_assert!(role.as_str().starts_with("arn:aws"));
             prop_assert!(!role.name().is_empty() && !role.name().contains('/'));
             prop_assert_eq!(RoleArn::parse(role.as_str()), Ok(role.clone()));
-            // The name that the metadata service lists, asked for by itself, is the same role
-            // whenever the role has no path of its own.
+            // The name that the metadata service lists resolves to the same role if the role has no
+            // path beside that of the base ARN.
             if role.as_str() == format!("{BASE}{}", role.name()) {
                 prop_assert_eq!(resolve(role.name(), Some(&base(BASE))), Ok(role));
             }
@@ -114,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn near_misses_of_arns_do_not_panic(spelling in "arn(:[a-z0-9/-]{0,14}){0,8}") {
+    fn malformed_arns_do_not_panic(spelling in "arn(:[a-z0-9/-]{0,14}){0,8}") {
         let _ = resolve(&spelling, None);
         let _ = BaseArn::parse(&spelling);
         let _ = BaseArn::of_instance_profile(&spelling);

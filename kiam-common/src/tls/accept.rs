@@ -1,4 +1,4 @@
-//! The server's end: accepts connections and hands on those whose handshake is done.
+//! Server side: accepts connections and passes them on after their handshake.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,17 +16,17 @@ use super::keepalive;
 use super::peer::Connection;
 use super::reload::ServerTls;
 
-/// A handshake that takes longer is given up.
+/// The limit for one handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way at once; further connections wait in the kernel's queue.
+/// Concurrent handshakes; further connections wait in the kernel's queue.
 const MAX_HANDSHAKES: usize = 256;
-/// Connections whose handshake is done and which nobody has taken yet.
+/// Connections that wait to be taken after their handshake.
 const MAX_WAITING: usize = 64;
 
-/// Connections whose client has proved that its certificate comes from the authorities.
+/// Connections whose client has a certificate that one of the authorities issued.
 pub type Incoming = ReceiverStream<io::Result<Connection>>;
 
-/// Accepts connections and does their handshakes.
+/// Accepts connections and performs their handshakes.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: TcpListener,
@@ -35,7 +35,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts on `listener`, with whatever certificates are current.
+    /// Accepts on `listener`, with the certificates that are current at each connection.
     #[must_use]
     pub fn new(listener: TcpListener, tls: Arc<ServerTls>) -> (Self, Incoming) {
         let (done, incoming) = mpsc::channel(MAX_WAITING);
@@ -49,11 +49,11 @@ impl Acceptor {
         )
     }
 
-    /// Accepts until told to stop.
+    /// Accepts until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let permits = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                 return;
             };
             let (stream, peer) = tokio::select! {
@@ -61,7 +61,7 @@ impl Acceptor {
                 accepted = self.listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        // Out of file descriptors, most likely: wait for some to be closed.
+                        // Most likely out of file descriptors: wait until some are closed.
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
@@ -72,10 +72,10 @@ impl Acceptor {
             let done = self.done.clone();
             tokio::spawn(async move {
                 if let Some(stream) = handshake(acceptor, stream, peer).await {
-                    // Nobody takes it once the server has stopped.
+                    // Fails only after the server has stopped.
                     drop(done.send(Ok(stream)).await);
                 }
-                drop(place);
+                drop(permit);
             });
         }
     }
@@ -87,7 +87,7 @@ async fn handshake(
     peer: SocketAddr,
 ) -> Option<Connection> {
     if let Err(error) = keepalive::prepare(&stream) {
-        tracing::debug!(%peer, %error, "the connection is gone already");
+        tracing::debug!(%peer, %error, "the connection closed before its TLS handshake");
         return None;
     }
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {

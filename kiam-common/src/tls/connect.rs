@@ -1,4 +1,4 @@
-//! The agent's end: a gRPC channel to one server.
+//! Agent side: a gRPC channel to one server.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,32 +17,33 @@ use super::explain::explain;
 use super::keepalive;
 use super::reload::ClientTls;
 
-/// TCP connect and TLS handshake together.
+/// The limit for TCP connect and TLS handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may take to begin, before this side does.
-const FIRST_WORD: Duration = Duration::from_secs(1);
-/// That the other end's kernel answers does not mean that the server does: it is asked itself, seldom.
+/// The wait for the first bytes of the server, before the client sends its own.
+const FIRST_BYTES: Duration = Duration::from_secs(1);
+/// TCP keepalive proves only that the kernel of the server is alive. HTTP/2 pings check the server
+/// itself, at a low rate.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no connection to a server.
+/// The error of [`connect`].
 #[derive(Debug, thiserror::Error)]
 #[error("cannot connect to the server at {address} as {name:?}: {reason}")]
 pub struct ConnectError {
-    /// The address that was dialled.
+    /// The address of the server.
     pub address: SocketAddr,
     /// The name that its certificate must have.
     pub name: String,
-    /// What went wrong, and with TLS what it means.
+    /// The cause, explained if it is a TLS error.
     pub reason: String,
 }
 
 /// Connects to the server at `address`, whose certificate must be for `name`.
 ///
-/// The channel does not reconnect to another address; when it fails, ask for a new one.
+/// The channel does not reconnect to another address; when it fails, connect again.
 ///
 /// # Errors
-/// When the server cannot be reached, or one side refuses the other's certificate.
+/// When the server cannot be reached, or one side rejects the other's certificate.
 pub async fn connect(
     address: SocketAddr,
     name: ServerName<'static>,
@@ -56,7 +57,7 @@ pub async fn connect(
             let stream = TcpStream::connect(address).await?;
             keepalive::prepare(&stream)?;
             let mut stream = connector.connect(name, stream).await?;
-            first_word(&mut stream).await?;
+            wait_for_first_bytes(&mut stream).await?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
@@ -77,21 +78,26 @@ pub async fn connect(
         )),
         Err(_elapsed) => {
             let limit = CONNECT_TIMEOUT.as_secs();
-            let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {limit} s"));
+            let error = io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no response within {limit} s"),
+            );
             Err(failed(error.to_string()))
         }
     }
 }
 
-/// Waits for the server's first word, without taking it. With TLS 1.3 a client's handshake is done
-/// before the server has looked at its certificate: a server that refuses it says so now, and
-/// whoever writes first may lose that to the closed connection. One that does not begins with its
-/// HTTP/2 settings, at once; should one wait for ours, it is not waited for long.
-async fn first_word(stream: &mut TlsStream<TcpStream>) -> io::Result<()> {
-    match tokio::time::timeout(FIRST_WORD, stream.fill_buf()).await {
+/// Waits for the first bytes of the server, without consuming them.
+///
+/// In TLS 1.3 the handshake of the client completes before the server has verified its certificate.
+/// A server that rejects it sends an alert now, which is lost if the client writes first and its
+/// packet meets the closed connection. A server that accepts it sends its HTTP/2 settings at once.
+/// The wait is bounded in case a server sends its settings only after those of the client.
+async fn wait_for_first_bytes(stream: &mut TlsStream<TcpStream>) -> io::Result<()> {
+    match tokio::time::timeout(FIRST_BYTES, stream.fill_buf()).await {
         Ok(Ok([])) => Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            "the server closed the connection without a word",
+            "the server closed the connection without sending anything",
         )),
         Ok(Ok(_)) | Err(_) => Ok(()),
         Ok(Err(error)) => Err(error),

@@ -1,15 +1,14 @@
-//! What a failed handshake means, for people.
+//! Explanations of failed handshakes, for people.
 
 use std::error::Error;
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error as Rustls};
 
-/// Finds the TLS error behind `error`, if there is one, and says what it means and what to do.
+/// Finds the TLS error among the sources of `error`, and explains its cause and remedy.
 ///
-/// With TLS 1.3 a client learns only after its handshake that the server refused its
-/// certificate: the error then surfaces in the first call.
-#[must_use]
+/// In TLS 1.3 a client learns only after its handshake that the server rejected its certificate: the
+/// error surfaces in the first call.
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -19,7 +18,7 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(alert) = alert(&error.to_string()) {
             return Some(meaning(&alert));
         }
-        // io::Error gives the source of what it wraps, and not what it wraps.
+        // The source of an io::Error is that of the error inside it: the error itself is skipped.
         next = match error
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref)
@@ -31,7 +30,7 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// The alert that a text was made of: h2 keeps of an error on the socket its text only.
+/// Finds the alert in the text of an error: h2 keeps only the text of an error of the socket.
 fn alert(text: &str) -> Option<Rustls> {
     const ABOUT_CERTIFICATES: [AlertDescription; 9] = [
         AlertDescription::AccessDenied,
@@ -53,22 +52,17 @@ fn alert(text: &str) -> Option<Rustls> {
 fn meaning(error: &Rustls) -> String {
     match error {
         Rustls::NoCertificatesPresented => {
-            "the other side presented no certificate; it must have one of the authorities in --ca"
+            "the peer presented no certificate; it needs one that an authority in --ca issued"
                 .to_owned()
         }
         Rustls::InvalidCertificate(certificate) => format!(
-            "the other side's certificate is refused here: {}",
+            "rejected the peer's certificate: {}",
             certificate_meaning(certificate)
         ),
         Rustls::AlertReceived(alert) => {
-            format!(
-                "the other side refused this side: {}",
-                alert_meaning(*alert)
-            )
+            format!("the peer rejected this side: {}", alert_meaning(*alert))
         }
-        Rustls::InvalidMessage(_) => {
-            "the other side does not speak TLS; is it the right port?".to_owned()
-        }
+        Rustls::InvalidMessage(_) => "the peer does not speak TLS; check the port".to_owned(),
         other => format!("TLS: {other}"),
     }
 }
@@ -76,20 +70,20 @@ fn meaning(error: &Rustls) -> String {
 fn certificate_meaning(error: &CertificateError) -> String {
     match error {
         CertificateError::UnknownIssuer => {
-            "it comes from none of the authorities in --ca; are both sides' files of one CA?".into()
+            "no authority in --ca issued it; check that both sides use the same CA".into()
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "it has expired, or this machine's clock is wrong".into()
+            "it has expired, or the clock of this machine is wrong".into()
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "it is not valid yet, or this machine's clock is wrong".into()
+            "it is not valid yet, or the clock of this machine is wrong".into()
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "its extended key usage does not allow this; a server needs serverAuth, an agent \
+            "its extended key usage does not allow this use; a server needs serverAuth, an agent \
              clientAuth"
                 .into()
         }
-        // The error itself lists the name that was asked for and the names there are.
+        // The text of the error contains the expected name and the names in the certificate.
         other => other.to_string(),
     }
 }
@@ -97,14 +91,14 @@ fn certificate_meaning(error: &CertificateError) -> String {
 fn alert_meaning(alert: AlertDescription) -> String {
     match alert {
         AlertDescription::CertificateRequired => {
-            "it wants a certificate, and --cert was not accepted as one".into()
+            "it requires a certificate, and did not accept the one in --cert".into()
         }
         AlertDescription::UnknownCA => {
-            "the certificate in --cert comes from none of the authorities it trusts".into()
+            "no authority that it trusts issued the certificate in --cert".into()
         }
         AlertDescription::DecryptError => {
-            "the certificate in --cert comes from an authority of the same name as one that it \
-             trusts, with another key"
+            "the authority that issued the certificate in --cert has the name of one that it \
+             trusts, but another key"
                 .into()
         }
         AlertDescription::CertificateExpired => "the certificate in --cert has expired".into(),

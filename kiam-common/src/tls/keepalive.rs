@@ -1,5 +1,5 @@
-//! Dead connections are found by the kernel: a server has thousands that are idle, and a packet of
-//! the kernel's costs neither side a wake-up, a cipher and a task as a ping of HTTP/2 does.
+//! Detection of dead connections by TCP keepalive. A server has thousands of idle connections, and a
+//! keepalive probe is handled by the kernels: unlike an HTTP/2 ping it wakes no process.
 
 use std::io;
 use std::time::Duration;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// Without a word for so long the other end is asked whether it is there.
+/// The idle time before the first probe.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long until it is asked again.
+/// The interval between probes.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// How often, before it is given up: 20 s after its last word.
+/// Unanswered probes before the connection is closed: 20 s after the last packet of the peer.
 const RETRIES: u32 = 2;
-/// What was sent and is not acknowledged is given up after as long (`TCP_USER_TIMEOUT`, tcp(7)).
+/// The limit for acknowledgment of sent data (`TCP_USER_TIMEOUT`, tcp(7)).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// Small messages are sent at once, and a connection whose other end is gone breaks within 20 s.
+/// Disables Nagle's algorithm, and makes a connection fail within 20 s after its peer is gone.
 pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_kernel_watches_over_the_connection() {
+    async fn keepalive_options_are_set_on_the_socket() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
         let stream = stream.unwrap();

@@ -1,4 +1,4 @@
-//! The certificate, the key and the authorities: read from files, and made into configurations.
+//! Certificate, key and authorities: read from files, and converted into TLS configurations.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,60 +14,60 @@ use crate::flags::TlsFlags;
 
 const ALPN_HTTP2: &[u8] = b"h2";
 
-/// Why the TLS files cannot be used.
+/// The error of unusable TLS files.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file cannot be read, or is not PEM.
+    /// A file cannot be read, or is not in PEM format.
     #[error("cannot read the {what} from {}: {source}", path.display())]
     Read {
-        /// Which of the three.
+        /// The expected content: certificate, private key or certificate authorities.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// The error of the PEM parser.
         source: rustls::pki_types::pem::Error,
     },
-    /// A file has none of what it is there for.
+    /// A file lacks the expected content.
     #[error("there is no {what} in {}", path.display())]
     Empty {
-        /// Which of the three.
+        /// The expected content: certificate, private key or certificate authorities.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// An authority's certificate is malformed.
     #[error("a certificate authority in {} cannot be used: {source}", path.display())]
     Authority {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the TLS library.
         source: rustls::Error,
     },
     /// The certificate is malformed.
     #[error("the certificate in {} cannot be parsed: {problem}", path.display())]
     Certificate {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the TLS library.
         problem: String,
     },
-    /// Key and certificate do not belong together, or TLS cannot use them.
+    /// The key does not match the certificate, or the TLS library does not support them.
     #[error("the certificate in {} and the key in {} cannot be used together: {source}", cert.display(), key.display())]
     Pair {
         /// The certificate's file.
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What is wrong.
+        /// The error of the TLS library.
         source: rustls::Error,
     },
-    /// No verifier can be made of the authorities.
-    #[error("no peer can be verified with the authorities in {}: {problem}", path.display())]
+    /// The authorities cannot verify any certificate.
+    #[error("the authorities in {} cannot verify any peer: {problem}", path.display())]
     Verifier {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the TLS library.
         problem: String,
     },
 }
@@ -86,7 +86,7 @@ impl Material {
     /// Reads and parses the files.
     ///
     /// # Errors
-    /// Says which file is at fault, and how.
+    /// Names the file that cannot be used, and the cause.
     pub fn read(files: &TlsFlags) -> Result<Self, TlsError> {
         let chain = certificates("certificate", &files.cert)?;
         let authorities = certificates("certificate authorities", &files.ca)?;
@@ -114,24 +114,23 @@ impl Material {
         })
     }
 
-    /// When the certificate expires.
-    #[must_use]
+    /// Returns the expiration of the certificate.
     pub const fn expires(&self) -> SystemTime {
         self.expires
     }
 
-    /// Whether the other holds the same certificates.
-    #[must_use]
+    /// Returns whether both have the same certificates, key and authorities.
     pub fn same_as(&self, other: &Self) -> bool {
         self.chain == other.chain
             && self.authorities == other.authorities
             && self.key.secret_der() == other.key.secret_der()
     }
 
-    /// A server's configuration: clients must present a certificate of the authorities.
+    /// Returns the configuration of a server, which requires client certificates that one of the
+    /// authorities issued.
     ///
     /// # Errors
-    /// When TLS cannot use the material.
+    /// When the TLS library cannot use the files.
     pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier =
@@ -150,10 +149,11 @@ impl Material {
         Ok(config)
     }
 
-    /// A client's configuration: the server must present a certificate of the authorities.
+    /// Returns the configuration of a client, which requires a server certificate that one of the
+    /// authorities issued.
     ///
     /// # Errors
-    /// When TLS cannot use the material.
+    /// When the TLS library cannot use the files.
     pub fn client_config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier =
@@ -223,6 +223,6 @@ fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
     let (_, parsed) =
         x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
     let seconds = parsed.validity().not_after.timestamp();
-    // A certificate that expired before 1970 is as expired as one that did then.
+    // An expiration before 1970 is clamped to 1970.
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }

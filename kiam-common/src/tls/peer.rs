@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection: its address, and the names in its certificate.
+//! The peer of a connection: its address, and the names in its certificate.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,25 +12,25 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use x509_parser::extensions::GeneralName;
 
-/// The subject alternative names of a peer's certificate.
+/// The subject alternative names in the certificate of a peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerNames {
     /// DNS names.
     pub dns: Vec<String>,
-    /// URIs, SPIFFE ids among them.
+    /// URIs, including SPIFFE IDs.
     pub uris: Vec<String>,
 }
 
-/// The other end of a connection, in the extensions of each of its calls.
+/// The peer of a connection. It is in the extensions of each request.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Its address.
+    /// The address of the peer.
     pub address: SocketAddr,
-    /// The names in its certificate, which the handshake has verified.
+    /// The names in its verified certificate.
     pub names: PeerNames,
 }
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
@@ -100,7 +100,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Reads the names. A certificate without any, or a malformed one, has none.
+/// Reads the subject alternative names. A malformed certificate has none.
 fn peer_names(certificate: &CertificateDer<'_>) -> PeerNames {
     let mut names = PeerNames::default();
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {

@@ -1,8 +1,8 @@
-//! Configurations that follow their files.
+//! TLS configurations that are reloaded when their files change.
 //!
-//! The folders of the files are watched, since the kubelet replaces a mounted secret by
-//! swapping a symbolic link beside it. Whatever is read then is used only if it makes a whole
-//! configuration: a torn write, a missing file, a key of another certificate keep the old one.
+//! The folders of the files are watched, because the kubelet updates a mounted secret by replacing a
+//! symbolic link beside the files. A configuration is replaced only by a valid one: after a torn
+//! write, with a missing file or with a key of another certificate, the old one stays in use.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,27 +18,27 @@ use super::material::{Material, TlsError};
 use crate::flags::TlsFlags;
 use crate::watch;
 
-/// A writer that replaces three files is given this long to finish before they are read.
+/// The wait after a change, so that a writer can replace all three files.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Files behind links that lead out of the watched folders change unseen: they are read again
-/// this often all the same.
+/// The interval of unconditional reloads: files behind symbolic links that leave the watched folders
+/// change without an event.
 const REREAD: Duration = Duration::from_secs(300);
 
-/// A server's configuration that follows its files.
+/// The configuration of a server.
 pub type ServerTls = Reloading<ServerConfig>;
-/// A client's configuration that follows its files.
+/// The configuration of a client.
 pub type ClientTls = Reloading<ClientConfig>;
 
-/// Which end of a connection a configuration is for.
+/// A side of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsSide {
-    /// The agent's end.
+    /// The side of the agent.
     Client,
-    /// The server's end.
+    /// The side of the server.
     Server,
 }
 
-/// kiam's metrics of a certificate: `grpc_{client,server}_tls_certificate_*`.
+/// The metrics `grpc_{client,server}_tls_certificate_*`, named as in kiam.
 #[derive(Debug, Clone)]
 pub struct TlsMetrics {
     pub(super) update_error: IntGauge,
@@ -46,7 +46,7 @@ pub struct TlsMetrics {
 }
 
 impl TlsMetrics {
-    /// Registers the metrics of one end.
+    /// Registers the metrics of one side.
     ///
     /// # Errors
     /// When they are registered already.
@@ -57,11 +57,11 @@ impl TlsMetrics {
         };
         let update_error = IntGauge::with_opts(Opts::new(
             format!("grpc_{side}_tls_certificate_update_error"),
-            "1 while the TLS files cannot be used and older ones stay in use, else 0.",
+            "1 while the TLS files cannot be used and the previous ones stay in use, otherwise 0.",
         ))?;
         let expiry = Gauge::with_opts(Opts::new(
             format!("grpc_{side}_tls_certificate_expiry_seconds"),
-            "When the certificate in use expires, in seconds since 1970.",
+            "Expiration of the certificate in use, in seconds since 1970.",
         ))?;
         registry.register(Box::new(update_error.clone()))?;
         registry.register(Box::new(expiry.clone()))?;
@@ -72,7 +72,7 @@ impl TlsMetrics {
     }
 }
 
-/// A configuration that follows its files.
+/// A TLS configuration that is reloaded when its files change.
 pub struct Reloading<T> {
     files: TlsFlags,
     make: fn(&Material) -> Result<T, TlsError>,
@@ -90,7 +90,7 @@ impl<T> fmt::Debug for Reloading<T> {
 }
 
 impl ServerTls {
-    /// Reads a server's files.
+    /// Reads the files of a server.
     ///
     /// # Errors
     /// When they cannot be used.
@@ -100,7 +100,7 @@ impl ServerTls {
 }
 
 impl ClientTls {
-    /// Reads a client's files.
+    /// Reads the files of a client.
     ///
     /// # Errors
     /// When they cannot be used.
@@ -128,19 +128,19 @@ impl<T> Reloading<T> {
         }))
     }
 
-    /// The configuration to use for a new connection.
+    /// Returns the configuration for a new connection.
     pub fn current(&self) -> Arc<T> {
         self.current.load_full()
     }
 
-    /// Follows the files until told to stop.
-    pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
+    /// Reloads the files when they change, until `stop` is cancelled.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut changes = watch::folders(&self.folders()).inspect_err(|error| {
             let every = REREAD.as_secs();
-            tracing::warn!(%error, "cannot watch the TLS files; reading them every {every} s");
+            tracing::warn!(%error, "cannot watch the TLS files; reloading them every {every} s instead");
         });
         loop {
-            let news = async {
+            let changed = async {
                 match &mut changes {
                     Ok(changes) => changes.next().await,
                     Err(_) => std::future::pending().await,
@@ -148,7 +148,7 @@ impl<T> Reloading<T> {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = news => tokio::time::sleep(SETTLE).await,
+                () = changed => tokio::time::sleep(SETTLE).await,
                 () = tokio::time::sleep(REREAD) => {}
             }
             if let Ok(changes) = &mut changes {
@@ -158,7 +158,7 @@ impl<T> Reloading<T> {
         }
     }
 
-    /// Reads the files again, and uses them if they are new and whole.
+    /// Reads the files, and uses them if they are new and valid.
     fn reload(&self) {
         let loaded = Material::read(&self.files).and_then(|material| {
             let unchanged = material.same_as(&self.material.load());
@@ -175,11 +175,11 @@ impl<T> Reloading<T> {
                 self.metrics.publish(&material, &self.files);
                 self.material.store(Arc::new(material));
                 self.current.store(Arc::new(config));
-                tracing::info!(cert = %self.files.cert.display(), "new TLS files are in use");
+                tracing::info!(cert = %self.files.cert.display(), "reloaded the TLS files");
             }
             Err(error) => {
                 self.metrics.update_error.set(1);
-                tracing::error!(%error, "the new TLS files cannot be used; the old ones stay");
+                tracing::error!(%error, "cannot use the new TLS files; the previous ones stay in use");
             }
         }
     }
@@ -210,7 +210,7 @@ impl TlsMetrics {
         if expires <= SystemTime::now() {
             tracing::error!(
                 cert = %files.cert.display(),
-                "the certificate has expired: no connection will succeed until it is replaced"
+                "the certificate has expired; connections fail until it is replaced"
             );
         }
     }

@@ -96,7 +96,7 @@ async fn serve(tls: &Arc<ServerTls>) -> Serving {
     }
 }
 
-/// Does a handshake by hand, with a byte each way: the client's own error, if it has one.
+/// Performs a handshake and sends one byte; returns the error of the client, if any.
 async fn handshake(serving: &mut Serving, client: &ClientTls) -> Result<PeerNames, String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let connector = tokio_rustls::TlsConnector::from(client.current());
@@ -120,14 +120,14 @@ async fn handshake(serving: &mut Serving, client: &ClientTls) -> Result<PeerName
             Ok(names)
         }
         read = ours.read_exact(&mut byte) => match read {
-            Ok(_) => Err("a byte came before the server accepted".to_owned()),
+            Ok(_) => Err("received a byte before the server accepted".to_owned()),
             Err(error) => Err(explained(error)),
         },
     }
 }
 
 #[tokio::test]
-async fn a_handshake_gives_the_client_s_names() {
+async fn a_handshake_yields_the_names_of_the_client() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority("ca");
     let mut serving = serve(&server(write(
@@ -143,7 +143,7 @@ async fn a_handshake_gives_the_client_s_names() {
 }
 
 #[tokio::test]
-async fn a_failed_handshake_says_what_is_wrong() {
+async fn a_failed_handshake_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let (ca, other) = (authority("ca"), authority("other"));
     let expired = |mut params: CertificateParams| {
@@ -157,13 +157,13 @@ async fn a_failed_handshake_says_what_is_wrong() {
             "client of another CA",
             (&ca, server_leaf(), &ca),
             (&ca, agent_leaf(), &other),
-            "refused this side: the certificate in --cert",
+            "rejected this side: no authority that it trusts",
         ),
         (
             "server of another CA",
             (&ca, server_leaf(), &other),
             (&ca, agent_leaf(), &ca),
-            "none of the authorities in --ca",
+            "no authority in --ca issued it",
         ),
         (
             "expired client",
@@ -184,7 +184,7 @@ async fn a_failed_handshake_says_what_is_wrong() {
             "not valid for name",
         ),
         (
-            "server with a client's certificate",
+            "server with a client certificate",
             (
                 &ca,
                 leaf("kiam-server", ExtendedKeyUsagePurpose::ClientAuth),
@@ -195,20 +195,20 @@ async fn a_failed_handshake_says_what_is_wrong() {
         ),
     ];
     for (at, (case, server_files, client_files, expected)) in cases.into_iter().enumerate() {
-        let place = |side: &str| folder.path().join(format!("{at}-{side}"));
+        let files = |side: &str| folder.path().join(format!("{at}-{side}"));
         let (ca, params, issuer) = server_files;
-        let mut serving = serve(&server(write(&place("s"), ca, &params, issuer))).await;
+        let mut serving = serve(&server(write(&files("s"), ca, &params, issuer))).await;
         let (ca, params, issuer) = client_files;
-        let client = client(write(&place("c"), ca, &params, issuer));
+        let client = client(write(&files("c"), ca, &params, issuer));
         let error = handshake(&mut serving, &client).await.unwrap_err();
         assert!(error.contains(expected), "{case}: {error}");
     }
 }
 
-/// With TLS 1.3 the refusal comes after the client's handshake: it must not be lost to the closed
-/// connection, however the two race.
+/// In TLS 1.3 the rejection arrives after the handshake of the client: the closed connection must
+/// not hide it, in any order of events.
 #[tokio::test]
-async fn a_channel_whose_certificate_is_refused_says_so_every_time() {
+async fn a_rejected_client_certificate_is_always_reported() {
     let folder = tempfile::tempdir().unwrap();
     let (ca, other) = (authority("ca"), authority("other"));
     let server = server(write(&folder.path().join("s"), &ca, &server_leaf(), &ca));
@@ -221,14 +221,14 @@ async fn a_channel_whose_certificate_is_refused_says_so_every_time() {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("refused this side: the certificate in --cert"),
+            error.contains("rejected this side: no authority that it trusts"),
             "{error}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_channel_to_something_that_speaks_no_tls_says_so() {
+async fn a_peer_that_does_not_speak_tls_is_reported() {
     use tokio::io::AsyncWriteExt as _;
     let folder = tempfile::tempdir().unwrap();
     let ca = authority("ca");
@@ -266,7 +266,7 @@ async fn a_channel_to_something_that_speaks_no_tls_says_so() {
 }
 
 #[test]
-fn unusable_files_are_named() {
+fn errors_name_the_unusable_file() {
     let folder = tempfile::tempdir().unwrap();
     let ca = authority("ca");
     let good = write(&folder.path().join("good"), &ca, &agent_leaf(), &ca);
@@ -333,10 +333,10 @@ fn unusable_files_are_named() {
 }
 
 #[tokio::test]
-async fn replaced_files_are_used_and_bad_ones_are_not() {
+async fn valid_new_files_are_used_and_invalid_ones_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (authority("old"), authority("new"));
-    // As the kubelet mounts a secret: the files are links through ..data, which is swapped.
+    // The kubelet mounts a secret as symbolic links through ..data, which it replaces.
     let mount = |version: &str, ca: &Authority, params: &CertificateParams| {
         let data = folder.path().join(version);
         write(&data, ca, params, ca);
@@ -359,7 +359,7 @@ async fn replaced_files_are_used_and_bad_ones_are_not() {
     let update_error = metrics.clone();
     let tls = ServerTls::server(files.clone(), metrics).unwrap();
     let stop = CancellationToken::new();
-    let following = tokio::spawn(Arc::clone(&tls).follow(stop.clone()));
+    let running = tokio::spawn(Arc::clone(&tls).run(stop.clone()));
     let mut serving = serve(&tls).await;
     let old_client = client(write(
         &folder.path().join("c-old"),
@@ -376,21 +376,21 @@ async fn replaced_files_are_used_and_bad_ones_are_not() {
     handshake(&mut serving, &old_client).await.unwrap();
     let first = tls.current();
 
-    // A torn write: the key is gone. The old configuration stays, and the metric says so.
+    // Without the key the old configuration stays in use, and the metric is 1.
     mount("v2", &new, &server_leaf());
     std::fs::remove_file(folder.path().join("v2/tls.key")).unwrap();
     eventually(|| update_error.has_failed()).await;
     assert!(Arc::ptr_eq(&first, &tls.current()));
     handshake(&mut serving, &old_client).await.unwrap();
 
-    // Whole files of another authority.
+    // Valid files of another authority.
     mount("v3", &new, &server_leaf());
     eventually(|| !Arc::ptr_eq(&first, &tls.current())).await;
     assert!(!update_error.has_failed());
     handshake(&mut serving, &new_client).await.unwrap();
     assert!(handshake(&mut serving, &old_client).await.is_err());
     stop.cancel();
-    following.await.unwrap();
+    running.await.unwrap();
 }
 
 impl TlsMetrics {
@@ -406,5 +406,5 @@ async fn eventually(condition: impl Fn() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("what was expected did not happen within five seconds");
+    panic!("the condition did not hold within five seconds");
 }

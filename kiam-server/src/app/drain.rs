@@ -1,17 +1,17 @@
-//! The end of the gRPC server: its clients are told to go, and do not all do so.
+//! Shutdown of the gRPC server: waits for its clients, for a limited time.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// How long clients have, after HTTP/2's GOAWAY, to close their connections. Streams end by
-/// themselves and agents are elsewhere within a moment; this is for a client that hangs. Less than
-/// the program's whole time to end.
+/// The time for clients to close their connections after the HTTP/2 GOAWAY. Node streams end at
+/// once and agents move to another server; the limit matters for a client that hangs. It is shorter
+/// than the grace period of the whole program.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Serves until `stop`, and until connections are closed then, for a while at most: those that are
-/// left are closed with the process, which is no failure of the server's.
+/// Serves until `stop` is cancelled, then waits until all connections are closed, or [`LIMIT`] is
+/// over. Remaining connections close with the process, which is not an error.
 pub(super) async fn until_drained<E: Display>(
     serving: impl Future<Output = Result<(), E>>,
     stop: CancellationToken,
@@ -22,11 +22,11 @@ pub(super) async fn until_drained<E: Display>(
     };
     tokio::select! {
         ended = serving => if let Err(error) = ended {
-            tracing::error!(%error, "the gRPC server broke down");
+            tracing::error!(%error, "the gRPC server failed");
         },
         () = over => tracing::warn!(
             after = ?LIMIT,
-            "clients have not closed their connections, which end now with the server"
+            "closing connections that their clients have not closed"
         ),
     }
 }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
     use tokio::time::{Instant, sleep};
 
-    /// How long it serves after the stop, with clients that take so long to go.
+    /// Returns how long the server runs after the stop, if its clients need `clients` to close.
     async fn serves(clients: Duration) -> Duration {
         let stop = CancellationToken::new();
         let asked = stop.clone();
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_waits_for_clients_and_not_for_one_that_hangs() {
+    async fn shutdown_waits_for_clients_up_to_the_limit() {
         assert_eq!(serves(Duration::ZERO).await, Duration::ZERO);
         let second = Duration::from_secs(1);
         assert_eq!(serves(second).await, second);

@@ -1,5 +1,5 @@
-//! Whether the server serves agents, as the kubelet's probes and load balancers ask: ready when
-//! it has read the cluster, no more when it is about to stop.
+//! The gRPC health service, for the kubelet's probes and for load balancers: serving once the
+//! server has read the cluster, and not serving once it is about to stop.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use tonic_health::server::HealthReporter;
 use crate::cluster::Cluster;
 use crate::node::Service;
 
-/// The name for the server as a whole (gRPC health checking protocol).
+/// The name of the server as a whole (gRPC health checking protocol).
 const WHOLE: &str = "";
 
 type NodeStream = NodeServiceServer<Service>;
 
-/// Reports until told to stop.
+/// Reports the state of the server until `stop` is cancelled.
 pub(super) async fn report(
     reporter: HealthReporter,
     cluster: Arc<Cluster>,

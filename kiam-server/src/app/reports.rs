@@ -1,4 +1,4 @@
-//! The audit log, and Events where there is an API to post them to.
+//! Assembly of the audit log, and of Kubernetes Events if there is an API.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::report::audit::Writer;
 use crate::report::events::Events;
 use crate::report::{AuditLog, ReportMetrics, Reports, publish};
 
-/// What is asked for, and the tasks behind it.
+/// Starts the tasks of the configured reports.
 pub(super) fn start(
     audit_log: &AuditLog,
     client: Option<kube::Client>,
@@ -24,17 +24,17 @@ pub(super) fn start(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut reports = Reports::off();
     if let Some(client) = client {
-        let (with, notices) = reports.with_events(Arc::clone(&clock), &metrics);
+        let (enabled, notices) = reports.with_events(Arc::clone(&clock), &metrics);
         let (cluster, events) = (Arc::clone(cluster), Events::new(client));
         let work = publish(notices, events, cluster, metrics.clone(), tasks.stop());
-        tasks.spawn("events", work);
-        reports = with;
+        tasks.spawn("Kubernetes Events", work);
+        reports = enabled;
     }
     if let Some(writer) = Writer::open(audit_log, metrics.clone())? {
-        let (with, records) = reports.with_audit(Arc::clone(cluster), clock, &metrics);
-        tasks.spawn("audit", writer.run(records, tasks.stop()));
-        tasks.spawn("grants", with.clone().follow(tasks.stop()));
-        reports = with;
+        let (enabled, records) = reports.with_audit(Arc::clone(cluster), clock, &metrics);
+        tasks.spawn("audit log", writer.run(records, tasks.stop()));
+        tasks.spawn("grant ledger", enabled.clone().run_ledger(tasks.stop()));
+        reports = enabled;
     }
     Ok(reports)
 }

@@ -1,4 +1,4 @@
-//! What the flags about roles and sessions come to.
+//! Settings that follow from the flags for roles and sessions.
 
 use std::time::Duration;
 
@@ -6,34 +6,34 @@ use kiam_common::role::{BaseArn, RoleArn, resolve};
 
 use super::StartError;
 use crate::args::RoleFlags;
-use crate::permitted::{AllowedRoles, Anchoring, Reading};
+use crate::permitted::{Anchoring, Kube2iamOptions, PermissionOptions};
 use crate::policy::{SessionSettings, Settings};
 use crate::sts::StsSettings;
 
-/// What AWS allows to sessions that are made from a session.
+/// The longest session with role chaining (IAM User Guide, "Role chaining").
 const LONGEST_CHAINED: Duration = Duration::from_secs(60 * 60);
 
 impl RoleFlags {
-    /// Which annotations of namespaces count; `base` completes kube2iam's short names.
-    pub(crate) fn reading(&self, base: Option<&BaseArn>) -> Reading {
+    /// Returns which annotations of namespaces count. `base` completes kube2iam's short names.
+    pub(crate) fn permission_options(&self, base: Option<&BaseArn>) -> PermissionOptions {
         let anchoring = if self.disable_strict_namespace_regexp {
             Anchoring::Part
         } else {
             Anchoring::Whole
         };
-        let allowed = self.kube2iam_allowed_roles.then(|| AllowedRoles {
+        let allowed = self.kube2iam_allowed_roles.then(|| Kube2iamOptions {
             base: base.cloned(),
         });
-        Reading { anchoring, allowed }
+        PermissionOptions { anchoring, allowed }
     }
 
-    /// What completes short names: given, or of this machine.
+    /// Returns the base ARN: that of the flag, or the one detected on this machine.
     pub(crate) async fn base_arn(&self) -> Result<Option<BaseArn>, StartError> {
         if !self.role_base_arn_autodetect {
             return self.given_base_arn();
         }
-        let base = crate::instance::base_arn(None).await?;
-        tracing::info!(base_arn = base.as_str(), "detected");
+        let base = crate::ec2::base_arn(None).await?;
+        tracing::info!(base_arn = base.as_str(), "detected the base ARN of roles");
         Ok(Some(base))
     }
 
@@ -56,7 +56,7 @@ impl RoleFlags {
                 source,
             })
         };
-        // kiam took an empty one for none.
+        // As in kiam, an empty value counts as unset.
         let asked = self
             .assume_role_arn
             .as_ref()
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_s_own_role_is_resolved_and_shortens_sessions() {
+    fn the_role_of_the_server_is_resolved_and_limits_sessions_to_one_hour() {
         const BASE: &str = "--role-base-arn=arn:aws:iam::123456789012:role/";
         let role = |arguments: &[&str]| {
             let flags = flags(arguments);
@@ -125,7 +125,7 @@ mod tests {
             (vec!["--assume-role-arn=kiam"], "--role-base-arn"),
             (
                 vec!["--role-base-arn=arn:foo"],
-                "--role-base-arn \"arn:foo\"",
+                "invalid --role-base-arn \"arn:foo\"",
             ),
             (
                 vec![BASE, "--assume-role-arn=kiam", "--session-duration=2h"],
@@ -133,7 +133,7 @@ mod tests {
             ),
             (
                 vec![BASE, "--assume-role-arn=kiam", "--max-session-duration=2h"],
-                "one hour",
+                "at most 1h",
             ),
         ] {
             let error = failed(&arguments).to_string();

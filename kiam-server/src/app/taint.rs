@@ -1,4 +1,4 @@
-//! The taint on nodes without an agent, where that is asked for.
+//! Assembly of the controller of `--node-taint`.
 
 use kiam_common::tasks::Tasks;
 use prometheus::Registry;
@@ -6,9 +6,9 @@ use prometheus::Registry;
 use super::StartError;
 use crate::args::NodeFlags;
 use crate::node::Streams;
-use crate::taint::{Keeper, TaintMetrics};
+use crate::taint::{TaintController, TaintMetrics};
 
-/// Keeps the taint, if there is one to keep.
+/// Starts the controller if the flag is set.
 pub(super) fn start(
     flags: &NodeFlags,
     client: Option<kube::Client>,
@@ -22,7 +22,7 @@ pub(super) fn start(
     let client = client.ok_or(StartError::TaintWithoutApi)?;
     let metrics = TaintMetrics::new(registry)?;
     let (after, agents) = (flags.node_taint_after, &flags.agent_service_account);
-    let keeper = Keeper::new(client, (taint, after), agents, streams, metrics);
-    tasks.spawn("node taint", keeper.run(tasks.stop()));
+    let controller = TaintController::new(client, (taint, after), agents, streams, metrics);
+    tasks.spawn("node taint", controller.run(tasks.stop()));
     Ok(())
 }

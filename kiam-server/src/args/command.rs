@@ -1,4 +1,4 @@
-//! What the server's program does other than to serve.
+//! The commands of the program, and their flags.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -10,69 +10,64 @@ use kiam_common::server_address::ServerAddress;
 
 use super::{Args, ClusterFlags, RoleFlags, ServiceAccountName, ServiceAccountNameError};
 
-/// The server's command line.
+/// The command line of the server.
 pub type Cli = kiam_common::cli::Cli<Args, Command>;
 
-/// What the program does other than to serve.
+/// A command of the program.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Command {
-    /// Asks a server whether it serves agents, and ends with 0 if it does: for probes
+    /// Check whether a server serves agents, for probes
     Health(Box<HealthArgs>),
 
-    /// Tells why a pod gets its role's credentials or does not, and what to do: which annotation,
-    /// which policy, which error of STS decides
+    /// Explain why a pod gets the credentials of its role, or why not and what to do
     ///
-    /// Reads the Kubernetes API, and asks a running server if it is reached (in its pod, or through
-    /// kubectl port-forward). The exit code is 0 if the pod gets them, 1 if not, 2 if that cannot
-    /// be told.
+    /// Reads the Kubernetes API, and asks a running server if it is reachable (in its pod, or through
+    /// kubectl port-forward). The exit code is 0 if the pod gets its credentials, 1 if not, and 2 if
+    /// that is unknown.
     Explain(Box<ExplainArgs>),
 }
 
-/// What `kiam-server explain` is told.
+/// Flags of `kiam-server explain`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExplainArgs {
-    /// What is to be explained
+    /// Kind of the object to explain
     #[arg(value_enum)]
     pub kind: Explained,
 
-    /// Which
+    /// Namespace and name of the object
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: PodName,
 
-    /// Whether the pod would get this role, in any spelling
+    /// Explain whether the pod gets this role, given by its name, path or ARN
     #[arg(long, value_name = "ROLE")]
     pub role: Option<String>,
 
-    /// Print one JSON object
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 
-    /// A running server's --prometheus-listen-addr
+    /// Admin port of a running server (its --prometheus-listen-addr)
     #[arg(long, default_value = "127.0.0.1:9620", value_name = "IP:PORT")]
     pub server: SocketAddr,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub cluster: ClusterFlags,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub roles: RoleFlags,
 }
 
-/// What can be explained.
+/// The kind of an object that can be explained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Explained {
-    /// Why a pod gets what it gets
+    /// A pod
     Pod,
 }
 
 /// Namespace and name of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodName {
-    /// The namespace.
     pub namespace: String,
-    /// The name.
     pub name: String,
 }
 
@@ -85,27 +80,26 @@ impl FromStr for PodName {
     }
 }
 
-/// What `kiam-server health` is told, named as kiam named it.
+/// Flags of `kiam-server health`, with the names of kiam.
 #[derive(Debug, Clone, clap::Args)]
 pub struct HealthArgs {
-    /// The server; its certificate must be for HOST
+    /// Address of the server, whose certificate must be valid for HOST
     #[arg(long, default_value = "localhost:9610", value_name = "HOST:PORT")]
     pub server_address: ServerAddress,
 
-    /// Try again for this long
+    /// Retry until this time is over
     #[arg(long, default_value = "1s", value_parser = duration::parse, value_name = "DURATION")]
     pub timeout: Duration,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub tls: TlsFlags,
 
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub compat: HealthCompatFlags,
 }
 
-/// Flags of `kiam health` without a meaning here: it logs nothing, and `--timeout` bounds it all.
+/// Flags of `kiam health` that have no effect: the command logs nothing, and `--timeout` is the only
+/// limit.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct HealthCompatFlags {
     #[arg(long, hide = true)]
@@ -129,13 +123,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_stand_beside_the_server_s_own_flags() {
+    fn commands_and_the_flags_of_the_server_are_separate() {
         Cli::command().debug_assert();
         let tls = ["--cert=c", "--key=k", "--ca=a"];
         let parse =
             |words: &[&str]| Cli::try_parse_from(["kiam-server"].iter().chain(words).chain(&tls));
         assert!(matches!(parse(&[]), Ok(Cli::Run(_))));
-        // kiam v4.2, deploy/server.daemonset.yaml, but for the program's name.
+        // kiam v4.2, deploy/server.daemonset.yaml, except for the name of the program.
         let probe = [
             "health",
             "--server-address=127.0.0.1:443",
@@ -144,7 +138,7 @@ mod tests {
             "--gateway-timeout-creation=1s",
         ];
         let Ok(Cli::Command(Command::Health(args))) = parse(&probe) else {
-            panic!("no health");
+            panic!("not parsed as the health command");
         };
         assert_eq!(args.server_address.to_string(), "127.0.0.1:443");
         assert_eq!(args.timeout, Duration::from_secs(5));

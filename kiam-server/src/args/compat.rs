@@ -1,7 +1,7 @@
-//! Flags of kiam's server that have nothing to do here: taken, so that its manifests start this
-//! one, and answered with a word on why.
+//! Flags of the server of kiam v3 and v4 that have no effect. They are accepted, with a warning, so
+//! that the manifests of kiam work unchanged.
 
-/// Flags of kiam v3 and v4 without a meaning here.
+/// Flags of kiam v3 and v4 that have no effect.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct CompatFlags {
     #[arg(long, hide = true)]
@@ -30,13 +30,12 @@ pub struct CompatFlags {
     statsd_interval: Option<String>,
 }
 
-const WATCHES: &str = "watches tell of every change, and there is no queue to size";
-const KEEPALIVE: &str = "both sides find a dead connection within 20 s";
-const METRICS: &str = "metrics are at --prometheus-listen-addr, read when they are asked for";
+const WATCHES: &str = "watches deliver every change, and there is no queue to size";
+const KEEPALIVE: &str = "both sides detect a dead connection within 20 s";
+const METRICS: &str = "metrics are served at --prometheus-listen-addr, up to date at each scrape";
 
 impl CompatFlags {
-    /// Each flag that was given, and why it does nothing.
-    #[must_use]
+    /// Returns each flag that is set, and why it has no effect.
     pub fn given(&self) -> Vec<(&'static str, &'static str)> {
         let Self {
             sync,
@@ -52,8 +51,8 @@ impl CompatFlags {
             statsd_prefix,
             statsd_interval,
         } = self;
-        let profiles = "profiles are taken from outside, with perf";
-        let streams = "node streams are never idle, and end between two messages";
+        let profiles = "profile the process with perf";
+        let streams = "node streams are never idle, and close between two messages";
         let flags = [
             ("--sync", sync, WATCHES),
             ("--fetchers", fetchers, WATCHES),

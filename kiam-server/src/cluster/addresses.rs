@@ -1,4 +1,4 @@
-//! Pods by their address, for callers that know nothing else of them.
+//! Index of pods by address, for the protocol of kiam v4, whose agents identify pods by address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::object::Pod;
 
-/// The pods that claim an address, the newest last. Nearly always it is one.
+/// The pods that claim each address, the newest last. Nearly always there is one.
 #[derive(Debug, Default)]
 pub(super) struct Addresses(HashMap<IpAddr, Vec<Arc<Pod>>>);
 
 impl Addresses {
-    /// The addresses of a pod in its node's network are the node's, and identify nothing.
+    /// Adds a pod, unless it shares the network namespace, and so the addresses, of its node.
     pub(super) fn insert(&mut self, pod: &Arc<Pod>) {
         if pod.host_network {
             return;
@@ -36,7 +36,7 @@ impl Addresses {
         }
     }
 
-    /// Of several pods that claim it, the newest has it: the others are on their way out.
+    /// Returns the newest pod that claims an address: the others are terminating.
     pub(super) fn get(&self, address: IpAddr) -> Option<&Arc<Pod>> {
         self.0.get(&address.to_canonical())?.last()
     }

@@ -1,4 +1,4 @@
-//! Pods in sets, by their UID: a set holds a pointer for each, and no key beside it.
+//! Sets of pods keyed by UID: each entry is one pointer, without a separate key.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use super::object::Pod;
 
-/// A pod, equal to whichever has its UID: `replace` puts a newer state in the place of an older.
+/// A pod that compares by its UID, so that `replace` updates the pod in a set.
 #[derive(Debug)]
 pub(super) struct ByUid(pub(super) Arc<Pod>);
 
 impl Borrow<str> for ByUid {
     fn borrow(&self) -> &str {
-        &self.0.uid
+        self.0.uid.as_str()
     }
 }
 
@@ -25,7 +25,7 @@ impl PartialEq for ByUid {
 
 impl Eq for ByUid {}
 
-// As `Borrow` asks: the same as the text's own.
+// `Borrow` requires the hash of the borrowed text.
 impl Hash for ByUid {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.uid.hash(state);

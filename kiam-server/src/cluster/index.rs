@@ -1,4 +1,4 @@
-//! The maps behind [`Cluster`](super::Cluster), and who is woken when they change.
+//! The maps behind [`Cluster`](super::Cluster), and the wake-ups of their readers.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -9,20 +9,18 @@ use super::addresses::Addresses;
 use super::by_uid::ByUid;
 use super::object::{Kind, Namespace, ObjectKey, Pod, ServiceAccount};
 
-/// A pod of a node, and what decides about it.
+/// A pod, with the objects that decide about it.
 #[derive(Debug, Clone)]
-pub struct Member {
-    /// The pod.
+pub struct PodContext {
     pub pod: Arc<Pod>,
-    /// Its namespace, if it is known.
+    /// The namespace, if it is known.
     pub namespace: Option<Arc<Namespace>>,
-    /// Its service account, if there is one.
+    /// The service account, if it exists.
     pub service_account: Option<Arc<ServiceAccount>>,
 }
 
-impl Member {
-    /// Whether it is of the very same objects: nothing that decides has changed then.
-    #[must_use]
+impl PodContext {
+    /// Returns whether both refer to the same objects, in which case the decision is the same.
     pub fn is_same(&self, other: &Self) -> bool {
         fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
             one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
@@ -40,10 +38,10 @@ impl Member {
 pub(super) struct Index {
     pods: HashSet<ByUid>,
     namespaces: HashMap<Arc<str>, Arc<Namespace>>,
-    /// By namespace, then name.
+    /// Keyed by namespace, then name.
     service_accounts: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceAccount>>>,
     nodes: HashMap<Arc<str>, Node>,
-    /// Kept only where somebody asks by address.
+    /// Present after [`Index::index_addresses`].
     addresses: Option<Addresses>,
 }
 
@@ -67,19 +65,19 @@ impl Node {
 
 impl Index {
     pub(super) fn apply_pod(&mut self, mut pod: Pod) {
-        if let Some(ByUid(known)) = self.pods.get(&*pod.uid) {
+        if let Some(ByUid(known)) = self.pods.get(pod.uid.as_str()) {
             if **known == pod {
                 return;
             }
-            // A pod is bound once; were it ever to move, its old node must not keep it.
+            // Kubernetes binds a pod once. If one moved nevertheless, its old node must not keep it.
             if known.node != pod.node {
-                self.remove_pod(&pod.uid);
+                self.remove_pod(pod.uid.as_str());
             }
         }
         self.share_names(&mut pod);
         let pod = Arc::new(pod);
         if let Some(addresses) = &mut self.addresses {
-            if let Some(ByUid(known)) = self.pods.get(&*pod.uid) {
+            if let Some(ByUid(known)) = self.pods.get(pod.uid.as_str()) {
                 addresses.remove(known);
             }
             addresses.insert(&pod);
@@ -92,7 +90,7 @@ impl Index {
         self.pods.replace(ByUid(pod));
     }
 
-    /// Thousands of pods say the same few names: they share the copies that are there already.
+    /// Replaces the names in a pod by shared copies: thousands of pods contain the same few names.
     fn share_names(&self, pod: &mut Pod) {
         if let Some(namespace) = self.namespaces.get(&pod.namespace) {
             pod.namespace = Arc::clone(&namespace.name);
@@ -138,7 +136,7 @@ impl Index {
 
     pub(super) fn delete(&mut self, key: &ObjectKey) {
         match key {
-            ObjectKey::Pod(uid) => self.remove_pod(uid),
+            ObjectKey::Pod(uid) => self.remove_pod(uid.as_str()),
             ObjectKey::Namespace(name) => {
                 if self.namespaces.remove(name.as_ref()).is_some() {
                     self.wake_where(|pod| *pod.namespace == **name);
@@ -158,13 +156,13 @@ impl Index {
         }
     }
 
-    /// Removes what is of `kind` and not in `listed`.
+    /// Removes the objects of `kind` that are not in `listed`.
     pub(super) fn retain(&mut self, kind: Kind, listed: &HashSet<ObjectKey>) {
         let known: Vec<ObjectKey> = match kind {
             Kind::Pod => self
                 .pods
                 .iter()
-                .map(|ByUid(pod)| ObjectKey::Pod(Arc::clone(&pod.uid)))
+                .map(|ByUid(pod)| ObjectKey::Pod(pod.uid.clone()))
                 .collect(),
             Kind::Namespace => {
                 let names = self.namespaces.keys();
@@ -187,17 +185,17 @@ impl Index {
         }
     }
 
-    /// By UID.
-    pub(super) fn node(&self, node: &str) -> Vec<Member> {
+    /// Returns the pods of a node, ordered by UID.
+    pub(super) fn node(&self, node: &str) -> Vec<PodContext> {
         let Some(node) = self.nodes.get(node) else {
             return Vec::new();
         };
         let pods = node.pods.iter();
-        pods.map(|ByUid(pod)| self.member(pod)).collect()
+        pods.map(|ByUid(pod)| self.context(pod)).collect()
     }
 
-    pub(super) fn member(&self, pod: &Arc<Pod>) -> Member {
-        Member {
+    pub(super) fn context(&self, pod: &Arc<Pod>) -> PodContext {
+        PodContext {
             pod: Arc::clone(pod),
             namespace: self.namespaces.get(&pod.namespace).cloned(),
             service_account: self
@@ -208,8 +206,7 @@ impl Index {
         }
     }
 
-    /// From now on [`Self::at`] finds pods.
-    pub(super) fn keep_addresses(&mut self) {
+    pub(super) fn index_addresses(&mut self) {
         let mut addresses = Addresses::default();
         for ByUid(pod) in &self.pods {
             addresses.insert(pod);
@@ -217,9 +214,9 @@ impl Index {
         self.addresses = Some(addresses);
     }
 
-    pub(super) fn at(&self, address: IpAddr) -> Option<Member> {
+    pub(super) fn by_address(&self, address: IpAddr) -> Option<PodContext> {
         let pod = self.addresses.as_ref()?.get(address)?;
-        Some(self.member(pod))
+        Some(self.context(pod))
     }
 
     pub(super) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -267,7 +264,8 @@ impl Index {
         }
     }
 
-    /// Wakes the readers of every node that has such a pod. Nodes without readers cost nothing.
+    /// Wakes the readers of every node with a pod that `concerns` selects. Skips nodes without
+    /// readers.
     fn wake_where(&self, concerns: impl Fn(&Pod) -> bool) {
         for node in self.nodes.values().filter(|node| !node.readers.is_empty()) {
             if node.pods.iter().any(|ByUid(pod)| concerns(pod)) {

@@ -1,27 +1,24 @@
-//! Kubernetes objects, cut down to what decides about roles.
+//! Kubernetes objects, reduced to the fields that decide about roles.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use kiam_common::pod_uid::PodUid;
 
 use crate::permitted::Permitted;
 
 /// The kinds of objects that the server reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// v1 Namespace.
     Namespace,
-    /// v1 ServiceAccount.
     ServiceAccount,
-    /// v1 Pod.
     Pod,
 }
 
 impl Kind {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Namespace, Self::ServiceAccount, Self::Pod];
 
-    /// As in `kind:` of a manifest.
-    #[must_use]
+    /// Returns the value of `kind` in a manifest.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
@@ -31,34 +28,29 @@ impl Kind {
     }
 }
 
-/// What names an object.
+/// The key of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ObjectKey {
-    /// A pod's UID: a name can be taken again by another pod while the first is still going.
-    Pod(Arc<str>),
-    /// A namespace's name.
+    /// The UID of a pod: a new pod can have the name of one that is still terminating.
+    Pod(PodUid),
+    /// The name of a namespace.
     Namespace(Box<str>),
-    /// Namespace and name of a service account.
+    /// The namespace and name of a service account.
     ServiceAccount(Box<str>, Box<str>),
 }
 
-/// An object of any of the kinds.
+/// An object of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
-    /// A pod.
     Pod(Pod),
-    /// A namespace.
     Namespace(Namespace),
-    /// A service account.
     ServiceAccount(ServiceAccount),
 }
 
 impl Object {
-    /// What names it.
-    #[must_use]
     pub fn key(&self) -> ObjectKey {
         match self {
-            Self::Pod(pod) => ObjectKey::Pod(Arc::clone(&pod.uid)),
+            Self::Pod(pod) => ObjectKey::Pod(pod.uid.clone()),
             Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.as_ref().into()),
             Self::ServiceAccount(account) => ObjectKey::ServiceAccount(
                 account.namespace.as_ref().into(),
@@ -68,18 +60,18 @@ impl Object {
     }
 }
 
-/// A pod that is not finished. Finished ones (phase Succeeded or Failed) count as gone.
+/// A pod that is not finished. Finished pods (phase Succeeded or Failed) count as deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
-    pub uid: Arc<str>,
+    pub uid: PodUid,
     /// `metadata.namespace`.
     pub namespace: Arc<str>,
     /// `metadata.name`.
     pub name: Box<str>,
-    /// `metadata.creationTimestamp`, in seconds since 1970; zero where there is none.
+    /// `metadata.creationTimestamp`, in seconds since 1970, or zero.
     pub created: i64,
-    /// `spec.nodeName`; none until the pod is bound.
+    /// `spec.nodeName`; `None` until the pod is bound.
     pub node: Option<Arc<str>>,
     /// `spec.serviceAccountName`.
     pub service_account: Arc<str>,
@@ -89,11 +81,11 @@ pub struct Pod {
     pub host_network: bool,
     /// The annotation `kubernetes.io/config.hash` of a mirror pod.
     pub static_hash: Option<Box<str>>,
-    /// The pod's annotations that concern kiam.
+    /// The annotations of the pod that concern kiam.
     pub annotations: Option<Box<Annotations>>,
 }
 
-/// A pod's annotations that concern kiam, as they were written.
+/// The annotations of a pod that concern kiam, unparsed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Annotations {
     /// `iam.amazonaws.com/role`.
@@ -107,23 +99,20 @@ pub struct Annotations {
 }
 
 impl Annotations {
-    /// Nothing at all is kept of a pod without any.
-    #[must_use]
+    /// Returns the annotations in a box, or `None` if there are none, to save memory.
     pub fn boxed(self) -> Option<Box<Self>> {
         (self != Self::default()).then(|| Box::new(self))
     }
 }
 
-/// A namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// What its annotation `iam.amazonaws.com/permitted` permits, compiled.
+    /// The compiled annotation `iam.amazonaws.com/permitted`.
     pub permitted: Permitted,
 }
 
-/// A service account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAccount {
     /// `metadata.namespace`.

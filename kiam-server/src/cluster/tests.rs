@@ -1,4 +1,4 @@
-//! Who is woken by what, and what a kind's listing leaves.
+//! Wake-ups of readers, and the effect of complete lists.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn account(role: &str) -> ServiceAccount {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_is_woken_by_what_concerns_its_node_and_by_nothing_else() {
+async fn a_reader_is_woken_only_by_changes_that_concern_its_node() {
     let cluster = Arc::new(Cluster::new());
     let signal = Arc::new(Notify::new());
     let subscription = cluster.subscribe("node-1", Arc::clone(&signal));
@@ -81,7 +81,7 @@ async fn a_reader_is_woken_by_what_concerns_its_node_and_by_nothing_else() {
 }
 
 #[test]
-fn a_listing_leaves_what_it_names_and_makes_its_kind_known() {
+fn a_complete_list_removes_other_objects_and_makes_its_kind_known() {
     let cluster = Cluster::new();
     for uid in ["a", "b", "c"] {
         cluster.apply(pod(uid, "web", uid, "node-1").into());
@@ -108,10 +108,10 @@ fn a_listing_leaves_what_it_names_and_makes_its_kind_known() {
 }
 
 #[test]
-fn an_address_is_the_newest_pod_s_that_is_not_the_node_s() {
+fn an_address_belongs_to_the_newest_pod_outside_the_network_of_its_node() {
     let at = |cluster: &Cluster, address: &str| {
-        let member = cluster.at(address.parse().unwrap());
-        member.map(|member| member.pod.uid.to_string())
+        let context = cluster.by_address(address.parse().unwrap());
+        context.map(|context| context.pod.uid.to_string())
     };
     let having = |uid: &str, created, addresses: &[&str]| {
         let mut pod = pod(uid, "web", uid, "node-1");
@@ -121,11 +121,11 @@ fn an_address_is_the_newest_pod_s_that_is_not_the_node_s() {
     };
     let cluster = Cluster::new();
     cluster.apply(having("old", 1, &["10.0.0.1", "fd00::1"]).into());
-    assert_eq!(at(&cluster, "10.0.0.1"), None, "nobody has asked yet");
-    cluster.keep_addresses();
+    assert_eq!(at(&cluster, "10.0.0.1"), None, "not indexed yet");
+    cluster.index_addresses();
     assert_eq!(at(&cluster, "10.0.0.1").as_deref(), Some("old"));
     assert_eq!(at(&cluster, "::ffff:10.0.0.1").as_deref(), Some("old"));
-    // Whichever is told last, the newest has it.
+    // The newest pod has the address, regardless of the order of events.
     cluster.apply(having("new", 2, &["10.0.0.1"]).into());
     cluster.apply(having("old", 1, &["10.0.0.1", "fd00::2"]).into());
     assert_eq!(at(&cluster, "10.0.0.1").as_deref(), Some("new"));

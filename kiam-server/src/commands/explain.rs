@@ -1,6 +1,6 @@
-//! `kiam-server explain pod`: why a pod gets its role's credentials, or does not, and what to do.
+//! `kiam-server explain pod`: why a pod gets the credentials of its role, or why not and what to do.
 
-mod judge;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -18,82 +18,80 @@ use crate::args::ExplainArgs;
 use crate::source::{LookupError, lookup};
 use crate::status::{PATH, PodStatus};
 
-/// For a server's answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// The limit for the response of a server.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_RESPONSE_BYTES: usize = 64 << 10;
 
-/// Why nothing can be said.
+/// The error of [`explain`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExplainError {
-    /// The API's client, or a flag.
+    /// A flag is invalid, or the client of the API cannot be created.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The pod.
+    /// The pod cannot be looked up.
     #[error(transparent)]
     Lookup(#[from] LookupError),
-    /// The report cannot be written.
-    #[error("cannot write the report: {0}")]
+    /// The report cannot be serialized.
+    #[error("cannot serialize the report: {0}")]
     Report(#[from] serde_json::Error),
 }
 
-/// What comes of it in the end.
+/// The result of an explanation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The policies grant the role, and nothing is known to fail.
+    /// The policies grant the role, and no failure is known.
     Granted,
-    /// No role is named for it.
+    /// Neither the pod nor its service account names a role.
     NoRole,
     /// A policy refuses the role.
     Forbidden,
-    /// The role that was asked about is not the pod's.
+    /// The requested role is not the role of the pod.
     OtherRole,
-    /// Something that decides is not there yet.
+    /// The decision depends on something that is not known yet.
     Undecided,
-    /// The role is granted, and STS does not give its credentials.
+    /// The role is granted, but STS does not issue its credentials.
     Failing,
 }
 
-/// One thing that was looked at, in the order in which they decide.
+/// One step of an explanation, in the order in which the steps decide.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Step {
-    /// What.
+    /// The subject of the step.
     pub about: &'static str,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// Whether it stands in the way.
+    /// Whether the finding prevents the credentials.
     pub in_the_way: bool,
 }
 
-/// Why a pod gets what it gets.
+/// Why a pod gets its credentials, or why not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
     /// `NAMESPACE/NAME`.
     pub pod: String,
-    /// What comes of it.
     pub verdict: Verdict,
-    /// What was looked at.
     pub steps: Vec<Step>,
-    /// What to do, if there is something to do.
+    /// What to do, if anything.
     pub to_do: Option<String>,
 }
 
-/// What a running server said.
+/// The response of a running server.
 #[derive(Debug)]
 enum Server {
-    /// This, of the pod.
-    Knows(Box<PodStatus>),
-    /// That it knows no such pod.
-    Ignorant,
-    /// Nothing: why.
-    Silent(String),
+    /// The status of the pod.
+    Status(Box<PodStatus>),
+    /// The server does not know the pod.
+    UnknownPod,
+    /// There is no response, for this reason.
+    Unreachable(String),
 }
 
-/// Explains. Returns what to print, and whether the pod gets its role's credentials.
+/// Explains a pod. Returns the text to print, and whether the pod gets its credentials.
 ///
 /// # Errors
-/// When nothing can be said, as the pod or the API is not there.
+/// When the pod or the API cannot be read.
 pub async fn explain(args: ExplainArgs) -> Result<(String, bool), ExplainError> {
     let ExplainArgs {
         name,
@@ -105,22 +103,27 @@ pub async fn explain(args: ExplainArgs) -> Result<(String, bool), ExplainError> 
         ..
     } = args;
     let client = app::kubernetes(&cluster).await?;
-    let place = (name.namespace.as_str(), name.name.as_str());
+    let key = (name.namespace.as_str(), name.name.as_str());
     let given = roles.base_arn().await?;
-    let mut member = lookup(client.clone(), place, &roles.reading(given.as_ref())).await?;
-    let server = ask(server, &member.pod.uid).await;
+    let mut context = lookup(
+        client.clone(),
+        key,
+        &roles.permission_options(given.as_ref()),
+    )
+    .await?;
+    let server = ask(server, context.pod.uid.as_str()).await;
     let base = match (given, &server) {
-        (None, Server::Knows(status)) => {
+        (None, Server::Status(status)) => {
             let text = status.role_base_arn.as_deref();
             let base = text.and_then(|text| BaseArn::parse(text).ok());
-            // It may complete names in the namespace's annotations too.
-            member = lookup(client, place, &roles.reading(base.as_ref())).await?;
+            // The base ARN may complete names in the annotations of the namespace, too.
+            context = lookup(client, key, &roles.permission_options(base.as_ref())).await?;
             base
         }
         (given, _) => given,
     };
     let settings = roles.settings(base);
-    let explanation = judge::judge(&member, &settings, role.as_deref(), &server);
+    let explanation = steps::explain(&context, &settings, role.as_deref(), &server);
     let granted = explanation.verdict == Verdict::Granted;
     let text = if json {
         serde_json::to_string_pretty(&explanation)? + "\n"
@@ -130,34 +133,36 @@ pub async fn explain(args: ExplainArgs) -> Result<(String, bool), ExplainError> 
     Ok((text, granted))
 }
 
-/// What a server says of a pod, if one is there.
+/// Asks a server for the status of a pod.
 async fn ask(address: std::net::SocketAddr, uid: &str) -> Server {
     let request = Request::get(format!("{PATH}{uid}"))
         .header(header::HOST, "kiam-server")
         .body(Empty::new());
     let request = match request {
         Ok(request) => request,
-        Err(error) => return Server::Silent(error.to_string()),
+        Err(error) => return Server::Unreachable(error.to_string()),
     };
-    let answer = http_client::send(address, request, MAX_ANSWER_BYTES);
-    match tokio::time::timeout(PATIENCE, answer).await {
+    let answer = http_client::send(address, request, MAX_RESPONSE_BYTES);
+    match tokio::time::timeout(RESPONSE_TIMEOUT, answer).await {
         Ok(Ok(answer)) if answer.status() == StatusCode::OK => {
             match serde_json::from_slice(answer.body()) {
-                Ok(status) => Server::Knows(Box::new(status)),
-                Err(error) => {
-                    Server::Silent(format!("{address} speaks of something else: {error}"))
-                }
+                Ok(status) => Server::Status(Box::new(status)),
+                Err(error) => Server::Unreachable(format!(
+                    "{address} is not a server of this version: {error}"
+                )),
             }
         }
-        Ok(Ok(answer)) if answer.status() == StatusCode::NOT_FOUND => Server::Ignorant,
-        Ok(Ok(answer)) => Server::Silent(format!("{address} answers {}", answer.status())),
-        Ok(Err(error)) => Server::Silent(error.to_string()),
-        Err(_elapsed) => Server::Silent(format!("{address} does not answer")),
+        Ok(Ok(answer)) if answer.status() == StatusCode::NOT_FOUND => Server::UnknownPod,
+        Ok(Ok(answer)) => {
+            Server::Unreachable(format!("{address} responded with {}", answer.status()))
+        }
+        Ok(Err(error)) => Server::Unreachable(error.to_string()),
+        Err(_elapsed) => Server::Unreachable(format!("no response from {address}")),
     }
 }
 
 impl Explanation {
-    /// For people.
+    /// Formats the explanation for people.
     fn text(&self) -> String {
         let mut text = format!("pod {}: {}\n\n", self.pod, self.verdict.words());
         for Step {
@@ -167,7 +172,7 @@ impl Explanation {
         } in &self.steps
         {
             let mark = if *in_the_way { "no" } else { "ok" };
-            // Writing to a String does not fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "  {mark}  {about:<12} {found}");
         }
         if let Some(to_do) = &self.to_do {
@@ -180,12 +185,12 @@ impl Explanation {
 impl Verdict {
     const fn words(self) -> &'static str {
         match self {
-            Self::Granted => "it gets its role's credentials",
-            Self::NoRole => "it gets nothing, as no role is named for it",
-            Self::Forbidden => "it gets nothing, as its role is refused",
-            Self::OtherRole => "it does not get this role, which is not its own",
-            Self::Undecided => "it gets nothing yet",
-            Self::Failing => "it may have its role, and STS does not give the credentials",
+            Self::Granted => "it gets the credentials of its role",
+            Self::NoRole => "it gets no credentials, because it has no role",
+            Self::Forbidden => "it gets no credentials, because its role is forbidden",
+            Self::OtherRole => "it does not get this role, which is not the role of the pod",
+            Self::Undecided => "it gets no credentials yet",
+            Self::Failing => "its role is granted, but STS does not issue the credentials",
         }
     }
 }

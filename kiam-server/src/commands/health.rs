@@ -1,4 +1,4 @@
-//! Asks a server whether it serves agents, as the gRPC health checking protocol has it.
+//! `kiam-server health`: checks a server with the gRPC health checking protocol.
 
 use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
@@ -14,35 +14,33 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::args::HealthArgs;
 
-/// As `kiam health` did.
+/// The interval between attempts, as in `kiam health`.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Why a server does not count as healthy.
+/// The error of [`health`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HealthError {
-    /// TLS files that cannot be used.
+    /// The TLS files cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A metric was registered twice.
-    #[error("metrics: {0}")]
+    /// A metric is registered already.
+    #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// It did not say in time that it serves.
+    /// The server did not report in time that it serves.
     #[error("the server at {address} was not healthy within {}: {problem}", duration::format(*limit))]
     Unhealthy {
-        /// Where it should be.
         address: ServerAddress,
-        /// How long it was asked.
         limit: Duration,
-        /// What the last try came to.
+        /// The error of the last attempt.
         problem: String,
     },
 }
 
-/// Asks until the server says that it serves, or time is up.
+/// Checks the server until it reports that it serves, or the timeout is over.
 ///
 /// # Errors
-/// When it does not say so in time, or cannot be asked.
+/// When the server does not report that in time.
 pub async fn health(args: HealthArgs) -> Result<(), HealthError> {
     let HealthArgs {
         server_address: address,
@@ -51,7 +49,7 @@ pub async fn health(args: HealthArgs) -> Result<(), HealthError> {
         ..
     } = args;
     let tls = ClientTls::client(tls, TlsMetrics::new(TlsSide::Client, &Registry::new())?)?;
-    let last = Mutex::new("it has not answered".to_owned());
+    let last = Mutex::new("no response yet".to_owned());
     let asked = tokio::time::timeout(limit, async {
         while let Err(problem) = ask(&address, &tls).await {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = problem;
@@ -65,11 +63,11 @@ pub async fn health(args: HealthArgs) -> Result<(), HealthError> {
     })
 }
 
-/// One try, at every address that the name has: any of them may be the one that serves.
+/// Tries every address of the host once, until one serves.
 async fn ask(address: &ServerAddress, tls: &ClientTls) -> Result<(), String> {
     let text = |error: &dyn Display| error.to_string();
     let found = address.lookup().await;
-    let mut problem = "its name has no address".to_owned();
+    let mut problem = "the host name has no address".to_owned();
     for at in found.map_err(|error| text(&error))? {
         match connect(at, address.name(), tls).await {
             Ok(channel) => {
@@ -77,7 +75,7 @@ async fn ask(address: &ServerAddress, tls: &ClientTls) -> Result<(), String> {
                 let answer = client.check(HealthCheckRequest::default()).await;
                 match answer.map(|answer| answer.into_inner().status()) {
                     Ok(ServingStatus::Serving) => return Ok(()),
-                    Ok(other) => problem = format!("it says {}", other.as_str_name()),
+                    Ok(other) => problem = format!("it reports {}", other.as_str_name()),
                     Err(status) => problem = text(&status),
                 }
             }

@@ -1,4 +1,4 @@
-//! How old the credentials are, and how long they last: read when the metrics are.
+//! Gauges of the age and remaining lifetime of credentials, computed at each scrape.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use prometheus::{Gauge, Registry};
 use super::Store;
 use crate::clock::Clock;
 
-/// The oldest credentials, those that expire first, and how many identities fail.
+/// Gauges of the oldest credentials, the first to expire, and the failing identities.
 #[derive(Debug)]
 pub struct CredentialAges {
     store: Arc<Store>,
@@ -21,7 +21,7 @@ pub struct CredentialAges {
 }
 
 impl CredentialAges {
-    /// Registers them. Without any credentials there is no age and no time left to tell.
+    /// Registers the gauges. Those of age and lifetime are absent while there are no credentials.
     ///
     /// # Errors
     /// When they are registered already.
@@ -35,15 +35,15 @@ impl CredentialAges {
             clock,
             age: Gauge::new(
                 "kiam_sts_credentials_oldest_age_seconds",
-                "How long ago the oldest credentials that are held were issued.",
+                "Age of the oldest credentials that are held.",
             )?,
             left: Gauge::new(
                 "kiam_sts_credentials_least_remaining_seconds",
-                "How long the credentials that expire first still last; negative once they have.",
+                "Remaining lifetime of the credentials that expire first; negative after that.",
             )?,
             failing: Gauge::new(
                 "kiam_sts_identities_failing",
-                "Identities whose last call for credentials failed.",
+                "Identities whose last call to STS failed.",
             )?,
         }))
     }
@@ -79,7 +79,7 @@ impl Collector for CredentialAges {
     }
 }
 
-/// From one time to the other; negative if it is the earlier one.
+/// Returns the seconds from one time to the other, negative if `to` is earlier.
 fn seconds(from: SystemTime, to: SystemTime) -> f64 {
     to.duration_since(from).map_or_else(
         |earlier| -earlier.duration().as_secs_f64(),

@@ -1,4 +1,4 @@
-//! One identity's credentials, and the loop that keeps them fresh.
+//! The credentials of one identity, and the loop that refreshes them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,31 +14,30 @@ use super::{IssueError, IssueErrorKind};
 use crate::cluster::Signal;
 use crate::identity::Identity;
 
-/// An entry that nobody reads is kept this long: an agent that comes back, or a pod that is
-/// replaced, finds it.
+/// The time that an entry without readers is kept, for agents that reconnect and pods that are
+/// replaced.
 const LINGER: Duration = Duration::from_secs(60);
-/// The longest sleep. The wall clock may jump while one sleeps by the other.
+/// The longest sleep without a look at the wall clock, which may jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-/// Credentials with less life than this are as good as expired when they arrive.
+/// New credentials with a shorter lifetime count as expired.
 const SHORTEST_LIFE: Duration = Duration::from_secs(5);
 
-/// Why an identity has no new credentials.
+/// The failure of the last call for an identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What AWS said, and of which kind it is.
     pub error: IssueError,
-    /// When the next try is due.
+    /// The time of the next attempt.
     pub retry_at: SystemTime,
 }
 
-/// An identity's state at one moment.
+/// The state of an identity at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    /// Grows by one with every change; zero before the first outcome.
+    /// Incremented with every change; zero before the first result.
     pub version: u64,
-    /// The newest credentials. They may have expired, if renewing them fails for long.
+    /// The newest credentials. They may have expired, if renewals keep failing.
     pub credentials: Option<Arc<SessionCredentials>>,
-    /// Why the last try failed; none if it did not.
+    /// The failure of the last call, if it failed.
     pub failure: Option<Arc<Failure>>,
 }
 
@@ -49,7 +48,7 @@ pub(super) struct Entry {
     readers: watch::Sender<Vec<Signal>>,
 }
 
-/// An entry, and the task that keeps it fresh: dropping one ends the other.
+/// An entry and its refresh task, which ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) entry: Arc<Entry>,
@@ -88,8 +87,8 @@ impl Entry {
         self.readers.borrow().is_empty()
     }
 
-    /// How long the credentials in use still live.
-    fn left(&self, now: SystemTime) -> Duration {
+    /// Returns the remaining lifetime of the credentials in use.
+    fn remaining(&self, now: SystemTime) -> Duration {
         let credentials = self.lock().credentials.clone();
         credentials.map_or(Duration::ZERO, |credentials| credentials.remaining(now))
     }
@@ -109,11 +108,11 @@ impl Entry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when nobody has read the entry for as long as it lingers.
+    /// Resolves when the entry has had no reader for [`LINGER`].
     async fn abandoned(&self) {
         let mut readers = self.readers.subscribe();
         loop {
-            // The sender lives as long as this borrow of self.
+            // Cannot fail: `self` holds the sender.
             let _ = readers.wait_for(Vec::is_empty).await;
             let returned = readers.wait_for(|readers| !readers.is_empty());
             if tokio::time::timeout(LINGER, returned).await.is_err() {
@@ -123,8 +122,8 @@ impl Entry {
     }
 }
 
-/// Keeps an entry fresh until nobody reads it any more, then removes it.
-pub(super) async fn keep(
+/// Refreshes an entry until it has no readers, then removes it.
+pub(super) async fn run(
     entry: Arc<Entry>,
     shared: Arc<Shared>,
     entries: Weak<Mutex<HashMap<Arc<Identity>, Held>>>,
@@ -140,7 +139,7 @@ pub(super) async fn keep(
             return;
         };
         let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
-        // Readers are added under this lock: who came in the meantime keeps the entry alive.
+        // Readers are added under this lock, so that a new reader keeps the entry.
         if entry.is_unread() {
             entries.remove(&entry.identity);
             shared
@@ -178,8 +177,8 @@ async fn refresh(entry: &Entry, shared: &Arc<Shared>) {
                 next
             }
             Err(error) => {
-                let left = entry.left(now);
-                let wait = retries.after_failure(error.kind, left, random);
+                let remaining = entry.remaining(now);
+                let wait = retries.after_failure(error.kind, remaining, random);
                 shared.metrics.errors.inc();
                 shared
                     .metrics
@@ -202,7 +201,7 @@ async fn refresh(entry: &Entry, shared: &Arc<Shared>) {
     }
 }
 
-/// Sleeps by the wall clock. Should that be set back, the wait is not longer for it.
+/// Sleeps until a time of the wall clock. Setting that clock back does not prolong the sleep.
 async fn sleep_until(shared: &Shared, at: SystemTime, from: SystemTime) {
     let longest = tokio::time::Instant::now() + at.duration_since(from).unwrap_or_default();
     loop {
@@ -215,7 +214,7 @@ async fn sleep_until(shared: &Shared, at: SystemTime, from: SystemTime) {
     }
 }
 
-/// What arrives expired, or without a part, must not replace what works.
+/// Rejects credentials that are expired or incomplete: they must not replace valid ones.
 fn usable(
     credentials: SessionCredentials,
     now: SystemTime,
@@ -230,11 +229,11 @@ fn usable(
         || credentials.secret_access_key.expose().is_empty()
         || credentials.session_token.expose().is_empty()
     {
-        return fault("STS answered with credentials of which a part is empty".to_owned());
+        return fault("STS returned incomplete credentials".to_owned());
     }
     if credentials.remaining(now) < SHORTEST_LIFE {
         return fault(format!(
-            "STS answered with credentials that expire at {}; is this machine's clock right?",
+            "STS returned credentials that expire at {}; check the clock of this machine",
             timestamp(credentials.expiration)
         ));
     }
@@ -243,5 +242,5 @@ fn usable(
 
 fn timestamp(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time)
-        .map_or_else(|_| "an impossible time".to_owned(), |time| time.to_string())
+        .map_or_else(|_| "an invalid time".to_owned(), |time| time.to_string())
 }

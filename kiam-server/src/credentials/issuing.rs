@@ -1,4 +1,4 @@
-//! Calls to AWS within limits, and what all entries share.
+//! Rate-limited calls to AWS, and the state that all entries share.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,53 +14,53 @@ use super::{ExpiryContract, IssueError, IssueErrorKind, Issuer, StoreMetrics};
 use crate::clock::Clock;
 use crate::identity::Identity;
 
-/// A call that takes longer counts as failed.
+/// The limit for one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What all entries have in common.
+/// The state that all entries share.
 pub(super) struct Shared {
     pub(super) issuer: Arc<dyn Issuer>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: fn() -> f64,
     pub(super) contract: ExpiryContract,
     pub(super) metrics: StoreMetrics,
-    pub(super) places: Semaphore,
+    pub(super) permits: Semaphore,
     pub(super) interval: Duration,
     pub(super) next_call: Mutex<Option<Instant>>,
 }
 
 impl Shared {
-    /// One call to AWS, when its turn comes.
+    /// Calls AWS once the concurrency and rate limits allow it.
     pub(super) async fn issue(
         self: &Arc<Self>,
         identity: &Arc<Identity>,
     ) -> Result<SessionCredentials, IssueError> {
-        let _place = self.places.acquire().await;
-        tokio::time::sleep_until(self.turn()).await;
+        let _permit = self.permits.acquire().await;
+        tokio::time::sleep_until(self.next_turn()).await;
         let _counted = InFlight::of(&self.metrics.current);
-        let began = Instant::now();
+        let start = Instant::now();
         let (issuer, subject) = (Arc::clone(&self.issuer), Arc::clone(identity));
-        // In a task of its own: a panic in the SDK is this call's failure, not the entry's end.
+        // A separate task: a panic in the SDK fails this call and does not end the entry.
         let call =
             AbortOnDropHandle::new(tokio::spawn(async move { issuer.issue(&subject).await }));
         let outcome = tokio::time::timeout(CALL_TIMEOUT, call).await;
-        self.metrics.timing.observe(began.elapsed().as_secs_f64());
+        self.metrics.timing.observe(start.elapsed().as_secs_f64());
         match outcome {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_died)) => Err(IssueError {
+            Ok(Err(_panic)) => Err(IssueError {
                 kind: IssueErrorKind::Fault,
-                message: "the call to STS broke down inside of this server; see its standard error"
+                message: "the call to STS panicked in the server; see its standard error"
                     .to_owned(),
             }),
             Err(_elapsed) => Err(IssueError {
                 kind: IssueErrorKind::Network,
-                message: format!("STS did not answer within {} s", CALL_TIMEOUT.as_secs()),
+                message: format!("STS did not respond within {} s", CALL_TIMEOUT.as_secs()),
             }),
         }
     }
 
-    /// When the next call may begin: calls are spread evenly.
-    fn turn(&self) -> Instant {
+    /// Reserves the start of the next call. Calls are spread evenly.
+    fn next_turn(&self) -> Instant {
         let now = Instant::now();
         let mut next = self
             .next_call
@@ -72,7 +72,7 @@ impl Shared {
     }
 }
 
-/// Counts a call while it is under way, also one that is given up.
+/// Counts a call while it is in flight, including one that times out.
 struct InFlight<'a>(&'a IntGauge);
 
 impl<'a> InFlight<'a> {

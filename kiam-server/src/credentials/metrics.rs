@@ -1,10 +1,10 @@
-//! kiam's metrics of its credentials, where the meaning is the same, and errors by kind.
+//! Metrics of credentials and STS calls. Those with a counterpart in kiam have its names.
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::IssueErrorKind;
 
-/// What is counted about credentials and the calls for them.
+/// Metrics of credentials and STS calls.
 #[derive(Debug, Clone)]
 pub struct StoreMetrics {
     pub(super) entries: IntGauge,
@@ -17,7 +17,7 @@ pub struct StoreMetrics {
 }
 
 impl StoreMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// When they are registered already.
@@ -25,38 +25,32 @@ impl StoreMetrics {
         let metrics = Self {
             entries: IntGauge::new(
                 "kiam_sts_cacheSize",
-                "Identities whose credentials are held because a pod on an attached node needs them.",
+                "Identities whose credentials are held for pods of connected nodes.",
             )?,
             hits: IntCounter::new(
                 "kiam_sts_cache_hit_total",
-                "Grants to a node whose identity was held already.",
+                "Grants whose identity was held already.",
             )?,
             misses: IntCounter::new(
                 "kiam_sts_cache_miss_total",
-                "Grants to a node whose identity had to be fetched first.",
+                "Grants whose identity had to be fetched from STS first.",
             )?,
-            errors: IntCounter::new(
-                "kiam_sts_issuing_errors_total",
-                "Calls for credentials that failed.",
-            )?,
+            errors: IntCounter::new("kiam_sts_issuing_errors_total", "Failed STS calls.")?,
             errors_by_kind: IntCounterVec::new(
                 Opts::new(
                     "kiam_sts_errors_total",
-                    "Calls for credentials that failed, by kind of failure.",
+                    "Failed STS calls, by kind of failure.",
                 ),
                 &["kind"],
             )?,
             timing: Histogram::with_opts(
                 HistogramOpts::new(
                     "kiam_sts_assumerole_timing_seconds",
-                    "How long calls for credentials took, failed ones too.",
+                    "Duration of STS calls, including failed ones.",
                 )
                 .buckets(prometheus::exponential_buckets(0.001, 2.0, 14)?),
             )?,
-            current: IntGauge::new(
-                "kiam_sts_assumerole_current",
-                "Calls for credentials under way.",
-            )?,
+            current: IntGauge::new("kiam_sts_assumerole_current", "STS calls in flight.")?,
         };
         registry.register(Box::new(metrics.entries.clone()))?;
         registry.register(Box::new(metrics.hits.clone()))?;

@@ -1,4 +1,5 @@
-//! When to ask again: after success by the expiration, after failure by its kind.
+//! The time of the next STS call: from the expiration after a success, from the kind of error after
+//! a failure.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,39 +8,34 @@ use kiam_common::duration;
 
 use super::IssueErrorKind;
 
-/// However short a session is, it is not renewed more often than this.
+/// The shortest interval between calls, however short a session is.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest session that STS issues (STS API reference, `AssumeRole`, `DurationSeconds`).
 const SHORTEST_SESSION: Duration = Duration::from_secs(15 * 60);
-/// The longest (same place); with role chaining AWS allows one hour.
+/// The longest session (same reference). With role chaining AWS allows one hour.
 const LONGEST_SESSION: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// Why the durations that were asked for make no contract.
+/// The error of [`ExpiryContract::new`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
-    /// AWS issues no such sessions.
+    /// AWS does not issue sessions of this duration.
     #[error(
         "--session-duration is {}; AWS issues sessions of 15m to 12h (1h with role chaining)",
         duration::format(*duration)
     )]
-    Duration {
-        /// What was asked for.
-        duration: Duration,
-    },
-    /// There would be nothing but renewals.
+    Duration { duration: Duration },
+    /// Sessions would be renewed all the time.
     #[error(
-        "--session-refresh ({}) must be shorter than --session-duration ({}): sessions are renewed that long before they end",
+        "--session-refresh is {}; it must be shorter than --session-duration ({})",
         duration::format(*refresh), duration::format(*duration)
     )]
     Refresh {
-        /// What was asked for.
         refresh: Duration,
-        /// What it must be shorter than.
         duration: Duration,
     },
 }
 
-/// How long sessions last, and how long before their end they are renewed.
+/// The duration of sessions, and the time before their expiration at which they are renewed.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpiryContract {
     duration: Duration,
@@ -50,7 +46,7 @@ impl ExpiryContract {
     /// Sessions of `duration`, renewed `refresh` before they end.
     ///
     /// # Errors
-    /// When AWS issues no such sessions, or they would be renewed all the time.
+    /// When AWS does not issue such sessions, or they would be renewed all the time.
     pub fn new(duration: Duration, refresh: Duration) -> Result<Self, ScheduleError> {
         if !(SHORTEST_SESSION..=LONGEST_SESSION).contains(&duration) {
             return Err(ScheduleError::Duration { duration });
@@ -61,18 +57,16 @@ impl ExpiryContract {
         Ok(Self { duration, refresh })
     }
 
-    /// How long sessions are asked to last.
-    #[must_use]
+    /// Returns the duration of sessions.
     pub const fn duration(&self) -> Duration {
         self.duration
     }
 
-    /// When to renew what was issued at `now` and expires at `expiration`: early enough that
-    /// `refresh` is left, and up to a tenth of the time before that earlier, so that what was
-    /// issued together is not renewed together. `random` is in 0..1.
+    /// Returns the renewal time of credentials that were issued at `now` and expire at `expiration`:
+    /// `refresh` before the expiration, and up to a tenth of the wait earlier, so that credentials
+    /// that were issued together are not renewed together. `random` is in 0..1.
     ///
-    /// A session shorter than was asked for is renewed at half of its life at the latest.
-    #[must_use]
+    /// A session shorter than requested is renewed at half of its lifetime at the latest.
     pub fn renew_at(&self, now: SystemTime, expiration: SystemTime, random: f64) -> SystemTime {
         let life = expiration.duration_since(now).unwrap_or_default();
         let wait = life - self.refresh.min(life / 2);
@@ -81,7 +75,7 @@ impl ExpiryContract {
     }
 }
 
-/// How long to wait after failures: a wait of its own for each kind, since what helps differs.
+/// The waits after failures, with a separate backoff for each kind.
 #[derive(Debug, Clone)]
 pub(super) struct Retries {
     kind: Option<IssueErrorKind>,
@@ -99,7 +93,7 @@ impl Retries {
     const fn of(kind: IssueErrorKind) -> Backoff {
         let (first, limit) = match kind {
             IssueErrorKind::Throttled => (5, 120),
-            // Somebody has to change a trust policy, and wants to see that it helped.
+            // Whoever corrects a trust policy waits for the effect.
             IssueErrorKind::AccessDenied | IssueErrorKind::Rejected => (15, 300),
             IssueErrorKind::ServerCredentials => (5, 60),
             IssueErrorKind::Network | IssueErrorKind::Fault => (1, 30),
@@ -107,12 +101,12 @@ impl Retries {
         Backoff::new(Duration::from_secs(first), Duration::from_secs(limit))
     }
 
-    /// `left` is how long the credentials in use still live, if there are any: at most half of
-    /// that passes before another try, so that nobody loses them to a failure that is over.
+    /// Returns the wait after a failure. It is at most half of `remaining`, the remaining lifetime of
+    /// the credentials in use, so that they do not expire because of a failure that is over.
     pub(super) fn after_failure(
         &mut self,
         kind: IssueErrorKind,
-        left: Duration,
+        remaining: Duration,
         random: f64,
     ) -> Duration {
         if self.kind != Some(kind) {
@@ -122,10 +116,10 @@ impl Retries {
             };
         }
         let wait = self.backoff.next(random);
-        if left.is_zero() {
+        if remaining.is_zero() {
             return wait;
         }
-        wait.min((left / 2).max(SHORTEST_INTERVAL))
+        wait.min((remaining / 2).max(SHORTEST_INTERVAL))
     }
 
     pub(super) const fn after_success(&mut self) {
@@ -142,7 +136,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn impossible_contracts_are_refused() {
+    fn invalid_durations_are_rejected() {
         for (duration, refresh, expected) in [
             (60, 60, "must be shorter"),
             (60, 90, "must be shorter"),
@@ -156,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_that_ends_before_the_credentials_do_is_noticed_in_time() {
+    fn a_recovery_is_noticed_before_the_credentials_expire() {
         let mut retries = Retries::new();
         let mut left = 30 * MINUTE;
         let mut tries = 0;
@@ -171,12 +165,12 @@ mod tests {
         }
         assert!(tries < 30, "{tries} calls");
         let wait = retries.after_failure(IssueErrorKind::AccessDenied, Duration::ZERO, 0.5);
-        assert!(wait > MINUTE, "what has ended presses no more: {wait:?}");
+        assert!(wait > MINUTE, "not limited after the expiration: {wait:?}");
     }
 
     proptest! {
         #[test]
-        fn renewals_leave_the_promised_life(random in 0.0..1.0, life in 0_u64..100_000) {
+        fn renewals_leave_the_promised_lifetime(random in 0.0..1.0, life in 0_u64..100_000) {
             let contract = ExpiryContract::new(60 * MINUTE, 30 * MINUTE).unwrap();
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
             let life = Duration::from_secs(life);

@@ -1,4 +1,4 @@
-//! All identities' entries: who shares which, and how much AWS is asked at once.
+//! The entries of all identities, shared by their readers, and the limits of calls to AWS.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,19 +7,19 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::entry::{Entry, Held, keep};
+use super::entry::{self, Entry, Held};
 use super::issuing::Shared;
 use super::{ExpiryContract, Issuer, Snapshot, StoreMetrics};
 use crate::clock::Clock;
 use crate::cluster::Signal;
 use crate::identity::Identity;
 
-/// How much AWS is asked at once.
+/// Limits of calls to AWS.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Calls under way.
+    /// Concurrent calls.
     pub concurrency: usize,
-    /// Calls begun, each second.
+    /// Calls started per second.
     pub per_second: f64,
 }
 
@@ -30,7 +30,7 @@ pub struct Store {
     entries: Arc<Mutex<HashMap<Arc<Identity>, Held>>>,
 }
 
-/// A reader's hold on an identity's credentials.
+/// A lease of the credentials of an identity: they are refreshed while it exists.
 #[derive(Debug)]
 pub struct Lease {
     entry: Arc<Entry>,
@@ -38,8 +38,7 @@ pub struct Lease {
 }
 
 impl Store {
-    /// Empty. `random` gives numbers in 0..1 for jitter.
-    #[must_use]
+    /// An empty store. `random` returns numbers in 0..1 for jitter.
     pub fn new(
         issuer: Arc<dyn Issuer>,
         clock: Arc<dyn Clock>,
@@ -54,7 +53,7 @@ impl Store {
             random,
             contract,
             metrics,
-            places: Semaphore::new(limits.concurrency.max(1)),
+            permits: Semaphore::new(limits.concurrency.max(1)),
             interval: Duration::from_secs_f64(1.0 / limits.per_second.max(0.1)),
             next_call: Mutex::default(),
         };
@@ -64,8 +63,8 @@ impl Store {
         }
     }
 
-    /// Holds an identity's credentials, and has `signal` woken at every change of them. The first
-    /// to hold one has it fetched.
+    /// Leases the credentials of an identity, and wakes `signal` at every change of them. The first
+    /// lease starts the first call to AWS.
     ///
     /// Must be called within a tokio runtime.
     #[must_use]
@@ -80,7 +79,7 @@ impl Store {
             let entry = Arc::new(Entry::new(Arc::clone(identity)));
             entry.add_reader(Arc::clone(&signal));
             let (shared, all) = (Arc::clone(&self.shared), Arc::downgrade(&self.entries));
-            let task = tokio::spawn(keep(Arc::clone(&entry), shared, all));
+            let task = tokio::spawn(entry::run(Arc::clone(&entry), shared, all));
             let held = Held {
                 entry: Arc::clone(&entry),
                 _task: AbortOnDropHandle::new(task),
@@ -95,14 +94,12 @@ impl Store {
         Lease { entry, signal }
     }
 
-    /// How many identities are held.
-    #[must_use]
+    /// Returns the number of identities.
     pub fn len(&self) -> usize {
         lock(&self.entries).len()
     }
 
-    /// Every identity that is held, and its state now.
-    #[must_use]
+    /// Returns all identities and their current states.
     pub fn snapshots(&self) -> Vec<(Arc<Identity>, Snapshot)> {
         let entries: Vec<_> = lock(&self.entries)
             .values()
@@ -114,22 +111,18 @@ impl Store {
             .collect()
     }
 
-    /// Whether none is held.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl Lease {
-    /// The identity, as it is shared by all who hold it.
-    #[must_use]
+    /// Returns the identity, shared by all leases of it.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.entry.identity
     }
 
-    /// The identity's state now.
-    #[must_use]
+    /// Returns the current state of the identity.
     pub fn snapshot(&self) -> Snapshot {
         self.entry.snapshot()
     }

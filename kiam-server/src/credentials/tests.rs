@@ -1,4 +1,4 @@
-//! The store under a simulated clock: an hour passes in no time.
+//! The store under a simulated clock.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ fn identity(name: &str) -> Arc<Identity> {
     })
 }
 
-/// Waits as a session does, until the entry has an outcome of at least this version.
+/// Waits, as a session does, until the entry has at least this version.
 async fn outcome(lease: &Lease, signal: &Notify, version: u64) -> Snapshot {
     loop {
         let snapshot = lease.snapshot();
@@ -36,7 +36,7 @@ async fn outcome(lease: &Lease, signal: &Notify, version: u64) -> Snapshot {
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_many_ask_there_is_one_call_and_it_outlives_who_asked_first() {
+async fn concurrent_leases_share_one_call_that_outlives_the_first_lease() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     issuer.behave(Duration::from_secs(1), Ok(HOUR));
@@ -54,7 +54,7 @@ async fn however_many_ask_there_is_one_call_and_it_outlives_who_asked_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_are_renewed_with_half_an_hour_left_for_a_day() {
+async fn credentials_always_have_half_an_hour_left() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     let store = store(&issuer, &clock, PLENTY);
@@ -78,7 +78,7 @@ async fn credentials_are_renewed_with_half_an_hour_left_for_a_day() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_sts_fails_what_is_valid_stays_and_calls_are_few() {
+async fn while_sts_fails_valid_credentials_stay_and_calls_are_few() {
     for (kind, allowed) in [
         (IssueErrorKind::Throttled, 5..60),
         (IssueErrorKind::AccessDenied, 5..30),
@@ -103,7 +103,7 @@ async fn while_sts_fails_what_is_valid_stays_and_calls_are_few() {
         sleep(HOUR).await;
         let calls = issuer.calls() - before;
         assert!(allowed.contains(&calls), "{kind}: {calls} calls in an hour");
-        // STS is back: so are credentials, within the longest wait.
+        // Once STS is back there are new credentials within the longest wait.
         issuer.behave(Duration::ZERO, Ok(HOUR));
         sleep(5 * MINUTE).await;
         let snapshot = lease.snapshot();
@@ -116,7 +116,7 @@ async fn while_sts_fails_what_is_valid_stays_and_calls_are_few() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_hangs_is_given_up_and_counted_as_failed() {
+async fn a_call_that_hangs_times_out_as_a_failure() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     issuer.behave(24 * HOUR, Ok(HOUR));
@@ -126,14 +126,14 @@ async fn a_call_that_hangs_is_given_up_and_counted_as_failed() {
     let lease = store.lease(&identity("a"), Arc::clone(&signal));
     let failure = outcome(&lease, &signal, 1).await.failure.unwrap();
     assert!(
-        failure.error.message.contains("did not answer"),
+        failure.error.message.contains("did not respond"),
         "{failure:?}"
     );
     assert!(began.elapsed() < MINUTE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_that_arrive_expired_replace_nothing() {
+async fn expired_credentials_do_not_replace_valid_ones() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     let store = store(&issuer, &clock, PLENTY);
@@ -148,7 +148,7 @@ async fn credentials_that_arrive_expired_replace_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_jumps_delays_no_renewal() {
+async fn a_jump_of_the_clock_does_not_delay_renewals() {
     for (step, wait) in [(3600, 2 * MINUTE), (-3600, 31 * MINUTE)] {
         let clock = TestClock::new();
         let issuer = TestIssuer::new(&clock);
@@ -163,7 +163,7 @@ async fn a_clock_that_jumps_delays_no_renewal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_needs_is_dropped_and_fetched_no_more() {
+async fn identities_without_readers_are_dropped_and_not_renewed() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     let store = store(&issuer, &clock, PLENTY);
@@ -172,7 +172,7 @@ async fn what_nobody_needs_is_dropped_and_fetched_no_more() {
     outcome(&lease, &signal, 1).await;
     drop(lease);
     sleep(MINUTE / 2).await;
-    // Who comes back soon finds it.
+    // A reader that comes back soon finds the entry.
     let lease = store.lease(&identity("a"), Arc::clone(&signal));
     assert!(lease.snapshot().credentials.is_some());
     sleep(5 * MINUTE).await;
@@ -185,7 +185,7 @@ async fn what_nobody_needs_is_dropped_and_fetched_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_identities_begin_in_turn() {
+async fn calls_for_ten_thousand_identities_respect_the_limits() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     issuer.behave(Duration::from_millis(100), Ok(HOUR));
@@ -200,7 +200,7 @@ async fn ten_thousand_identities_begin_in_turn() {
         .collect();
     sleep(2 * MINUTE).await;
     assert_eq!(issuer.calls(), 10_000);
-    assert!(issuer.most_under_way() <= 16);
+    assert!(issuer.max_in_flight() <= 16);
     let times = issuer.times();
     for window in times.windows(101) {
         let span = window[100] - window[0];
@@ -216,7 +216,7 @@ async fn ten_thousand_identities_begin_in_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn metrics_tell_the_oldest_and_the_first_to_expire_also_after_that() {
+async fn metrics_report_the_oldest_credentials_and_the_first_to_expire() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     let store = Arc::new(store(&issuer, &clock, PLENTY));

@@ -1,5 +1,5 @@
-//! kiam v4's three calls. Every refusal is of the code `Unknown`, as its server's were, and some of
-//! the texts are read by its agents: they must stay as they are.
+//! The three calls of kiam v4. As in its server, all errors have the code `Unknown`. Its agents
+//! compare some of the texts, which must not change.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,90 +15,90 @@ use kiam_common::role::resolve;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
-use super::Holds;
+use super::Leases;
 use crate::clock::Clock;
-use crate::cluster::{Cluster, Member};
-use crate::decision;
+use crate::cluster::{Cluster, PodContext};
+use crate::decision_log;
 use crate::policy::{self, Outcome, Settings};
 
-/// `GetPodRole` knows no such pod.
+/// `GetPodRole` found no pod.
 const POD_NOT_FOUND: &str = "pod not found";
-/// `GetPodCredentials` knows no such pod: agents compare this text, and try again.
+/// `GetPodCredentials` found no pod. Agents compare this text, and retry.
 const NO_POD_FOUND: &str = "no pod found";
-/// Agents compare this text, and do not try again.
+/// Agents compare this text, and do not retry.
 const FORBIDDEN: &str = "forbidden by policy";
 const EMPTY_ROLE: &str = "role can't be empty";
 
-/// Longer than STS takes, and shorter than agents wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The limit for the response of STS: longer than STS takes, and shorter than agents wait.
+const STS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The service.
+/// The gRPC service of kiam v4.
 #[derive(Debug)]
-pub struct LegacyService {
+pub(crate) struct LegacyService {
     cluster: Arc<Cluster>,
     settings: Arc<Settings>,
-    holds: Holds,
+    leases: Leases,
     clock: Arc<dyn Clock>,
 }
 
 impl LegacyService {
-    /// Answers by what `cluster` knows and `settings` say.
-    #[must_use]
-    pub fn new(
+    /// Decides about the pods in `cluster` according to `settings`.
+    pub(crate) fn new(
         cluster: Arc<Cluster>,
         settings: Arc<Settings>,
-        holds: Holds,
+        leases: Leases,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        cluster.keep_addresses();
+        cluster.index_addresses();
         Self {
             cluster,
             settings,
-            holds,
+            leases,
             clock,
         }
     }
 
-    fn find(&self, ip: &str) -> Option<Member> {
+    fn find(&self, ip: &str) -> Option<PodContext> {
         let address: IpAddr = ip.parse().ok()?;
-        self.cluster.at(address)
+        self.cluster.by_address(address)
     }
 
-    async fn credentials(&self, member: &Member, asked: &str) -> Result<Credentials, String> {
+    async fn credentials(&self, context: &PodContext, asked: &str) -> Result<Credentials, String> {
         if asked.is_empty() {
             return Err(EMPTY_ROLE.to_owned());
         }
-        let outcome = policy::decide(member, &self.settings);
-        let span = decision::span(&member.pod, &outcome);
-        self.answer(member, outcome, asked).instrument(span).await
+        let outcome = policy::decide(context, &self.settings);
+        let span = decision_log::span(&context.pod, &outcome);
+        self.answer(context, outcome, asked).instrument(span).await
     }
 
     async fn answer(
         &self,
-        member: &Member,
+        context: &PodContext,
         outcome: Outcome,
         asked: &str,
     ) -> Result<Credentials, String> {
         let identity = match outcome {
             Outcome::NoRole => return Err(EMPTY_ROLE.to_owned()),
             Outcome::Undecided { awaiting } => {
-                return Err(format!("{awaiting} is not known yet; try again"));
+                return Err(format!("{awaiting} is not known yet; retry"));
             }
             Outcome::Forbidden { role, reason } => {
-                log(member, &role, &reason);
+                log(context, &role, &reason);
                 return Err(FORBIDDEN.to_owned());
             }
             Outcome::Granted(identity) => identity,
         };
         let full = resolve(asked, self.settings.base_arn.as_ref());
-        if full.as_ref() != Ok(&identity.role) && !identity.role.is_spelled(asked) {
+        if full.as_ref() != Ok(&identity.role) && !identity.role.matches(asked) {
             let role = format!("{asked:?}");
-            log(member, &role, "it is not the pod's role");
+            log(context, &role, "it is not the role of the pod");
             return Err(FORBIDDEN.to_owned());
         }
-        let waited = tokio::time::timeout(PATIENCE, self.holds.ask(&identity)).await;
-        let snapshot = waited
-            .map_err(|_elapsed| format!("STS has not answered within {} s", PATIENCE.as_secs()))?;
+        let waited = tokio::time::timeout(STS_TIMEOUT, self.leases.get(&identity)).await;
+        let snapshot = waited.map_err(|_elapsed| {
+            format!("STS did not respond within {} s", STS_TIMEOUT.as_secs())
+        })?;
         let now = self.clock.now();
         let valid = snapshot
             .credentials
@@ -106,16 +106,16 @@ impl LegacyService {
         match (valid, snapshot.failure) {
             (Some(credentials), _) => {
                 tracing::info!(
-                    pod.namespace = %member.pod.namespace,
-                    pod.name = %member.pod.name,
+                    pod.namespace = %context.pod.namespace,
+                    pod.name = %context.pod.name,
                     pod.iam.role = %identity.role,
                     credentials.access.key = credentials.access_key_id,
-                    "given to an agent of kiam v4"
+                    "sent credentials to an agent of kiam v4"
                 );
-                Ok(written(&credentials))
+                Ok(message(&credentials))
             }
             (None, Some(failure)) => Err(failure.error.message.clone()),
-            (None, None) => Err("the credentials have expired; try again".to_owned()),
+            (None, None) => Err("the credentials have expired; retry".to_owned()),
         }
     }
 }
@@ -126,10 +126,10 @@ impl KiamService for LegacyService {
         &self,
         request: Request<GetPodRoleRequest>,
     ) -> Result<Response<Role>, Status> {
-        let member = self.find(&request.get_ref().ip);
-        let member = member.ok_or_else(|| Status::unknown(POD_NOT_FOUND))?;
-        // As annotated: the agent hands it to the pod, whose SDK asks for it.
-        let role = policy::annotated(&member).map_or("", |(role, _)| role);
+        let context = self.find(&request.get_ref().ip);
+        let context = context.ok_or_else(|| Status::unknown(POD_NOT_FOUND))?;
+        // The unresolved annotation: the agent lists it to the pod, whose SDK requests it.
+        let role = policy::annotated(&context).map_or("", |(role, _)| role);
         Ok(Response::new(Role {
             name: role.to_owned(),
         }))
@@ -140,9 +140,9 @@ impl KiamService for LegacyService {
         request: Request<GetPodCredentialsRequest>,
     ) -> Result<Response<Credentials>, Status> {
         let GetPodCredentialsRequest { ip, role } = request.get_ref();
-        let member = self.find(ip);
-        let member = member.ok_or_else(|| Status::unknown(NO_POD_FOUND))?;
-        let credentials = self.credentials(&member, role).await;
+        let context = self.find(ip);
+        let context = context.ok_or_else(|| Status::unknown(NO_POD_FOUND))?;
+        let credentials = self.credentials(&context, role).await;
         credentials.map(Response::new).map_err(Status::unknown)
     }
 
@@ -156,9 +156,9 @@ impl KiamService for LegacyService {
     }
 }
 
-/// As kiam wrote them, and its agents hand them on.
-fn written(credentials: &SessionCredentials) -> Credentials {
-    // Secrets are wiped when dropped, so the message has no update syntax.
+/// Converts credentials into kiam's message, which its agents pass on to pods.
+fn message(credentials: &SessionCredentials) -> Credentials {
+    // Struct update syntax is impossible for a type that implements Drop.
     let mut message = Credentials::default();
     "Success".clone_into(&mut message.code);
     "AWS-HMAC".clone_into(&mut message.r#type);
@@ -178,22 +178,22 @@ fn written(credentials: &SessionCredentials) -> Credentials {
     message
 }
 
-/// `2006-01-02T15:04:05Z`
+/// Formats a time as `2006-01-02T15:04:05Z`.
 fn seconds(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
-    // Downwards: credentials never seem to last longer than they do.
+    // Rounded down: credentials must not appear to expire later than they do.
     let rounded = jiff::TimestampRound::new()
         .smallest(Unit::Second)
         .mode(jiff::RoundMode::Floor);
     time.round(rounded).unwrap_or(time).to_string()
 }
 
-fn log(member: &Member, role: &str, reason: &str) {
+fn log(context: &PodContext, role: &str, reason: &str) {
     tracing::warn!(
-        pod.namespace = %member.pod.namespace,
-        pod.name = %member.pod.name,
+        pod.namespace = %context.pod.namespace,
+        pod.name = %context.pod.name,
         pod.iam.requestedRole = role,
         policy.explanation = reason,
-        "forbidden to an agent of kiam v4"
+        "refused credentials to an agent of kiam v4"
     );
 }

@@ -1,4 +1,4 @@
-//! The three calls, as kiam's own tests and its agents' code have them.
+//! The three calls, according to the tests of kiam and the code of its agents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,30 +8,30 @@ use kiam_common::api::legacy::{GetHealthRequest, GetPodCredentialsRequest, GetPo
 use prost::Message as _;
 use tonic::{Code, Request};
 
-use super::{Holds, LegacyService};
+use super::{Leases, LegacyService};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Annotations, Namespace, Pod};
 use crate::credentials::{IssueErrorKind, Store};
 use crate::permitted::{Anchoring, Permitted};
 use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
-struct Stage {
+struct Fixture {
     service: LegacyService,
     cluster: Arc<Cluster>,
     store: Arc<Store>,
     issuer: TestIssuer,
 }
 
-fn stage() -> Stage {
+fn fixture() -> Fixture {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     let store = Arc::new(store(&issuer, &clock, PLENTY));
     let cluster = Arc::new(Cluster::new());
-    let holds = Holds::new(Arc::clone(&store), HOUR);
+    let leases = Leases::new(Arc::clone(&store), HOUR);
     let service = LegacyService::new(
         Arc::clone(&cluster),
         Arc::new(settings()),
-        holds,
+        leases,
         Arc::new(clock),
     );
     let web = Namespace {
@@ -49,7 +49,7 @@ fn stage() -> Stage {
     ] {
         cluster.apply(at(number, namespace, role).into());
     }
-    Stage {
+    Fixture {
         service,
         cluster,
         store,
@@ -69,11 +69,11 @@ fn at(number: u8, namespace: &str, role: Option<&str>) -> Pod {
     pod
 }
 
-impl Stage {
+impl Fixture {
     async fn role(&self, ip: &str) -> Result<String, String> {
         let request = GetPodRoleRequest { ip: ip.to_owned() };
         let answer = self.service.get_pod_role(Request::new(request)).await;
-        answer.map(|role| role.into_inner().name).map_err(said)
+        answer.map(|role| role.into_inner().name).map_err(text)
     }
 
     async fn credentials(&self, ip: &str, role: &str) -> Result<String, String> {
@@ -82,20 +82,20 @@ impl Stage {
             role: role.to_owned(),
         };
         let answer = self.service.get_pod_credentials(Request::new(request));
-        let answer = answer.await.map_err(said)?;
+        let answer = answer.await.map_err(text)?;
         Ok(answer.get_ref().access_key_id.clone())
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
-fn said(status: tonic::Status) -> String {
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes a value")]
+fn text(status: tonic::Status) -> String {
     assert_eq!(status.code(), Code::Unknown, "{status}");
     status.message().to_owned()
 }
 
 #[tokio::test(start_paused = true)]
-async fn roles_are_told_as_annotated_and_by_no_policy() {
-    let stage = stage();
+async fn roles_are_returned_as_annotated_regardless_of_policies() {
+    let fixture = fixture();
     for (ip, expected) in [
         ("10.0.0.1", Ok("reader")),
         ("10.0.0.2", Ok("")),
@@ -105,15 +105,15 @@ async fn roles_are_told_as_annotated_and_by_no_policy() {
         ("not an address", Err("pod not found")),
         ("", Err("pod not found")),
     ] {
-        let found = stage.role(ip).await;
+        let found = fixture.role(ip).await;
         let found = found.as_deref().map_err(String::as_str);
         assert_eq!(found, expected, "{ip}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_are_given_by_the_policies_alone() {
-    let stage = stage();
+async fn credentials_are_returned_only_if_the_policies_permit_the_role() {
+    let fixture = fixture();
     for (ip, role, expected) in [
         ("10.0.0.1", "reader", Ok("ASIA1/reader")),
         ("10.0.0.1", "/reader", Ok("ASIA1/reader")),
@@ -133,72 +133,72 @@ async fn credentials_are_given_by_the_policies_alone() {
         (
             "10.0.0.4",
             "reader",
-            Err("namespace unknown is not known yet; try again"),
+            Err("namespace unknown is not known yet; retry"),
         ),
         ("10.0.0.9", "reader", Err("no pod found")),
     ] {
-        let found = stage.credentials(ip, role).await;
+        let found = fixture.credentials(ip, role).await;
         let found = found.as_deref().map_err(String::as_str);
         assert_eq!(found, expected, "{ip} {role}");
     }
-    assert_eq!(stage.issuer.calls(), 2, "one call for each identity");
+    assert_eq!(fixture.issuer.calls(), 2, "one call for each identity");
 }
 
 #[tokio::test(start_paused = true)]
-async fn sts_s_own_words_are_handed_on_and_slow_answers_are_not_waited_for() {
-    let stage = stage();
+async fn errors_of_sts_are_passed_on_and_slow_answers_time_out() {
+    let fixture = fixture();
     let denied = IssueErrorKind::AccessDenied;
-    stage.issuer.behave(Duration::ZERO, Err(denied));
-    let error = stage.credentials("10.0.0.1", "reader").await.unwrap_err();
-    assert_eq!(error, "told to: access_denied");
-    stage.issuer.behave(Duration::from_secs(14), Ok(HOUR));
-    let error = stage.credentials("10.0.0.5", "nested").await;
-    assert_eq!(error.unwrap_err(), "STS has not answered within 10 s");
-    // The call goes on, and the agent's next try finds what it brought.
+    fixture.issuer.behave(Duration::ZERO, Err(denied));
+    let error = fixture.credentials("10.0.0.1", "reader").await.unwrap_err();
+    assert_eq!(error, "test error: access_denied");
+    fixture.issuer.behave(Duration::from_secs(14), Ok(HOUR));
+    let error = fixture.credentials("10.0.0.5", "nested").await;
+    assert_eq!(error.unwrap_err(), "STS did not respond within 10 s");
+    // The call continues, and a retry of the agent finds its result.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let calls = stage.issuer.calls();
-    assert!(stage.credentials("10.0.0.5", "nested").await.is_ok());
-    assert_eq!(stage.issuer.calls(), calls);
+    let calls = fixture.issuer.calls();
+    assert!(fixture.credentials("10.0.0.5", "nested").await.is_ok());
+    assert_eq!(fixture.issuer.calls(), calls);
 }
 
 #[tokio::test(start_paused = true)]
-async fn identities_are_kept_fresh_while_asked_for_and_let_go_of_then() {
-    let stage = stage();
-    stage.credentials("10.0.0.1", "reader").await.unwrap();
+async fn identities_are_refreshed_while_they_are_requested() {
+    let fixture = fixture();
+    fixture.credentials("10.0.0.1", "reader").await.unwrap();
     tokio::time::sleep(HOUR * 3 / 4).await;
-    assert_eq!(stage.issuer.calls(), 2, "renewed before its end");
-    stage.credentials("10.0.0.1", "reader").await.unwrap();
+    assert_eq!(fixture.issuer.calls(), 2, "renewed before the expiration");
+    fixture.credentials("10.0.0.1", "reader").await.unwrap();
     tokio::time::sleep(HOUR * 9 / 10).await;
-    assert!(!stage.store.is_empty(), "asked for less than an hour ago");
-    // Nobody asks any more; the store itself keeps an unread entry a minute.
+    assert!(!fixture.store.is_empty(), "requested less than an hour ago");
+    // The lease has ended, and with it, after a minute, the entry in the store.
     tokio::time::sleep(HOUR / 5).await;
-    assert!(stage.store.is_empty());
-    let calls = stage.issuer.calls();
+    assert!(fixture.store.is_empty());
+    let calls = fixture.issuer.calls();
     tokio::time::sleep(HOUR * 5).await;
-    assert_eq!(stage.issuer.calls(), calls);
+    assert_eq!(fixture.issuer.calls(), calls);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_pod_has_the_address_and_what_was_granted_to_the_older_is_not_its() {
-    let stage = stage();
-    stage.credentials("10.0.0.1", "reader").await.unwrap();
+async fn a_newer_pod_with_the_address_does_not_get_the_role_of_the_older_one() {
+    let fixture = fixture();
+    fixture.credentials("10.0.0.1", "reader").await.unwrap();
     let mut newer = at(7, "web", None);
     newer.addresses = Box::new(["10.0.0.1".parse().unwrap()]);
     newer.created = 1;
-    stage.cluster.apply(newer.into());
-    assert_eq!(stage.role("10.0.0.1").await.unwrap(), "");
-    let error = stage.credentials("10.0.0.1", "reader").await.unwrap_err();
+    fixture.cluster.apply(newer.into());
+    assert_eq!(fixture.role("10.0.0.1").await.unwrap(), "");
+    let error = fixture.credentials("10.0.0.1", "reader").await.unwrap_err();
     assert_eq!(error, "role can't be empty");
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_are_kiam_s_to_the_byte() {
-    let stage = stage();
+async fn messages_equal_those_of_kiam_to_the_byte() {
+    let fixture = fixture();
     let request = GetPodRoleRequest {
         ip: "10.0.0.1".to_owned(),
     };
     assert_eq!(request.encode_to_vec(), b"\x0a\x0810.0.0.1");
-    let role = stage.service.get_pod_role(Request::new(request)).await;
+    let role = fixture.service.get_pod_role(Request::new(request)).await;
     assert_eq!(
         role.unwrap().into_inner().encode_to_vec(),
         b"\x0a\x06reader"
@@ -209,7 +209,7 @@ async fn messages_are_kiam_s_to_the_byte() {
     };
     let encoded = request.encode_to_vec();
     assert_eq!(encoded, b"\x0a\x0810.0.0.1\x12\x06reader");
-    let answer = stage.service.get_pod_credentials(Request::new(request));
+    let answer = fixture.service.get_pod_credentials(Request::new(request));
     let encoded = answer.await.unwrap().into_inner().encode_to_vec();
     let expected = [
         (1, "Success"),
@@ -223,13 +223,15 @@ async fn messages_are_kiam_s_to_the_byte() {
     let expected: Vec<u8> = expected
         .into_iter()
         .flat_map(|(number, text): (u8, &str)| {
-            // A field of the wire type LEN: its number, its length, its text.
+            // A field of wire type LEN: number, length, text.
             let head = [number << 3 | 2, u8::try_from(text.len()).unwrap()];
             [&head, text.as_bytes()].concat()
         })
         .collect();
     assert_eq!(encoded, expected);
-    let health = stage.service.get_health(Request::new(GetHealthRequest {}));
+    let health = fixture
+        .service
+        .get_health(Request::new(GetHealthRequest {}));
     assert_eq!(
         health.await.unwrap().into_inner().encode_to_vec(),
         b"\x0a\x02ok"

@@ -1,4 +1,4 @@
-//! The wire form of what a session says.
+//! The wire format of the messages of a session.
 
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ fn response(update: Update) -> WatchResponse {
     }
 }
 
-/// A pod and what was decided; `identity` is the number of the one it was granted, if it was.
+/// A pod and its outcome. `identity` is the number of its identity on the stream, if it was granted.
 pub(super) fn pod_applied(pod: &Pod, outcome: &Outcome, identity: Option<u64>) -> WatchResponse {
     let outcome = match outcome {
         Outcome::NoRole => pod_applied::Outcome::NoRole(NoRole {}),
@@ -27,11 +27,11 @@ pub(super) fn pod_applied(pod: &Pod, outcome: &Outcome, identity: Option<u64>) -
             identity: identity.unwrap_or_default(),
         }),
         Outcome::Forbidden { role, reason } => pod_applied::Outcome::Forbidden(Forbidden {
-            role: role.clone(),
-            reason: reason.clone(),
+            role: role.to_string(),
+            reason: reason.to_string(),
         }),
         Outcome::Undecided { awaiting } => pod_applied::Outcome::Undecided(Undecided {
-            awaiting: awaiting.clone(),
+            awaiting: awaiting.to_string(),
         }),
     };
     response(Update::PodApplied(PodApplied {

@@ -1,99 +1,83 @@
-//! Which node is calling.
+//! Proof of the node that a call comes from.
 
 mod agent_pod;
+mod cache;
 mod certificate;
-mod remembered;
 #[cfg(test)]
 mod tests;
 mod token;
 
 use std::sync::Arc;
 
+use kiam_common::pod_uid::PodUid;
 use kiam_common::tls::PeerNames;
 
 use super::NodeName;
 pub use token::{ReviewError, ReviewMetrics, Reviewed, TokenProof, TokenReviews, Tokens};
 
-/// What a call brings that may prove its node.
+/// The evidence of a call for its node.
 #[derive(Debug, Default)]
 pub struct Evidence<'a> {
-    /// The names in the client's certificate, which the handshake has verified.
+    /// The names in the verified certificate of the client.
     pub names: PeerNames,
-    /// The service-account token in the call's metadata.
+    /// The service account token in the metadata of the call.
     pub token: Option<&'a str>,
 }
 
-/// How a call proves its node.
+/// The kind of proof that calls must give.
 #[derive(Debug, Clone)]
 pub enum NodeProof {
-    /// By a token of the agent's service account, bound to the agent's pod.
+    /// A token of the service account of the agents, bound to the pod of the agent.
     Token(Arc<TokenProof>),
-    /// By a name in the client's certificate.
+    /// A name in the certificate of the client.
     Certificate,
-    /// Not at all: any agent may ask for any node.
+    /// No proof: every agent may ask for every node.
     None,
 }
 
-/// What a proof holds on to.
+/// A valid proof.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proved {
-    /// The UID of the agent's pod, where that is the proof: when the pod goes, so does the proof.
-    pub agent_pod: Option<Box<str>>,
+    /// The UID of the pod that the proof depends on: the proof ends with the pod.
+    pub agent_pod: Option<PodUid>,
 }
 
-/// Why a call has not proved its node.
+/// The error of an insufficient proof.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProofError {
-    /// There is no token.
+    /// The call has no token.
     #[error(
-        "the call has no service-account token; start the agent with --token-file, or the server with another --node-authorization"
+        "the call has no service account token; start the agent with --token-file, or the server with another --node-authorization"
     )]
     NoToken,
-    /// The API refuses the token.
-    #[error("the Kubernetes API does not accept the agent's token: {problem}")]
+    /// The API rejects the token.
+    #[error("the Kubernetes API rejects the token of the agent: {problem}")]
     Refused {
-        /// What the API said.
+        /// The message of the API.
         problem: String,
     },
-    /// The token is somebody else's.
-    #[error("the token is of {user}; agents are {expected}")]
-    OtherAccount {
-        /// Whose it is.
-        user: String,
-        /// Whose it must be.
-        expected: String,
-    },
-    /// The token is not bound to a pod, or to one that is not known.
-    #[error("the token proves no node: {problem}")]
-    Unbound {
-        /// What is missing.
-        problem: &'static str,
-    },
-    /// The certificate names no node.
+    /// The token belongs to another service account.
+    #[error("the token belongs to {user}; expected {expected}")]
+    OtherAccount { user: String, expected: String },
+    /// The token is not bound to a known pod.
+    #[error("the token does not prove a node: {problem}")]
+    Unbound { problem: &'static str },
+    /// The certificate does not name a node.
     #[error(
-        "the client's certificate names no node; it needs the DNS name NODE.node.kiam or the URI spiffe://DOMAIN/node/NODE"
+        "the client certificate does not name a node; it needs the DNS name NODE.node.kiam or the URI spiffe://DOMAIN/node/NODE"
     )]
     NoName,
-    /// The proof is of another node.
-    #[error("the call asks for node {asked} and proves that it comes from {proved}")]
-    OtherNode {
-        /// The node that was asked for.
-        asked: String,
-        /// The node that was proved.
-        proved: String,
-    },
-    /// It could not be checked now.
+    /// The proof is for another node.
+    #[error("the call asks for node {asked}, but proves that it comes from {proved}")]
+    OtherNode { asked: String, proved: String },
+    /// The proof could not be checked.
     #[error("the token cannot be checked now: {problem}")]
-    Unavailable {
-        /// Why.
-        problem: String,
-    },
+    Unavailable { problem: String },
 }
 
 impl ProofError {
-    /// For metrics.
-    #[must_use]
+    /// Returns the value of the labels `reason` and `result` of metrics.
     pub const fn as_label(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
@@ -108,7 +92,7 @@ impl ProofError {
 }
 
 impl NodeProof {
-    /// Checks that the evidence proves the node that was asked for.
+    /// Checks that the evidence proves the requested node.
     ///
     /// # Errors
     /// When it does not, or cannot be checked now.

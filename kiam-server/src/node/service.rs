@@ -1,10 +1,11 @@
-//! The gRPC call: proof first, then a session.
+//! The gRPC call: checks the proof, then runs a session.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kiam_common::api::node::v1::node_service_server::NodeService;
 use kiam_common::api::node::v1::{WatchRequest, WatchResponse};
+use kiam_common::pod_uid::PodUid;
 use kiam_common::tls::Peer;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -24,12 +25,12 @@ use crate::credentials::Store;
 use crate::policy::Settings;
 use crate::report::Reports;
 
-/// Messages of a stream that were sent and not yet taken by the connection.
+/// Messages of a stream that wait for the connection.
 const MAX_WAITING: usize = 16;
-/// A proof that takes longer is given up.
+/// The limit for checking a proof.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The node stream's service.
+/// The gRPC service of the node stream.
 #[derive(Debug)]
 pub struct Service {
     cluster: Arc<Cluster>,
@@ -44,9 +45,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Streams `cluster`, decided by `settings`, to whoever proves its node. Streams end for
-    /// `age`, and when `stop` is cancelled.
-    #[must_use]
+    /// Decides about the pods in `cluster` according to `settings`, for agents that prove their node.
+    /// Streams end after `age`, and when `stop` is cancelled.
     pub fn new(
         cluster: Arc<Cluster>,
         store: Arc<Store>,
@@ -70,15 +70,14 @@ impl Service {
         }
     }
 
-    /// Has what streams decide reported.
+    /// Reports the decisions of the streams.
     #[must_use]
-    pub fn reporting_to(mut self, reports: Reports) -> Self {
+    pub fn with_reports(mut self, reports: Reports) -> Self {
         self.reports = reports;
         self
     }
 
-    /// The streams that are open.
-    #[must_use]
+    /// Returns the open streams.
     pub fn streams(&self) -> Streams {
         self.streams.clone()
     }
@@ -97,7 +96,7 @@ impl Service {
         let proved = tokio::time::timeout(PROOF_TIMEOUT, check)
             .await
             .unwrap_or_else(|_elapsed| {
-                let problem = format!("no answer within {} s", PROOF_TIMEOUT.as_secs());
+                let problem = format!("no response within {} s", PROOF_TIMEOUT.as_secs());
                 Err(ProofError::Unavailable { problem })
             });
         let result = proved
@@ -131,12 +130,12 @@ impl NodeService for Service {
         }
         let Proved { agent_pod } = self.prove(&node, &request).await?;
         let hello = request.get_ref();
-        let place = self
+        let slot = self
             .streams
             .open(&node, &hello.agent_version, hello.guarded);
-        let Some(place) = place else {
+        let Some(slot) = slot else {
             let status = Status::resource_exhausted(
-                "this node has too many streams open here; is more than one agent running on it?",
+                "this node has too many open streams; check that only one agent runs on it",
             );
             return Err(self.refuse("too_many", status));
         };
@@ -157,10 +156,10 @@ impl NodeService for Service {
             Arc::clone(&self.settings),
             Arc::clone(&signal),
         )
-        .reporting_to(&self.reports)
-        .counted_by(&self.metrics);
+        .with_reports(&self.reports)
+        .with_metrics(&self.metrics);
         let (to, stream) = mpsc::channel(MAX_WAITING);
-        let life = Life {
+        let lifetime = Lifetime {
             until: Instant::now() + self.age.draw(),
             agent: agent_pod.map(|uid| AgentPod {
                 uid,
@@ -170,13 +169,13 @@ impl NodeService for Service {
             }),
             stop: self.stop.clone(),
         };
-        // Ends with the stream: the agent's end closes the channel.
+        // The task ends with the stream, whose end closes the channel.
         tokio::spawn(
             async move {
-                tracing::info!("opened");
-                let why = run(session, &signal, &to, life).await;
-                tracing::info!("closed: {why}");
-                drop((subscription, place));
+                tracing::info!("opened the stream");
+                let reason = run(session, &signal, &to, lifetime).await;
+                tracing::info!("closed the stream: {reason}");
+                drop((subscription, slot));
             }
             .instrument(span),
         );
@@ -184,13 +183,12 @@ impl NodeService for Service {
     }
 }
 
-/// As gRPC encodes it.
 fn unboxed(message: Message) -> Result<WatchResponse, Status> {
     message.map(|message| *message)
 }
 
-/// What ends a stream, but for the agent.
-struct Life {
+/// The conditions that end a stream, other than its agent.
+struct Lifetime {
     until: Instant,
     agent: Option<AgentPod>,
     stop: CancellationToken,
@@ -198,17 +196,20 @@ struct Life {
 
 /// The pod whose token proved the node.
 struct AgentPod {
-    uid: Box<str>,
+    uid: PodUid,
     node: NodeName,
     cluster: Arc<Cluster>,
-    /// The API knows a pod before this server has heard of it.
+    /// Whether this server has seen the pod: the API may know it earlier.
     seen: bool,
 }
 
 impl AgentPod {
-    /// Whether the proof no longer holds: the pod was here, and is gone.
+    /// Returns whether the proof has ended: the pod was seen, and is gone or on another node.
     fn is_gone(&mut self) -> bool {
-        let bound = self.cluster.pod(&self.uid).and_then(|pod| pod.node.clone());
+        let bound = self
+            .cluster
+            .pod(self.uid.as_str())
+            .and_then(|pod| pod.node.clone());
         match bound {
             Some(node) if *node == *self.node.as_str() => {
                 self.seen = true;
@@ -220,32 +221,37 @@ impl AgentPod {
     }
 }
 
-/// Tells the agent what changes; returns why that has ended.
-async fn run(mut session: Session, signal: &Notify, to: &Sender, mut life: Life) -> &'static str {
+/// Sends the changes to the agent until the stream ends, and returns the reason.
+async fn run(
+    mut session: Session,
+    signal: &Notify,
+    to: &Sender,
+    mut lifetime: Lifetime,
+) -> &'static str {
     loop {
-        if life.agent.as_mut().is_some_and(AgentPod::is_gone) {
+        if lifetime.agent.as_mut().is_some_and(AgentPod::is_gone) {
             let gone = "the pod whose token proved this node is gone";
             let _ = to.try_send(Err(Status::unauthenticated(gone)));
             return gone;
         }
-        // While the agent takes nothing, the server may still stop.
-        let told = tokio::select! {
-            told = session.tell(to) => told,
-            () = life.stop.cancelled() => break,
+        // The send blocks while the agent does not read: the server must still be able to stop.
+        let sent = tokio::select! {
+            sent = session.send_changes(to) => sent,
+            () = lifetime.stop.cancelled() => break,
         };
-        if told.is_err() {
-            return "the agent has left";
+        if sent.is_err() {
+            return "the agent disconnected";
         }
         tokio::select! {
             () = signal.notified() => {}
-            () = to.closed() => return "the agent has left",
-            () = life.stop.cancelled() => break,
-            // In order, and without an error: the agent comes back at once.
-            () = tokio::time::sleep_until(life.until) => return "of age",
+            () = to.closed() => return "the agent disconnected",
+            () = lifetime.stop.cancelled() => break,
+            // Not an error: the agent reconnects at once.
+            () = tokio::time::sleep_until(lifetime.until) => return "its lifetime is over",
         }
     }
-    // If there is no room for the reason, the end of the stream says enough.
-    let leaving = "this server is going away";
+    // Without space in the channel the end of the stream must suffice.
+    let leaving = "this server is shutting down";
     let _ = to.try_send(Err(Status::unavailable(leaving)));
     leaving
 }
@@ -279,12 +285,12 @@ mod tests {
     use crate::testing::pod;
 
     #[test]
-    fn what_waits_in_a_channel_is_small() {
+    fn messages_in_a_channel_are_small() {
         assert!(size_of::<Message>() <= 16);
     }
 
     #[test]
-    fn a_proof_ends_with_the_agent_s_pod_and_not_before_it_was_seen() {
+    fn a_proof_ends_with_the_pod_of_the_agent_once_that_was_seen() {
         let cluster = Arc::new(Cluster::new());
         let mut agent = AgentPod {
             uid: "agent".into(),
@@ -292,7 +298,7 @@ mod tests {
             cluster: Arc::clone(&cluster),
             seen: false,
         };
-        assert!(!agent.is_gone(), "this server may not have heard of it yet");
+        assert!(!agent.is_gone(), "the server may not have seen it yet");
         cluster.apply(pod("agent", "kube-system", "kiam-agent", "node-1").into());
         assert!(!agent.is_gone());
         cluster.delete(&ObjectKey::Pod("agent".into()));

@@ -1,33 +1,34 @@
-//! One stream: the node's part of the cluster, decided, and compared with what was sent.
+//! One stream: decides about the pods of the node, and sends the changes.
 //!
-//! A session keeps no queue of changes. Whenever it is woken it decides about the node's pods
-//! anew and sends the difference to what it sent before; wake-ups while it sends are one wake-up
-//! afterwards. So a slow agent costs the server one node's state, and what an agent holds is at
-//! every moment what the policies said of a state that was.
+//! A session has no queue of changes. On each wake-up it decides about all pods of the node, and
+//! sends the difference to what it sent before; wake-ups while it sends are coalesced into one. A
+//! slow agent therefore costs the server the state of one node, and an agent always has the
+//! decisions for some actual state of the cluster.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kiam_common::api::node::v1::WatchResponse;
+use kiam_common::pod_uid::PodUid;
 use prometheus::IntCounterVec;
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::message;
 use super::streams::StreamMetrics;
-use crate::cluster::{Cluster, Member, Signal};
+use crate::cluster::{Cluster, PodContext, Signal};
 use crate::credentials::{Lease, Store};
-use crate::decision;
+use crate::decision_log;
 use crate::identity::Identity;
 use crate::policy::{Outcome, Settings, decide};
 use crate::report::{NodeReports, Reports};
 
-/// What waits to be sent. In a box: a channel keeps room for 32 at once, however few there are.
+/// A message of a stream. Boxed, because a channel allocates space for 32 messages.
 pub type Message = Result<Box<WatchResponse>, Status>;
-/// Where a session's messages go.
+/// The channel for the messages of a session.
 pub type Sender = mpsc::Sender<Message>;
 
-/// What one agent was told.
+/// The state that was sent to one agent.
 #[derive(Debug)]
 pub struct Session {
     node: Arc<str>,
@@ -37,38 +38,37 @@ pub struct Session {
     signal: Signal,
     reports: NodeReports,
     decisions: Option<IntCounterVec>,
-    pods: BTreeMap<Arc<str>, Told>,
-    identities: HashMap<Arc<Identity>, Leased>,
+    pods: BTreeMap<PodUid, PodState>,
+    identities: HashMap<Arc<Identity>, LeasedIdentity>,
     next_identity: u64,
     synced: bool,
 }
 
 #[derive(Debug)]
-struct Told {
-    /// By what it was decided.
-    member: Member,
+struct PodState {
+    /// The objects that decided.
+    context: PodContext,
     outcome: Outcome,
-    /// The version of its identity that was reported of it.
+    /// The version of its identity in the last report.
     reported: u64,
 }
 
 #[derive(Debug)]
-struct Leased {
+struct LeasedIdentity {
     number: u64,
-    /// How many pods the agent knows that are granted it.
+    /// The number of pods on the stream that are granted the identity.
     pods: usize,
     lease: Lease,
-    told: u64,
+    /// The version that was sent.
+    sent: u64,
 }
 
-/// The agent is gone.
+/// The error of a closed stream.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Closed;
 
 impl Session {
-    /// For the agent of `node`, which is told nothing yet. `signal` is woken when there is something
-    /// to tell.
-    #[must_use]
+    /// A session for the agent of `node`. `signal` is woken when there may be changes.
     pub fn new(
         node: Arc<str>,
         cluster: Arc<Cluster>,
@@ -92,24 +92,23 @@ impl Session {
         }
     }
 
-    /// Has what it decides, and what becomes of it, reported.
-    pub(super) fn reporting_to(mut self, reports: &Reports) -> Self {
+    /// Reports the decisions, and the results of granted identities.
+    pub(super) fn with_reports(mut self, reports: &Reports) -> Self {
         self.reports = reports.of_node(Arc::clone(&self.node));
         self
     }
 
-    /// Has what it decides counted.
-    pub(super) fn counted_by(mut self, metrics: &StreamMetrics) -> Self {
+    /// Counts the decisions.
+    pub(super) fn with_metrics(mut self, metrics: &StreamMetrics) -> Self {
         self.decisions = Some(metrics.decisions.clone());
         self
     }
 
-    /// Tells what has changed since the last time; the first time, everything, and that this was
-    /// everything.
+    /// Sends the changes since the last call. The first call sends everything, then `Synced`.
     ///
     /// # Errors
-    /// When the agent is gone.
-    pub async fn tell(&mut self, to: &Sender) -> Result<(), Closed> {
+    /// When the stream is closed.
+    pub async fn send_changes(&mut self, to: &Sender) -> Result<(), Closed> {
         for message in self.changes() {
             let message = Ok(Box::new(message));
             to.send(message).await.map_err(|_closed| Closed)?;
@@ -117,68 +116,71 @@ impl Session {
         Ok(())
     }
 
-    /// Pods that are gone come first, then those that have changed, then credentials: they are
-    /// never of an identity that no pod the agent knows of was granted.
+    /// Returns the changes: deleted pods, then new and changed pods, then credentials. Credentials
+    /// always follow a pod that was granted their identity.
     fn changes(&mut self) -> Vec<WatchResponse> {
         let mut messages = Vec::new();
-        let members = self.cluster.node(&self.node);
-        let there = |uid: &str| {
-            let found = members.binary_search_by(|member| (*member.pod.uid).cmp(uid));
+        let contexts = self.cluster.node(&self.node);
+        let exists = |uid: &str| {
+            let found = contexts.binary_search_by(|context| context.pod.uid.as_str().cmp(uid));
             found.is_ok()
         };
         if !self.synced {
-            self.reports.begin(there);
+            self.reports.begin(exists);
         }
-        let gone: Vec<_> = self.pods.extract_if(.., |uid, _| !there(uid)).collect();
-        for (uid, told) in gone {
-            log_end(&told);
-            self.reports.gone(&told.member.pod);
-            messages.push(message::pod_removed(&uid));
-            self.let_go(&told.outcome);
+        let deleted: Vec<_> = self
+            .pods
+            .extract_if(.., |uid, _| !exists(uid.as_str()))
+            .collect();
+        for (uid, state) in deleted {
+            log_end(&state);
+            self.reports.deleted(&state.context.pod);
+            messages.push(message::pod_removed(uid.as_str()));
+            self.release(&state.outcome);
         }
-        for member in members {
-            let told = self.pods.get_mut(&member.pod.uid);
-            if told
+        for context in contexts {
+            let known = self.pods.get_mut(&context.pod.uid);
+            if known
                 .as_ref()
-                .is_some_and(|told| told.member.is_same(&member))
+                .is_some_and(|known| known.context.is_same(&context))
             {
                 continue;
             }
-            let mut outcome = decide(&member, &self.settings);
+            let mut outcome = decide(&context, &self.settings);
             let mut reported = 0;
-            match told {
-                Some(told) if told.outcome == outcome => {
-                    if told.member.pod == member.pod {
-                        told.member = member;
+            match known {
+                Some(known) if known.outcome == outcome => {
+                    if known.context.pod == context.pod {
+                        known.context = context;
                         continue;
                     }
-                    reported = told.reported;
+                    reported = known.reported;
                 }
                 _ => {
-                    let _span = decision::span(&member.pod, &outcome).entered();
-                    decision::log(&member.pod, &outcome);
+                    let _span = decision_log::span(&context.pod, &outcome).entered();
+                    decision_log::log(&context.pod, &outcome);
                     if let Some(decisions) = &self.decisions {
                         decisions.with_label_values(&[outcome.as_label()]).inc();
                     }
-                    self.reports.decided(&member.pod, &outcome);
+                    self.reports.decided(&context.pod, &outcome);
                 }
             }
             let identity = match &mut outcome {
-                Outcome::Granted(identity) => Some(self.hold(identity)),
+                Outcome::Granted(identity) => Some(self.acquire(identity)),
                 _ => None,
             };
-            messages.push(message::pod_applied(&member.pod, &outcome, identity));
-            let uid = Arc::clone(&member.pod.uid);
-            let told = Told {
-                member,
+            messages.push(message::pod_applied(&context.pod, &outcome, identity));
+            let uid = context.pod.uid.clone();
+            let state = PodState {
+                context,
                 outcome,
                 reported,
             };
-            if let Some(before) = self.pods.insert(uid, told) {
-                self.let_go(&before.outcome);
+            if let Some(previous) = self.pods.insert(uid, state) {
+                self.release(&previous.outcome);
             }
         }
-        self.news_of_identities(&mut messages);
+        self.send_identities(&mut messages);
         self.report_identities();
         if !self.synced {
             self.synced = true;
@@ -187,9 +189,9 @@ impl Session {
         messages
     }
 
-    /// The number of an identity on this stream, for one pod more; of the equal identities that
-    /// each decision makes, all sessions keep the one that the store has.
-    fn hold(&mut self, identity: &mut Arc<Identity>) -> u64 {
+    /// Counts one more pod of an identity, and returns its number on this stream. Replaces the
+    /// identity by the equal one in the store, which all sessions share.
+    fn acquire(&mut self, identity: &mut Arc<Identity>) -> u64 {
         if let Some(leased) = self.identities.get_mut(identity) {
             leased.pods += 1;
             *identity = Arc::clone(leased.lease.identity());
@@ -199,20 +201,20 @@ impl Session {
         *identity = Arc::clone(lease.identity());
         let number = self.next_identity;
         self.next_identity += 1;
-        let leased = Leased {
+        let leased = LeasedIdentity {
             number,
             pods: 1,
             lease,
-            told: 0,
+            sent: 0,
         };
         self.identities.insert(Arc::clone(identity), leased);
         number
     }
 
-    /// One pod less is granted what it was. The agent forgets an identity with its last pod, at
-    /// that very message, and so does this side: should another message grant it again, it has
+    /// Counts one pod less of an identity. The agent drops an identity with its last pod, when it
+    /// handles that message, and so does this side: if the identity is granted again, it gets
     /// another number, and its credentials are sent again.
-    fn let_go(&mut self, outcome: &Outcome) {
+    fn release(&mut self, outcome: &Outcome) {
         let Outcome::Granted(identity) = outcome else {
             return;
         };
@@ -224,13 +226,13 @@ impl Session {
         }
     }
 
-    fn news_of_identities(&mut self, messages: &mut Vec<WatchResponse>) {
+    fn send_identities(&mut self, messages: &mut Vec<WatchResponse>) {
         for leased in self.identities.values_mut() {
             let snapshot = leased.lease.snapshot();
-            if snapshot.version == leased.told {
+            if snapshot.version == leased.sent {
                 continue;
             }
-            leased.told = snapshot.version;
+            leased.sent = snapshot.version;
             if let Some(credentials) = snapshot.credentials {
                 messages.push(message::issued(leased.number, &credentials));
             }
@@ -240,33 +242,34 @@ impl Session {
         }
     }
 
-    /// Reports of each pod what has become of the identity that it was granted.
+    /// Reports the result of the identity of each pod.
     fn report_identities(&mut self) {
         if !self.reports.is_on() {
             return;
         }
-        for told in self.pods.values_mut() {
-            let Outcome::Granted(identity) = &told.outcome else {
+        for state in self.pods.values_mut() {
+            let Outcome::Granted(identity) = &state.outcome else {
                 continue;
             };
             if let Some(leased) = self.identities.get(identity)
-                && leased.told != told.reported
+                && leased.sent != state.reported
             {
-                told.reported = leased.told;
+                state.reported = leased.sent;
                 let snapshot = leased.lease.snapshot();
-                self.reports.identity(&told.member.pod, identity, &snapshot);
+                self.reports
+                    .identity(&state.context.pod, identity, &snapshot);
             }
         }
     }
 }
 
-fn log_end(told: &Told) {
-    if let Outcome::Granted(identity) = &told.outcome {
+fn log_end(state: &PodState) {
+    if let Outcome::Granted(identity) = &state.outcome {
         tracing::info!(
-            pod.namespace = %told.member.pod.namespace,
-            pod.name = %told.member.pod.name,
+            pod.namespace = %state.context.pod.namespace,
+            pod.name = %state.context.pod.name,
             pod.iam.role = %identity.role,
-            "the pod is gone, and with it its grant"
+            "the grant ended: the pod was deleted"
         );
     }
 }

@@ -1,26 +1,26 @@
-//! The streams that are open: how many of a node there may be, and for how long.
+//! The open streams, their number per node, and their lifetime.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kiam_common::outcome::OUTCOME_LABELS;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::NodeName;
-use crate::policy::Outcome;
 
-/// Streams of one node at once. An agent has one; while it is replaced there are two, and as many
-/// again may be of connections that nobody has found dead yet.
+/// Concurrent streams of one node. An agent has one stream, and two while it is replaced; as many
+/// again may belong to dead connections that are not detected yet.
 const MAX_PER_NODE: usize = 4;
-/// Of what an agent says of its version, in characters.
+/// The longest version of an agent, in characters.
 const MAX_VERSION: usize = 64;
 
-/// The result of a proof that holds.
+/// The metric label of a valid proof.
 pub(super) const PROVED: &str = "proved";
 
-/// What is counted about streams.
+/// Metrics of streams.
 #[derive(Debug, Clone)]
 pub struct StreamMetrics {
     streams: IntGauge,
@@ -30,30 +30,30 @@ pub struct StreamMetrics {
 }
 
 impl StreamMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// When they are registered already.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let streams = IntGauge::new("kiam_node_streams", "Node streams that are open.")?;
+        let streams = IntGauge::new("kiam_node_streams", "Open node streams.")?;
         let refused = IntCounterVec::new(
             Opts::new(
                 "kiam_node_streams_refused_total",
-                "Node streams refused, by reason.",
+                "Refused node streams, by reason.",
             ),
             &["reason"],
         )?;
         let proofs = IntCounterVec::new(
             Opts::new(
                 "kiam_node_proofs_total",
-                "Agents' proofs of their node that were checked, by result.",
+                "Checked proofs of nodes, by result.",
             ),
             &["result"],
         )?;
         let decisions = IntCounterVec::new(
             Opts::new(
                 "kiam_policy_decisions_total",
-                "Decisions about pods that an agent was told, when new or changed, by outcome.",
+                "New and changed decisions about pods that were sent to agents, by outcome.",
             ),
             &["outcome"],
         )?;
@@ -62,7 +62,7 @@ impl StreamMetrics {
         registry.register(Box::new(proofs.clone()))?;
         registry.register(Box::new(decisions.clone()))?;
         proofs.with_label_values(&[PROVED]);
-        for outcome in Outcome::LABELS {
+        for outcome in OUTCOME_LABELS {
             decisions.with_label_values(&[outcome]);
         }
         Ok(Self {
@@ -74,25 +74,24 @@ impl StreamMetrics {
     }
 }
 
-/// How long a stream may last: agents that come back spread over replicas that have come since.
+/// The lifetime of streams. It is limited so that agents reconnect and spread over new replicas.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamAge {
-    /// About this long.
-    pub most: Duration,
-    /// Gives numbers in 0..1.
+    pub max: Duration,
+    /// Returns numbers in 0..1.
     pub random: fn() -> f64,
 }
 
 impl StreamAge {
-    /// The life of one stream: up to a fifth shorter, so that those that began together do not
-    /// end together.
+    /// Returns the lifetime of one stream: up to a fifth shorter than the maximum, so that streams
+    /// that started together do not end together.
     pub(super) fn draw(&self) -> Duration {
-        self.most
+        self.max
             .mul_f64(1.0 - 0.2 * (self.random)().clamp(0.0, 1.0))
     }
 }
 
-/// The streams that are open.
+/// The open streams.
 #[derive(Debug, Clone)]
 pub struct Streams {
     gauge: IntGauge,
@@ -102,22 +101,21 @@ pub struct Streams {
 
 type ByNode = Arc<Mutex<HashMap<NodeName, Vec<Arc<Attached>>>>>;
 
-/// An agent that has a stream open.
+/// A connected agent.
 #[derive(Debug)]
 pub struct Attached {
-    /// Its node.
     pub node: NodeName,
-    /// What it says of its version, cut to a readable length.
+    /// The version that the agent reports, truncated.
     pub agent_version: String,
-    /// Whether it says that it guards its node.
+    /// Whether the agent reports that it guards its node.
     pub guarded: bool,
-    /// Since when.
+    /// The start of the stream.
     pub since: Instant,
 }
 
-/// A stream's place among them; dropping it gives it back.
+/// The slot of an open stream, which is freed on drop.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct StreamSlot {
     gauge: IntGauge,
     by_node: ByNode,
     attached: Arc<Attached>,
@@ -133,13 +131,13 @@ impl Streams {
         }
     }
 
-    /// A place for one more stream of a node, if there is one.
+    /// Opens a stream of a node, if there is a free slot.
     pub(crate) fn open(
         &self,
         node: &NodeName,
         agent_version: &str,
         guarded: bool,
-    ) -> Option<Place> {
+    ) -> Option<StreamSlot> {
         let mut by_node = lock(&self.by_node);
         let streams = by_node.entry(node.clone()).or_default();
         if streams.len() >= MAX_PER_NODE {
@@ -155,7 +153,7 @@ impl Streams {
         self.gauge.inc();
         drop(by_node);
         self.changed.send_replace(());
-        Some(Place {
+        Some(StreamSlot {
             gauge: self.gauge.clone(),
             by_node: Arc::clone(&self.by_node),
             attached,
@@ -163,14 +161,12 @@ impl Streams {
         })
     }
 
-    /// Wakes whoever waits for a stream to open or to close. Changes in quick succession are one.
-    #[must_use]
+    /// Returns a receiver that is notified when a stream opens or closes.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Of each node that has a stream open, the newest: while an agent is replaced there are two.
-    #[must_use]
+    /// Returns the newest stream of each node: there are two while an agent is replaced.
     pub fn newest(&self) -> Vec<Arc<Attached>> {
         let by_node = lock(&self.by_node);
         by_node
@@ -180,7 +176,7 @@ impl Streams {
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.gauge.dec();
         let mut by_node = lock(&self.by_node);
@@ -204,10 +200,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_has_a_few_streams_and_gives_them_back() {
+    fn the_streams_of_a_node_are_limited_and_freed() {
         let streams = Streams::new(&StreamMetrics::new(&Registry::new()).unwrap());
         let (one, two): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let mut places: Vec<_> = (0..MAX_PER_NODE)
+        let mut slots: Vec<_> = (0..MAX_PER_NODE)
             .map(|_| streams.open(&one, "1", true).unwrap())
             .collect();
         assert!(streams.open(&one, "1", true).is_none());
@@ -221,25 +217,25 @@ mod tests {
         let versions = newest.iter().map(|stream| stream.agent_version.len());
         assert_eq!(versions.collect::<Vec<_>>(), [1, MAX_VERSION]);
         assert_eq!((newest[0].guarded, newest[1].guarded), (true, false));
-        places.pop();
+        slots.pop();
         assert!(changes.has_changed().unwrap());
         assert!(streams.open(&one, "1", true).is_some());
-        drop((places, other));
+        drop((slots, other));
         assert_eq!(streams.gauge.get(), 0);
         assert!(lock(&streams.by_node).is_empty());
     }
 
     #[test]
-    fn lives_are_drawn_from_the_last_fifth() {
+    fn lifetimes_are_spread_over_a_fifth_of_the_maximum() {
         let hour = Duration::from_secs(3600);
         for (random, minutes) in [(0.0, 60), (0.5, 54), (1.0, 48)] {
-            // Function pointers hold nothing: one for each number.
+            // Function pointers cannot capture the number.
             let random: fn() -> f64 = match random {
                 0.0 => || 0.0,
                 0.5 => || 0.5,
                 _ => || 1.0,
             };
-            let age = StreamAge { most: hour, random };
+            let age = StreamAge { max: hour, random };
             assert_eq!(age.draw().as_secs() / 60, minutes);
         }
     }

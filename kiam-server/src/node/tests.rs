@@ -1,4 +1,4 @@
-//! What an agent is told, against what the policies say: for any sequence of changes.
+//! The state of an agent equals the decisions of the policies, for any sequence of changes.
 
 mod reports;
 
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiam_common::api::node::v1::pod_applied::Outcome as Told;
+use kiam_common::api::node::v1::pod_applied::Outcome as WireOutcome;
 use kiam_common::api::node::v1::watch_response::Update;
 use proptest::prelude::*;
 use tokio::sync::{Notify, mpsc};
@@ -22,30 +22,30 @@ use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 const NODE: &str = "node-1";
 
-/// What an agent makes of what it is told.
+/// The state of an agent, from the messages that it received.
 #[derive(Debug, Default)]
 struct Agent {
     pods: BTreeMap<String, String>,
     grants: HashMap<String, u64>,
-    /// By identity's number: the role of the credentials.
+    /// The role of the credentials of each identity.
     credentials: HashMap<u64, String>,
     synced: bool,
 }
 
 impl Agent {
-    fn hear(&mut self, update: Update) {
+    fn receive(&mut self, update: Update) {
         match update {
             Update::PodApplied(pod) => {
                 let text = match pod.outcome.unwrap() {
-                    Told::NoRole(_) => "no role".to_owned(),
-                    Told::Granted(granted) => {
+                    WireOutcome::NoRole(_) => "no role".to_owned(),
+                    WireOutcome::Granted(granted) => {
                         self.grants.insert(pod.uid.clone(), granted.identity);
                         self.pods
                             .insert(pod.uid, format!("granted {}", granted.role_arn));
                         return;
                     }
-                    Told::Forbidden(forbidden) => format!("forbidden {}", forbidden.reason),
-                    Told::Undecided(undecided) => format!("awaiting {}", undecided.awaiting),
+                    WireOutcome::Forbidden(forbidden) => format!("forbidden {}", forbidden.reason),
+                    WireOutcome::Undecided(undecided) => format!("awaiting {}", undecided.awaiting),
                 };
                 self.grants.remove(&pod.uid);
                 self.pods.insert(pod.uid, text);
@@ -81,7 +81,7 @@ impl Agent {
             .retain(|identity, _| granted.contains(identity));
     }
 
-    /// The role of the credentials that a pod would be handed.
+    /// Returns the role of the credentials that a pod would get.
     fn role_of(&self, uid: &str) -> Option<&String> {
         self.credentials.get(self.grants.get(uid)?)
     }
@@ -99,9 +99,9 @@ enum Change {
     DeleteNamespace,
     Account(Option<u8>),
     DeleteAccount,
-    /// STS answers, or fails, from now on.
+    /// STS issues credentials, or fails.
     Sts(bool),
-    /// Time passes, and the agent listens.
+    /// Time passes, and the agent receives messages.
     Listen,
 }
 
@@ -173,23 +173,23 @@ fn apply(cluster: &Cluster, issuer: &TestIssuer, change: &Change) {
     }
 }
 
-/// What the policies say of each pod of the node now.
-fn truth(cluster: &Cluster) -> BTreeMap<String, String> {
+/// Returns the decisions of the policies about the pods of the node.
+fn expected(cluster: &Cluster) -> BTreeMap<String, String> {
     let settings = settings();
-    let text = |member| match decide(&member, &settings) {
+    let text = |context| match decide(&context, &settings) {
         Outcome::NoRole => "no role".to_owned(),
         Outcome::Granted(identity) => format!("granted {}", identity.role),
         Outcome::Forbidden { reason, .. } => format!("forbidden {reason}"),
         Outcome::Undecided { awaiting } => format!("awaiting {awaiting}"),
     };
-    let members = cluster.node(NODE);
-    members
+    let contexts = cluster.node(NODE);
+    contexts
         .into_iter()
-        .map(|member| (member.pod.uid.to_string(), text(member)))
+        .map(|context| (context.pod.uid.to_string(), text(context)))
         .collect()
 }
 
-async fn play(changes: &[Change]) {
+async fn run(changes: &[Change]) {
     let (cluster, clock) = (Arc::new(Cluster::new()), TestClock::new());
     let issuer = TestIssuer::new(&clock);
     let store = Arc::new(store(&issuer, &clock, PLENTY));
@@ -204,23 +204,23 @@ async fn play(changes: &[Change]) {
     );
     let (to, mut from) = mpsc::channel(1000);
     let mut agent = Agent::default();
-    session.tell(&to).await.unwrap();
+    session.send_changes(&to).await.unwrap();
     for change in changes.iter().chain([&Change::Listen]) {
         apply(&cluster, &issuer, change);
         if !matches!(change, Change::Listen) {
             continue;
         }
-        let before = truth(&cluster);
-        // Whoever would sleep for ever now was not woken for something.
+        let before = expected(&cluster);
+        // A missing wake-up would leave the agent without a change.
         while tokio::time::timeout(Duration::from_millis(10), signal.notified())
             .await
             .is_ok()
         {
-            session.tell(&to).await.unwrap();
+            session.send_changes(&to).await.unwrap();
         }
         while let Ok(message) = from.try_recv() {
-            agent.hear(message.unwrap().update.unwrap());
-            // Never more than the policies say, whatever has been heard so far.
+            agent.receive(message.unwrap().update.unwrap());
+            // No more than the policies grant, after any prefix of the messages.
             for (uid, role) in agent
                 .grants
                 .keys()
@@ -232,14 +232,14 @@ async fn play(changes: &[Change]) {
         assert!(agent.synced);
         assert_eq!(agent.pods, before);
     }
-    // In the end STS answers, and every pod that is granted a role has its credentials.
+    // Once STS issues credentials, every pod with a granted role has them.
     issuer.behave(Duration::ZERO, Ok(HOUR));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    session.tell(&to).await.unwrap();
+    session.send_changes(&to).await.unwrap();
     while let Ok(message) = from.try_recv() {
-        agent.hear(message.unwrap().update.unwrap());
+        agent.receive(message.unwrap().update.unwrap());
     }
-    for (uid, outcome) in truth(&cluster) {
+    for (uid, outcome) in expected(&cluster) {
         let role = outcome
             .strip_prefix("granted ")
             .and_then(|arn| arn.strip_prefix(BASE));
@@ -249,7 +249,7 @@ async fn play(changes: &[Change]) {
             "{uid}: {outcome}"
         );
     }
-    // Nothing is held for a node that nobody listens for.
+    // Nothing is held for a node without a stream.
     drop(session);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert!(store.is_empty());
@@ -258,7 +258,7 @@ async fn play(changes: &[Change]) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
-    fn an_agent_knows_what_the_policies_say_and_never_more(
+    fn an_agent_has_exactly_what_the_policies_grant(
         changes in prop::collection::vec(change(), 0..40),
     ) {
         tokio::runtime::Builder::new_current_thread()
@@ -266,14 +266,14 @@ proptest! {
             .start_paused(true)
             .build()
             .unwrap()
-            .block_on(play(&changes));
+            .block_on(run(&changes));
     }
 }
 
-/// A pod takes over the role of one that goes, in one wake-up: the agent has forgotten the
-/// credentials by then, and must be sent them again.
+/// In one wake-up, the last pod with a role is deleted and another one is granted the role: the agent
+/// has dropped the credentials by then, and must receive them again.
 #[tokio::test(start_paused = true)]
-async fn a_role_that_passes_from_one_pod_to_another_keeps_its_credentials() {
+async fn credentials_are_sent_again_when_a_role_moves_to_another_pod() {
     let pod = |number| Change::Pod {
         number,
         on_node: true,
@@ -287,11 +287,11 @@ async fn a_role_that_passes_from_one_pod_to_another_keeps_its_credentials() {
         Change::DeletePod(0),
         Change::Listen,
     ];
-    play(&changes).await;
+    run(&changes).await;
 }
 
 #[test]
-fn names_that_no_node_has_are_refused() {
+fn invalid_node_names_are_rejected() {
     for name in ["node-1", "ip-10-0-0-1.eu-west-1.compute.internal", "1"] {
         assert_eq!(name.parse::<NodeName>().unwrap().as_str(), name);
     }

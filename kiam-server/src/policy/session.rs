@@ -1,4 +1,4 @@
-//! What a granted pod's session is made of: its name, length and tags.
+//! The parameters of the session of a granted pod: its name, duration and tags.
 
 use std::time::Duration;
 
@@ -16,44 +16,42 @@ const MAX_SOURCE_IDENTITY: usize = 64;
 /// The shortest session that STS issues (STS API reference, `AssumeRole`, `DurationSeconds`).
 const SHORTEST: Duration = Duration::from_secs(15 * 60);
 
-/// How sessions are made, for all pods.
+/// Settings for the sessions of all pods.
 #[derive(Debug, Clone, Default)]
 pub struct SessionSettings {
-    /// Names the sessions of pods that name none.
+    /// The session name of pods without an annotation.
     pub name: String,
-    /// How long sessions last.
+    /// The duration of sessions of pods without an annotation.
     pub duration: Duration,
-    /// The longest that a pod may ask for.
+    /// The longest duration that a pod may request.
     pub longest: Duration,
-    /// What sessions are tagged with.
     pub tags: Vec<SessionTag>,
     /// The value of [`SessionTag::ClusterName`].
     pub cluster: String,
-    /// Whether namespace and service account are the sessions' source identity.
+    /// Whether sessions have a source identity of namespace and service account.
     pub source_identity: bool,
 }
 
-/// Something about a pod that its sessions can be tagged with. Keys that EKS Pod Identity uses
-/// too are the same, so that a policy can serve both.
+/// A session tag. The keys equal those of EKS Pod Identity where that has the same tag, so that one
+/// IAM policy works with both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum SessionTag {
     /// kubernetes-namespace
     Namespace,
     /// kubernetes-service-account
     ServiceAccount,
-    /// kubernetes-pod-name: one session, and so one STS call, for each pod
+    /// kubernetes-pod-name; makes one session, and one STS call, for each pod
     PodName,
-    /// kubernetes-pod-uid: one session, and so one STS call, for each pod
+    /// kubernetes-pod-uid; makes one session, and one STS call, for each pod
     PodUid,
-    /// kubernetes-node-name: one session for each role and node
+    /// kubernetes-node-name; makes one session for each role and node
     NodeName,
-    /// kubernetes-cluster-name, as given by --cluster-name
+    /// kubernetes-cluster-name, the value of --cluster-name
     ClusterName,
 }
 
 impl SessionTag {
-    /// The tag's key.
-    #[must_use]
+    /// Returns the key of the tag.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Namespace => "kubernetes-namespace",
@@ -70,18 +68,18 @@ impl SessionTag {
             Self::Namespace => &pod.namespace,
             Self::ServiceAccount => &pod.service_account,
             Self::PodName => &pod.name,
-            Self::PodUid => &pod.uid,
+            Self::PodUid => pod.uid.as_str(),
             Self::NodeName => pod.node.as_deref().unwrap_or_default(),
             Self::ClusterName => &settings.cluster,
         }
     }
 }
 
-/// What distinguishes the pod's session from others. What was not chosen is not in it, so that
-/// pods which differ in nothing that was chosen share one.
+/// Returns the identity of the session of a pod. It contains only the configured tags, so that pods
+/// with the same values share one session.
 ///
 /// # Errors
-/// Says what is wrong with the pod's annotations.
+/// When the annotations of the pod are invalid.
 pub(super) fn identity(
     role: RoleArn,
     pod: &Pod,
@@ -122,11 +120,15 @@ fn session_duration(
     else {
         return Ok(settings.duration);
     };
-    let refused = |why: String| Err(format!("the pod's annotation {SESSION_DURATION}: {why}"));
+    let refused = |why: String| {
+        Err(format!(
+            "invalid annotation {SESSION_DURATION} of the pod: {why}"
+        ))
+    };
     match duration::parse(text) {
-        Err(error) => refused(super::quotable(&error.to_string())),
+        Err(error) => refused(super::truncated(&error.to_string())),
         Ok(asked) if asked < SHORTEST || asked > settings.longest => refused(format!(
-            "{} is not between {} and {}, which --max-session-duration allows",
+            "{} is not between {} and {} (--max-session-duration)",
             duration::format(asked),
             duration::format(SHORTEST),
             duration::format(settings.longest),

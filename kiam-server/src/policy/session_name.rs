@@ -1,10 +1,10 @@
-//! Session names, as kiam makes them.
+//! Session names, in the format of kiam.
 
 /// The longest session name (STS API reference, `AssumeRole`, `RoleSessionName`).
 const MAX_BYTES: usize = 64;
 
-/// `kiam-` and the name, with what STS does not take replaced by `-`, cut to its limit.
-#[must_use]
+/// Returns `kiam-` and the name. Characters that STS rejects are replaced by `-`, and the result is
+/// truncated to its limit.
 pub fn session_name(name: &str) -> String {
     let valid = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
     let cleaned = name.chars().map(|c| if valid(c) { c } else { '-' });

@@ -1,4 +1,4 @@
-//! kiam's own policy cases (kiam's `policy_test`), what it got wrong, and properties.
+//! Cases of kiam's own tests (kiam's `policy_test`), cases that it gets wrong, and properties.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ fn settings(base: &str) -> Settings {
     }
 }
 
-fn member(role: Option<&str>, account_role: Option<&str>, permitted: Option<&str>) -> Member {
+fn context(role: Option<&str>, account_role: Option<&str>, permitted: Option<&str>) -> PodContext {
     let mut pod = pod("uid-1", "web", "frontend", "node-1");
     pod.annotations = Annotations {
         role: role.map(Box::from),
@@ -40,18 +40,18 @@ fn member(role: Option<&str>, account_role: Option<&str>, permitted: Option<&str
         name: "web".into(),
         permitted: Permitted::compile(permitted, Anchoring::Whole),
     };
-    Member {
+    PodContext {
         pod: Arc::new(pod),
         namespace: Some(Arc::new(namespace)),
         service_account: Some(Arc::new(account)),
     }
 }
 
-/// The role's ARN if granted, else the reason, or what is awaited.
-fn verdict(member: &Member, base: &str) -> Result<String, String> {
-    match decide(member, &settings(base)) {
+/// Returns the ARN of a granted role, or the reason of the refusal.
+fn verdict(context: &PodContext, base: &str) -> Result<String, String> {
+    match decide(context, &settings(base)) {
         Outcome::Granted(identity) => Ok(identity.role.to_string()),
-        Outcome::Forbidden { reason, .. } => Err(reason),
+        Outcome::Forbidden { reason, .. } => Err(reason.into()),
         Outcome::NoRole => Err("no role".to_owned()),
         Outcome::Undecided { awaiting } => Err(format!("awaiting {awaiting}")),
     }
@@ -81,13 +81,13 @@ fn permitted_roles_are_granted() {
         ),
         (BASE, "b", ".*/a|.*/b"),
     ] {
-        let granted = verdict(&member(Some(role), None, Some(permitted)), base);
+        let granted = verdict(&context(Some(role), None, Some(permitted)), base);
         assert!(granted.is_ok(), "{role} by {permitted}: {granted:?}");
     }
 }
 
 #[test]
-fn refusals_say_what_to_change() {
+fn refusals_name_the_annotation_to_change() {
     let long = "x".repeat(3000);
     for (role, permitted, parts) in [
         ("orange", None, [PERMITTED, "no annotation", "orange"]),
@@ -97,18 +97,18 @@ fn refusals_say_what_to_change() {
             Some("^red.*$"),
             [PERMITTED, "does not permit", "^red.*$"],
         ),
-        // Vague expressions, which kiam's unanchored mode took.
+        // Expressions that match only a part of the ARN.
         (
             "orange",
             Some("o"),
-            [PERMITTED, "does not match it from end to end", "\"o\""],
+            [PERMITTED, "does not match the whole ARN", "\"o\""],
         ),
         (
             "orange",
             Some("orange"),
-            [PERMITTED, "does not match it from end to end", "\"orange\""],
+            [PERMITTED, "does not match the whole ARN", "\"orange\""],
         ),
-        // kiam compiled ^a|b$ here, which permits whatever begins like a.
+        // kiam compiles ^a|b$ here, which permits every role that starts with a.
         (
             "a-admin",
             Some(".*/a|.*/b"),
@@ -117,17 +117,17 @@ fn refusals_say_what_to_change() {
         (
             "a",
             Some("("),
-            [PERMITTED, "no regular expression", "unclosed group"],
+            [PERMITTED, "not a valid expression", "unclosed group"],
         ),
         (
             "a",
             Some("x)|(.*"),
-            [PERMITTED, "no regular expression", "unopened group"],
+            [PERMITTED, "not a valid expression", "unopened group"],
         ),
         (
             "a",
             Some("(a{1000}){1000}"),
-            [PERMITTED, "no regular expression", "size limit"],
+            [PERMITTED, "not a valid expression", "size limit"],
         ),
         ("a", Some(long.as_str()), [PERMITTED, "does not match", "…"]),
         (
@@ -143,7 +143,7 @@ fn refusals_say_what_to_change() {
         ),
         (long.as_str(), Some(".*"), [ROLE, "3000 bytes", "x…"]),
     ] {
-        let reason = verdict(&member(Some(role), None, permitted), BASE).unwrap_err();
+        let reason = verdict(&context(Some(role), None, permitted), BASE).unwrap_err();
         assert!(
             parts.iter().all(|part| reason.contains(part)),
             "{role:?}: {reason}"
@@ -154,39 +154,39 @@ fn refusals_say_what_to_change() {
 }
 
 #[test]
-fn the_pod_s_own_annotation_comes_before_its_service_account_s() {
+fn the_annotation_of_the_pod_precedes_that_of_its_service_account() {
     let permitted = Some(".*");
     for (pod, account, expected) in [
         (Some("a"), Some("b"), Ok(format!("{BASE}a"))),
         (None, Some("b"), Ok(format!("{BASE}b"))),
         (None, None, Err("no role".to_owned())),
     ] {
-        assert_eq!(verdict(&member(pod, account, permitted), BASE), expected);
+        assert_eq!(verdict(&context(pod, account, permitted), BASE), expected);
     }
-    let reason = verdict(&member(None, Some("arn:x"), permitted), BASE).unwrap_err();
+    let reason = verdict(&context(None, Some("arn:x"), permitted), BASE).unwrap_err();
     assert!(reason.contains("service account web/default"), "{reason}");
 }
 
 #[test]
-fn a_namespace_that_is_not_known_yet_is_waited_for() {
-    let mut member = member(Some("a"), None, Some(".*"));
-    member.namespace = None;
+fn an_unknown_namespace_leaves_the_decision_open() {
+    let mut context = context(Some("a"), None, Some(".*"));
+    context.namespace = None;
     assert_eq!(
-        verdict(&member, BASE),
+        verdict(&context, BASE),
         Err("awaiting namespace web".to_owned())
     );
 }
 
-fn granted(member: &Member, settings: &Settings) -> Identity {
-    match decide(member, settings) {
+fn granted(context: &PodContext, settings: &Settings) -> Identity {
+    match decide(context, settings) {
         Outcome::Granted(identity) => Identity::clone(&identity),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn only_what_was_chosen_distinguishes_sessions() {
-    let first = member(Some("a"), None, Some(".*"));
+fn only_configured_tags_distinguish_sessions() {
+    let first = context(Some("a"), None, Some(".*"));
     let mut second = first.clone();
     second.pod = Arc::new(Pod {
         uid: "uid-2".into(),
@@ -219,17 +219,17 @@ fn only_what_was_chosen_distinguishes_sessions() {
 }
 
 #[test]
-fn a_pod_may_ask_for_another_duration_within_bounds() {
+fn a_pod_may_request_a_duration_within_bounds() {
     let with = |text: &str| {
-        let mut member = member(Some("a"), None, Some(".*"));
-        let mut pod = Pod::clone(&member.pod);
+        let mut context = context(Some("a"), None, Some(".*"));
+        let mut pod = Pod::clone(&context.pod);
         pod.annotations = Annotations {
             session_duration: Some(text.into()),
             ..pod.annotations.map(|boxed| *boxed).unwrap_or_default()
         }
         .boxed();
-        member.pod = Arc::new(pod);
-        member
+        context.pod = Arc::new(pod);
+        context
     };
     assert_eq!(granted(&with("15m"), &settings(BASE)).duration, HOUR / 4);
     assert_eq!(granted(&with("2h"), &settings(BASE)).duration, 2 * HOUR);
@@ -240,7 +240,7 @@ fn a_pod_may_ask_for_another_duration_within_bounds() {
 }
 
 #[test]
-fn without_anchors_an_expression_may_match_any_part() {
+fn without_anchoring_an_expression_may_match_any_part() {
     let part = Permitted::compile(Some("o"), Anchoring::Part);
     assert_eq!(
         part.verdict("arn:aws:iam::123456789012:role/orange"),
@@ -250,7 +250,7 @@ fn without_anchors_an_expression_may_match_any_part() {
 }
 
 #[test]
-fn session_names_are_kiam_s() {
+fn session_names_equal_those_of_kiam() {
     let long = "a".repeat(80);
     for (name, expected) in [
         ("kiam", "kiam-kiam".to_owned()),
@@ -271,19 +271,19 @@ proptest! {
     }
 
     #[test]
-    fn an_expression_permits_only_what_it_matches_from_end_to_end(
+    fn an_expression_permits_only_arns_that_it_matches_as_a_whole(
         first in "[a-z]{1,4}", second in "[a-z]{1,4}", role in "[a-z]{1,6}",
     ) {
         let expression = format!("{BASE}{first}|{BASE}{second}");
-        let granted = verdict(&member(Some(&role), None, Some(&expression)), BASE).is_ok();
+        let granted = verdict(&context(Some(&role), None, Some(&expression)), BASE).is_ok();
         prop_assert_eq!(granted, role == first || role == second);
     }
 
     #[test]
-    fn nothing_that_is_annotated_panics_or_writes_control_characters(
+    fn annotations_never_cause_a_panic_or_control_characters(
         role in any::<String>(), permitted in any::<Option<String>>(),
     ) {
-        match decide(&member(Some(&role), None, permitted.as_deref()), &settings(BASE)) {
+        match decide(&context(Some(&role), None, permitted.as_deref()), &settings(BASE)) {
             Outcome::Forbidden { reason, .. } => prop_assert!(!reason.contains(char::is_control)),
             Outcome::Granted(_) => prop_assert!(permitted.is_some_and(|text| !text.is_empty())),
             Outcome::NoRole | Outcome::Undecided { .. } => prop_assert!(false),

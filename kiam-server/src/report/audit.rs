@@ -1,9 +1,9 @@
-//! The edge to files: audit records as lines of JSON.
+//! The writer of the audit log, with one line of JSON for each record.
 //!
-//! A thread of its own writes, so that a file system (or a reader of standard output) that stands
-//! still stops nothing else: the records wait in their queue, and when that is full, new ones are
-//! dropped and counted. A file that was moved away, as logrotate does, is made anew; what cannot be
-//! written is lost, counted, and said in the log.
+//! A separate thread writes, so that a blocked file system or reader of standard output blocks
+//! nothing else: the records wait in their queue, and are dropped and counted when it is full. A file
+//! that was renamed, for example by logrotate, is created again. Records that cannot be written are
+//! lost, counted and logged.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -17,39 +17,40 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Record, Records, ReportMetrics};
 
-/// Records written at once.
+/// The largest number of records in one write.
 const BATCH: usize = 256;
 
-/// Where the audit log goes.
+/// The destination of the audit log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AuditLog {
-    /// Nowhere.
     #[default]
     Off,
-    /// To standard output, where nothing else goes.
+    /// Standard output, which is used for nothing else.
     Stdout,
-    /// To the end of this file.
+    /// The end of this file.
     File(PathBuf),
 }
 
-/// Why there is no audit log.
+/// The error of an audit log that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuditError {
-    /// A destination that is none.
-    #[error("write stdout, file:PATH or off")]
+    /// The destination is invalid.
+    #[error("expected stdout, file:PATH or off")]
     Syntax,
-    /// A file that cannot be opened.
+    /// The file cannot be opened.
     #[error("cannot open {} for the audit log: {source}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// No thread can be started.
+    Open { path: PathBuf, source: io::Error },
+    /// The thread cannot be started.
     #[error("cannot start the thread that writes the audit log: {0}")]
     Thread(io::Error),
+}
+
+impl AuditError {
+    /// Returns whether another destination would avoid the error.
+    pub(crate) const fn is_usage(&self) -> bool {
+        matches!(self, Self::Syntax | Self::Open { .. })
+    }
 }
 
 impl FromStr for AuditLog {
@@ -65,23 +66,23 @@ impl FromStr for AuditLog {
     }
 }
 
-/// Lines, and where to say what became of them.
+/// Lines to write, and the channel for the result.
 type Job = (Vec<u8>, oneshot::Sender<io::Result<()>>);
 
-/// Writes records.
+/// The writer of records.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     metrics: ReportMetrics,
     failing: bool,
 }
 
 impl Writer {
-    /// Opens the log; none if there is to be none.
+    /// Opens the audit log; returns `None` if it is off.
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn open(log: &AuditLog, metrics: ReportMetrics) -> Result<Option<Self>, AuditError> {
+    pub(crate) fn open(log: &AuditLog, metrics: ReportMetrics) -> Result<Option<Self>, AuditError> {
         match log {
             AuditLog::Off => Ok(None),
             AuditLog::Stdout => Self::to(metrics, |lines| {
@@ -104,12 +105,12 @@ impl Writer {
         mut write: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static,
     ) -> Result<Self, AuditError> {
         let (jobs, mut from) = mpsc::channel::<Job>(1);
-        // Not a task: should it hang, it must not keep the process from ending.
+        // Not a blocking task: the runtime would wait for it at shutdown, even if it hangs.
         thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || {
                 while let Some((lines, done)) = from.blocking_recv() {
-                    // Whoever asked may have been told to stop meanwhile.
+                    // Fails only while the program stops.
                     let _ = done.send(write(&lines));
                 }
             })
@@ -121,8 +122,9 @@ impl Writer {
         })
     }
 
-    /// Writes until told to stop, then what is left. Ends by itself only if the thread has died.
-    pub async fn run(mut self, mut records: Records, stop: CancellationToken) {
+    /// Writes until `stop` is cancelled, then the remaining records. Returns earlier only if the
+    /// thread has died.
+    pub(crate) async fn run(mut self, mut records: Records, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let more = tokio::select! {
@@ -133,7 +135,7 @@ impl Writer {
                 }
             };
             if more == 0 {
-                // Nobody is left who could report.
+                // All senders are gone.
                 return stop.cancelled().await;
             }
             let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
@@ -143,16 +145,16 @@ impl Writer {
                 return tracing::error!("the thread that writes the audit log has died");
             };
             drop(sent);
-            self.note(count, outcome);
+            self.count(count, outcome);
         }
     }
 
-    fn note(&mut self, count: u64, outcome: io::Result<()>) {
+    fn count(&mut self, count: u64, outcome: io::Result<()>) {
         match outcome {
             Ok(()) => {
                 self.metrics.audit("written").inc_by(count);
                 if self.failing {
-                    tracing::info!("the audit log is written again");
+                    tracing::info!("writing the audit log works again");
                 }
                 self.failing = false;
             }
@@ -160,7 +162,7 @@ impl Writer {
                 self.metrics.audit("failed").inc_by(count);
                 if !self.failing {
                     tracing::error!(
-                        "the audit log cannot be written: {error}; records are lost until it can \
+                        "cannot write the audit log: {error}; records are lost meanwhile \
                          (kiam_audit_records_total counts them)"
                     );
                 }
@@ -173,7 +175,7 @@ impl Writer {
 fn lines(records: impl Iterator<Item = Record>) -> Vec<u8> {
     let mut lines = Vec::new();
     for record in records {
-        // Strings in a struct: there is nothing in them that cannot be written.
+        // A struct of strings always serializes.
         if serde_json::to_writer(&mut lines, &record).is_ok() {
             lines.push(b'\n');
         }
@@ -181,11 +183,11 @@ fn lines(records: impl Iterator<Item = Record>) -> Vec<u8> {
     lines
 }
 
-/// A file that is appended to, under its name.
+/// A file that is appended to, and created again if its path no longer refers to it.
 struct Appended {
     path: PathBuf,
     file: File,
-    /// The last line may have no end.
+    /// Whether the last line may be incomplete.
     torn: bool,
 }
 
@@ -199,7 +201,7 @@ impl Appended {
     }
 
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        if !self.is_there()? {
+        if !self.is_at_path()? {
             self.file = open(&self.path)?;
             self.torn = false;
         }
@@ -212,8 +214,8 @@ impl Appended {
         Ok(())
     }
 
-    /// Whether the name is still this file's.
-    fn is_there(&self) -> io::Result<bool> {
+    /// Returns whether the path still refers to the open file.
+    fn is_at_path(&self) -> io::Result<bool> {
         let open = self.file.metadata()?;
         Ok(std::fs::metadata(&self.path)
             .is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino())))

@@ -1,8 +1,8 @@
-//! The edge to kube: notices as Events of `events.k8s.io/v1`.
+//! Publication of notices as Events of `events.k8s.io/v1`.
 //!
-//! One that is told again after an hour is a new Event, since the API has forgotten the old one:
-//! so there is nothing to patch. (kube's `Recorder` counts a series up instead, by pod and reason
-//! without the text, so that a text that has changed would be lost.)
+//! A notice that is repeated after an hour is a new Event, because the API has deleted the old one:
+//! there is nothing to patch. (kube's `Recorder` patches a series instead, identified by pod and
+//! reason without the text, so that a changed text would be lost.)
 
 use std::fmt;
 
@@ -16,9 +16,9 @@ use kube::api::{Api, ObjectMeta, PostParams};
 
 use super::{Notice, PublishError, Publisher};
 
-/// kiam's name for itself in Events.
+/// The reporting controller, with the name of kiam.
 const CONTROLLER: &str = "kiam.server";
-/// What was tried (`action` is required, and shown nowhere).
+/// The action, which is required but not displayed.
 const ACTION: &str = "AssumeRole";
 /// The longest note, in bytes (Kubernetes' validation of Events, `NoteLengthLimit`).
 const MAX_NOTE: usize = 1024;
@@ -27,16 +27,15 @@ const MAX_INSTANCE: usize = 128;
 /// The longest name of an object, in bytes (Kubernetes API conventions, DNS subdomain).
 const MAX_NAME: usize = 253;
 
-/// Publishes notices as Events.
-pub struct Events {
+/// The publisher of Events.
+pub(crate) struct Events {
     client: Client,
     instance: String,
 }
 
 impl Events {
-    /// Through this client, in this machine's name.
-    #[must_use]
-    pub fn new(client: Client) -> Self {
+    /// Publishes through `client`, with the host name as the reporting instance.
+    pub(crate) fn new(client: Client) -> Self {
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let name = match name.trim() {
             "" => CONTROLLER,
@@ -64,7 +63,7 @@ impl Publisher for Events {
             .await
             .map(drop)
             .map_err(|error| match error {
-                // The API's own words, without the rest of its answer.
+                // Only the message of the API.
                 kube::Error::Api(status) => PublishError(status.message.clone()),
                 other => PublishError(other.to_string()),
             })
@@ -72,7 +71,7 @@ impl Publisher for Events {
 }
 
 fn event(Notice { pod, reason, note }: &Notice, instance: &str, now: Timestamp) -> Event {
-    // As client-go and kube name theirs.
+    // The same format as in client-go and kube.
     let end = format!(".{:x}", now.as_nanosecond());
     let name = cut(&pod.name, MAX_NAME - end.len()).trim_end_matches(['.', '-']);
     Event {
@@ -100,9 +99,9 @@ fn event(Notice { pod, reason, note }: &Notice, instance: &str, now: Timestamp) 
     }
 }
 
-/// The first bytes of a text, `most` of them or, where a character would be torn, fewer.
-fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+/// Truncates a text to at most `max` bytes, at a character boundary.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
 }
 
 #[cfg(test)]
@@ -114,7 +113,7 @@ mod tests {
     use crate::testing::pod;
 
     #[test]
-    fn an_event_is_what_the_api_takes() {
+    fn events_are_valid_for_the_api() {
         let notice = Notice {
             pod: Arc::new(pod("uid-1", "web", &"p".repeat(253), "node-1")),
             reason: Reason::RoleForbidden,
@@ -126,12 +125,13 @@ mod tests {
         assert_eq!(event.note.unwrap().len(), MAX_NOTE);
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= MAX_NAME && name.starts_with("ppp"), "{name}");
-        // Events lie in the namespace of what they are about.
+        // The namespace of an Event is that of its object.
         let regarding = event.regarding.unwrap();
         assert_eq!(event.metadata.namespace, regarding.namespace);
         assert_eq!(regarding.uid.as_deref(), Some("uid-1"));
         assert_eq!(regarding.name.unwrap().len(), 253);
-        // Required of every new Event, and forbidden in it (validateV1EventSeries, legacy fields).
+        // Fields that a new Event must have, and deprecated ones that it must not have
+        // (Kubernetes' ValidateEventCreate).
         assert!(event.event_time.is_some() && event.reporting_instance.is_some());
         assert!(event.deprecated_count.is_none() && event.deprecated_source.is_none());
     }

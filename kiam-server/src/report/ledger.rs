@@ -1,17 +1,17 @@
-//! What this replica has recorded of each node's pods, so that it is recorded once.
+//! The records of this replica for the pods of each node, so that each grant is recorded once.
 //!
-//! Each node has a page, which sessions of the node share and which outlives them: a session that
-//! begins again finds what was granted, and records only what has changed since. While no session
-//! is there, the ledger itself watches the node's part of the cluster: grants of pods that go are
-//! recorded as ended then, and their entries dropped, so that a page holds at most the pods there
-//! are, and nothing remains of a node without any. Other changes show when the agent is back: until
-//! then it keeps what it was granted.
+//! Each node has a page, which the sessions of the node share and which outlives them: a new session
+//! finds the existing grants, and records only changes. While a node has no session, the ledger
+//! itself watches the pods of the node: when one is deleted, it records the end of the grant and
+//! drops the entry. A page therefore never has more entries than the node has pods. Other changes are
+//! recorded when the agent reconnects; until then it keeps its grants.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kiam_common::pod_uid::PodUid;
 use tokio_util::sync::CancellationToken;
 
 use super::queue::Queue;
@@ -22,33 +22,34 @@ use crate::cluster::{Cluster, Signal, Subscription};
 use crate::identity::Identity;
 use crate::policy::Outcome;
 
-/// Between two looks at the pages of nodes without a session.
-const REST: Duration = Duration::from_secs(1);
+/// The interval between checks of the pages of nodes without a session.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-const CHANGED: &str = "the pod's role or session has changed";
-const GONE: &str = "the pod is gone";
-const GONE_MEANWHILE: &str = "the pod is gone; its node's agent was not attached here then";
+const CHANGED: &str = "the role or session of the pod changed";
+const DELETED: &str = "the pod was deleted";
+const DELETED_MEANWHILE: &str =
+    "the pod was deleted while the agent of its node was not connected to this server";
 
-/// What this replica has recorded.
+/// The records of this replica.
 #[derive(Debug)]
 pub(super) struct Ledger {
     cluster: Arc<Cluster>,
     clock: Arc<dyn Clock>,
     queue: Queue<Record>,
     pages: Mutex<HashMap<Arc<str>, Page>>,
-    /// Woken when a page without a session may hold pods that are gone.
+    /// Woken when a page without a session may contain deleted pods.
     detached: Signal,
 }
 
 #[derive(Debug, Default)]
 struct Page {
     sessions: usize,
-    /// Only while there is no session.
+    /// Present while there is no session.
     watch: Option<Subscription>,
-    pods: HashMap<Arc<str>, Known>,
+    pods: HashMap<PodUid, Known>,
 }
 
-/// What was recorded of a pod last.
+/// The last record of a pod.
 #[derive(Debug)]
 enum Known {
     Granted {
@@ -56,9 +57,9 @@ enum Known {
         identity: Arc<Identity>,
         access_key_id: Box<str>,
     },
-    /// The policies refuse it.
+    /// The policies refuse the role.
     Forbidden { reason: Box<str> },
-    /// AWS refuses it.
+    /// AWS refuses the role.
     Refused {
         identity: Arc<Identity>,
         reason: Box<str>,
@@ -97,56 +98,56 @@ impl Ledger {
             return;
         }
         page.get_mut().watch = Some(self.cluster.subscribe(node, Arc::clone(&self.detached)));
-        // For what went between the session's last look and now.
+        // A pod may have been deleted since the last update of the session.
         self.detached.notify_one();
     }
 
-    /// Looks after the pages of nodes without a session.
-    pub(super) async fn follow(&self, stop: CancellationToken) {
+    /// Checks the pages of nodes without a session, until `stop` is cancelled.
+    pub(super) async fn run(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
-                () = self.detached.notified() => self.drop_gone(),
+                () = self.detached.notified() => self.drop_deleted(),
                 () = stop.cancelled() => return,
             }
-            // Many nodes' pods may go at once, one by one.
+            // Coalesces the deletions of many pods.
             tokio::select! {
-                () = tokio::time::sleep(REST) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    fn drop_gone(&self) {
+    fn drop_deleted(&self) {
         let mut pages = self.lock();
         pages.retain(|node, page| {
             if page.sessions > 0 {
                 return true;
             }
             page.pods.retain(|uid, known| {
-                let pod = self.cluster.pod(uid);
-                let there = pod.is_some_and(|pod| pod.node.as_ref() == Some(node));
-                if !there {
-                    self.revoke(node, known, GONE_MEANWHILE);
+                let pod = self.cluster.pod(uid.as_str());
+                let exists = pod.is_some_and(|pod| pod.node.as_ref() == Some(node));
+                if !exists {
+                    self.revoke(node, known, DELETED_MEANWHILE);
                 }
-                there
+                exists
             });
             !page.pods.is_empty()
         });
     }
 
-    pub(super) fn begin(&self, node: &str, there: impl Fn(&str) -> bool) {
+    pub(super) fn begin(&self, node: &str, exists: impl Fn(&str) -> bool) {
         if let Some(page) = self.lock().get_mut(node) {
-            for (_, known) in page.pods.extract_if(|uid, _| !there(uid)) {
-                self.revoke(node, &known, GONE_MEANWHILE);
+            for (_, known) in page.pods.extract_if(|uid, _| !exists(uid.as_str())) {
+                self.revoke(node, &known, DELETED_MEANWHILE);
             }
         }
     }
 
-    pub(super) fn gone(&self, node: &str, uid: &str) {
+    pub(super) fn deleted(&self, node: &str, uid: &str) {
         if let Some(page) = self.lock().get_mut(node)
             && let Some(known) = page.pods.remove(uid)
         {
-            self.revoke(node, &known, GONE);
+            self.revoke(node, &known, DELETED);
         }
     }
 
@@ -158,7 +159,7 @@ impl Ledger {
         match outcome {
             Outcome::NoRole => {
                 if let Some(known) = page.pods.remove(&pod.uid) {
-                    self.revoke(node, &known, "nobody asks for a role any more");
+                    self.revoke(node, &known, "the annotation of the role was removed");
                 }
             }
             Outcome::Undecided { awaiting } => {
@@ -166,10 +167,10 @@ impl Ledger {
                     self.revoke(node, &known, &format!("{awaiting} is not known"));
                 }
             }
-            // Not recorded before there are credentials.
+            // Recorded once there are credentials.
             Outcome::Granted(identity) => {
                 match page.pods.get_mut(&pod.uid) {
-                    // The pod as it is now: the old one need not be kept.
+                    // The new state of the pod, so that the old one can be dropped.
                     Some(Known::Granted {
                         pod: known,
                         identity: of,
@@ -187,25 +188,25 @@ impl Ledger {
             }
             Outcome::Forbidden { role, reason } => {
                 if let Some(Known::Forbidden { reason: known }) = page.pods.get(&pod.uid)
-                    && **known == **reason
+                    && known == reason
                 {
                     return;
                 }
                 let known = Known::Forbidden {
-                    reason: reason.as_str().into(),
+                    reason: reason.clone(),
                 };
-                if let Some(before) = page.pods.insert(Arc::clone(&pod.uid), known) {
-                    self.revoke(node, &before, reason);
+                if let Some(previous) = page.pods.insert(pod.uid.clone(), known) {
+                    self.revoke(node, &previous, reason);
                 }
                 self.queue.push(Record {
-                    reason: Some(reason.clone()),
+                    reason: Some(reason.to_string()),
                     ..Record::new(self.clock.now(), Action::Refusal, node, pod, role)
                 });
             }
         }
     }
 
-    /// There are credentials for a pod that was granted their identity.
+    /// Records a grant, once there are credentials.
     pub(super) fn granted(
         &self,
         node: &str,
@@ -227,8 +228,8 @@ impl Ledger {
             identity: Arc::clone(identity),
             access_key_id: access_key_id.into(),
         };
-        if let Some(before) = page.pods.insert(Arc::clone(&pod.uid), known) {
-            self.revoke(node, &before, CHANGED);
+        if let Some(previous) = page.pods.insert(pod.uid.clone(), known) {
+            self.revoke(node, &previous, CHANGED);
         }
         self.queue.push(Record {
             access_key_id: Some(access_key_id.to_owned()),
@@ -236,8 +237,7 @@ impl Ledger {
         });
     }
 
-    /// AWS refuses what a pod was granted, and there are no credentials of before. A grant that
-    /// was recorded is not ended by that: nobody took it back.
+    /// Records that AWS refuses a granted role. This does not end a recorded grant.
     pub(super) fn refused(
         &self,
         node: &str,
@@ -261,14 +261,14 @@ impl Ledger {
             identity: Arc::clone(identity),
             reason: reason.as_str().into(),
         };
-        page.pods.insert(Arc::clone(&pod.uid), known);
+        page.pods.insert(pod.uid.clone(), known);
         self.queue.push(Record {
             reason: Some(reason),
             ..Record::of(self.clock.now(), Action::Refusal, node, pod, identity)
         });
     }
 
-    /// Records the end of a grant; the end of a refusal is none.
+    /// Records the end of a grant. The end of a refusal is not recorded.
     fn revoke(&self, node: &str, known: &Known, reason: &str) {
         if let Known::Granted {
             pod,
@@ -284,7 +284,7 @@ impl Ledger {
         }
     }
 
-    /// How many nodes and pods there are entries of.
+    /// Returns the numbers of nodes and pods with entries.
     #[cfg(test)]
     pub(super) fn len(&self) -> (usize, usize) {
         let pages = self.lock();

@@ -1,8 +1,8 @@
-//! What became of audit records and Events.
+//! Metrics of audit records and Events.
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-/// What is counted about reports.
+/// Metrics of audit records and Events.
 #[derive(Debug, Clone)]
 pub struct ReportMetrics {
     audit: IntCounterVec,
@@ -10,7 +10,7 @@ pub struct ReportMetrics {
 }
 
 impl ReportMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// When they are registered already.
@@ -18,15 +18,17 @@ impl ReportMetrics {
         let audit = IntCounterVec::new(
             Opts::new(
                 "kiam_audit_records_total",
-                "Audit records: written, dropped for want of room, failed to be written.",
+                "Audit records, by outcome: written, dropped (the queue was full), failed (could \
+                 not be written).",
             ),
             &["outcome"],
         )?;
         let events = IntCounterVec::new(
             Opts::new(
                 "kiam_events_total",
-                "Kubernetes Events: published, suppressed as told within the hour, dropped for want \
-                 of room, stale since the pod is gone, failed at the API.",
+                "Kubernetes Events, by outcome: published, suppressed (a repetition within an \
+                 hour), dropped (the queue was full), stale (the pod was deleted), failed (the API \
+                 returned an error).",
             ),
             &["outcome"],
         )?;

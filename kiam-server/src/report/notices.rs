@@ -1,9 +1,9 @@
-//! What a pod's owner is told about it: each thing once an hour, and never many at once.
+//! Rate-limited notices to the owners of pods.
 //!
-//! A role that breaks in a thousand pods is a thousand notices, and again with every try. Each
-//! passes three gates: one of a pod, reason and text per hour; room in a queue; and a rate for all
-//! of them together. What does not pass is counted, not kept. A notice that the queue refused was
-//! not told, and may come again.
+//! A broken role in a thousand pods causes a thousand notices with every attempt. A notice is
+//! published only if the same pod, reason and text were not published within an hour, if the queue
+//! has space, and within a rate limit for all notices. Other notices are counted and dropped. A
+//! notice that did not fit into the queue may be repeated at once.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{HashSet, VecDeque};
@@ -22,30 +22,29 @@ use super::queue::Queue;
 use crate::cluster::Cluster;
 use crate::cluster::object::Pod;
 
-/// What was told is not told again for as long; the API forgets Events after an hour, too
-/// (kube-apiserver's `--event-ttl`).
+/// The time without a repetition of a notice. The API deletes Events after the same time
+/// (`--event-ttl` of kube-apiserver).
 const QUIET: Duration = Duration::from_secs(3600);
-/// What is remembered as told. At the rate below, two hours' worth and more.
-const MAX_REMEMBERED: usize = 16_384;
-/// Of all notices.
+/// The number of recent notices that are kept: more than two hours at the rate below.
+const MAX_RECENT: usize = 16_384;
+/// The rate limit of all notices.
 const PER_SECOND: f64 = 2.0;
-/// At once, after a quiet time.
+/// The burst above the rate limit.
 const BURST: f64 = 5.0;
-/// For one Event.
+/// The limit for publishing one Event.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// kiam's reasons.
+/// The reason of a notice, as in kiam.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The policies refuse the pod its role.
+    /// The policies refuse the role of the pod.
     RoleForbidden,
-    /// There are no credentials of it.
+    /// STS does not issue credentials for the role.
     CredentialError,
 }
 
 impl Reason {
-    /// As Events have it.
-    #[must_use]
+    /// Returns the reason of the Event.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::RoleForbidden => "KiamRoleForbidden",
@@ -54,49 +53,48 @@ impl Reason {
     }
 }
 
-/// Something to tell a pod's owner.
+/// A notice to the owner of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// The pod.
     pub pod: Arc<Pod>,
-    /// Of what kind it is.
     pub reason: Reason,
-    /// The text: one line, no secrets.
+    /// One line, without secrets.
     pub note: String,
 }
 
-/// Where notices are told.
+/// The publisher of notices.
 #[async_trait]
-pub trait Publisher: Send + Sync + 'static {
-    /// Tells one, once, without retries.
+pub(crate) trait Publisher: Send + Sync + 'static {
+    /// Publishes a notice once, without retries.
     async fn publish(&self, notice: &Notice) -> Result<(), PublishError>;
 }
 
-/// Why a notice was not told.
+/// The error of a notice that was not published.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct PublishError(pub String);
+pub(crate) struct PublishError(pub String);
 
-/// Takes notices, and lets few of them through.
+/// The filter of notices.
 #[derive(Debug)]
 pub(super) struct Notices {
     queue: Queue<Notice>,
     suppressed: IntCounter,
     hasher: RandomState,
-    told: Mutex<Told>,
+    recent: Mutex<Recent>,
 }
 
-/// Oldest first.
+/// The keys of recent notices.
 #[derive(Debug, Default)]
-struct Told {
+struct Recent {
+    /// Oldest first.
     order: VecDeque<(Instant, u64)>,
     keys: HashSet<u64>,
 }
 
-impl Told {
-    fn forget(&mut self, now: Instant) {
+impl Recent {
+    fn drop_old(&mut self, now: Instant) {
         while let Some((at, key)) = self.order.front()
-            && (now - *at >= QUIET || self.order.len() >= MAX_REMEMBERED)
+            && (now - *at >= QUIET || self.order.len() >= MAX_RECENT)
         {
             self.keys.remove(key);
             self.order.pop_front();
@@ -110,36 +108,36 @@ impl Notices {
             queue,
             suppressed,
             hasher: RandomState::new(),
-            told: Mutex::default(),
+            recent: Mutex::default(),
         }
     }
 
     pub(super) fn offer(&self, pod: &Arc<Pod>, reason: Reason, note: String) {
-        let key = self.hasher.hash_one((&*pod.uid, reason, &*note));
+        let key = self.hasher.hash_one((&pod.uid, reason, &*note));
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.forget(now);
-        if told.keys.contains(&key) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.drop_old(now);
+        if recent.keys.contains(&key) {
             self.suppressed.inc();
             return;
         }
         let pod = Arc::clone(pod);
         if self.queue.push(Notice { pod, reason, note }) {
-            told.keys.insert(key);
-            told.order.push_back((now, key));
+            recent.keys.insert(key);
+            recent.order.push_back((now, key));
         }
     }
 
-    /// How much is remembered.
+    /// Returns the number of recent notices.
     #[cfg(test)]
-    pub(super) fn remembered(&self) -> usize {
-        self.told.lock().unwrap().order.len()
+    pub(super) fn recent(&self) -> usize {
+        self.recent.lock().unwrap().order.len()
     }
 }
 
-/// Publishes notices at their rate, until told to stop. Those about pods that are gone by then are
-/// left out.
-pub async fn publish(
+/// Publishes notices within the rate limit, until `stop` is cancelled. Skips notices of pods that were
+/// deleted meanwhile.
+pub(crate) async fn publish(
     mut notices: Receiver<Notice>,
     publisher: impl Publisher,
     cluster: Arc<Cluster>,
@@ -151,7 +149,7 @@ pub async fn publish(
     let work = async {
         while let Some(notice) = notices.recv().await {
             let Notice { pod, reason, .. } = &notice;
-            if cluster.pod(&pod.uid).is_none() {
+            if cluster.pod(pod.uid.as_str()).is_none() {
                 metrics.event("stale").inc();
                 continue;
             }
@@ -160,7 +158,7 @@ pub async fn publish(
                 .await
                 .unwrap_or_else(|_elapsed| {
                     let seconds = TIMEOUT.as_secs();
-                    Err(PublishError(format!("no answer within {seconds} s")))
+                    Err(PublishError(format!("no response within {seconds} s")))
                 });
             let (namespace, name, reason) = (&pod.namespace, &pod.name, reason.as_str());
             match outcome {
@@ -170,24 +168,24 @@ pub async fn publish(
                 }
                 Err(error) => {
                     metrics.event("failed").inc();
-                    // The first of many says it.
+                    // Only the first of several failures is a warning.
                     if failing {
                         tracing::debug!(
                             pod.namespace = %namespace, pod.name = %name, reason,
-                            "the Event was not published: {error}"
+                            "cannot publish an Event: {error}"
                         );
                     } else {
                         tracing::warn!(
                             pod.namespace = %namespace, pod.name = %name, reason,
-                            "the Event was not published: {error}; it is not tried again, and \
-                             failures that follow are only counted (kiam_events_total)"
+                            "cannot publish an Event: {error}; it is not retried, and further \
+                             failures are only counted (kiam_events_total)"
                         );
                     }
                     failing = true;
                 }
             }
         }
-        // Nobody is left who could report; that is no reason to end before the others.
+        // All senders are gone: wait for the other tasks.
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -1,5 +1,5 @@
-//! One line of the audit log. No field of it can hold a secret: access key ids name sessions in
-//! AWS's logs, and external ids are left out.
+//! Records of the audit log. No field can contain a secret: access key IDs are not secret, and
+//! external IDs are omitted.
 
 use std::time::SystemTime;
 
@@ -8,58 +8,50 @@ use serde::Serialize;
 use crate::cluster::object::Pod;
 use crate::identity::Identity;
 
-/// What happened.
+/// The action of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// A pod gets credentials of a role.
+    /// A pod gets the credentials of a role.
     Grant,
-    /// A pod asks for a role and does not get it.
+    /// A pod does not get the credentials of its role.
     Refusal,
-    /// A grant has ended.
+    /// A grant ended.
     Revocation,
 }
 
-/// One line of the audit log. What is not known is left out.
+/// A record of the audit log. Unknown fields are omitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Record {
-    /// When, as in RFC 3339.
+    /// The time in RFC 3339 format.
     pub time: String,
-    /// What.
     pub action: Action,
-    /// To whom.
     pub pod: PodName,
-    /// The pod's service account.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub service_account: String,
-    /// The pod's node.
     pub node: String,
-    /// The role's ARN; of a refusal by the policies, the role as it was asked for.
+    /// The ARN of the role; in a refusal by the policies, the role as annotated.
     pub role: String,
-    /// Names the session in AWS's logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_name: Option<String>,
-    /// Of the credentials that were granted; of a revocation, those that were granted first.
+    /// The access key ID of the granted credentials; in a revocation, of the first ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<String>,
-    /// Why it was refused or revoked.
+    /// The reason of a refusal or revocation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// What names a pod, now and later.
+/// The name and UID of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PodName {
-    /// `metadata.namespace`.
     pub namespace: String,
-    /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`.
     pub uid: String,
 }
 
 impl Record {
-    /// About a pod and a role by name.
+    /// A record for a pod and the name of a role.
     pub(super) fn new(now: SystemTime, action: Action, node: &str, pod: &Pod, role: &str) -> Self {
         Self {
             time: jiff::Timestamp::try_from(now)
@@ -79,7 +71,7 @@ impl Record {
         }
     }
 
-    /// About a pod and an identity.
+    /// A record for a pod and an identity.
     pub(super) fn of(
         now: SystemTime,
         action: Action,

@@ -1,4 +1,4 @@
-//! Bounds, rates and secrets; the order of records is the sessions' (`node::tests::reports`).
+//! Bounds, rates and secrets. `node::tests::reports` tests the records of sessions and their order.
 
 use std::collections::HashSet;
 use std::io;
@@ -43,21 +43,21 @@ fn credentials(clock: &TestClock) -> SessionCredentials {
 
 fn forbidden(reason: &str) -> Outcome {
     Outcome::Forbidden {
-        role: "r\"1\n".to_owned(),
-        reason: reason.to_owned(),
+        role: "r\"1\n".into(),
+        reason: reason.into(),
     }
 }
 
-/// Remembers what it published, and when; fails, or hangs, if told to.
+/// A publisher that records notices, and can fail or hang.
 #[derive(Clone, Default)]
-struct Board {
+struct FakePublisher {
     published: Arc<Mutex<Vec<(Instant, Notice)>>>,
     failing: bool,
     hanging: bool,
 }
 
 #[async_trait]
-impl Publisher for Board {
+impl Publisher for FakePublisher {
     async fn publish(&self, notice: &Notice) -> Result<(), PublishError> {
         if self.hanging {
             std::future::pending::<()>().await;
@@ -71,7 +71,7 @@ impl Publisher for Board {
     }
 }
 
-/// A cluster, and its pods.
+/// A cluster with a number of pods.
 fn pods(count: usize) -> (Arc<Cluster>, Vec<Arc<Pod>>) {
     let cluster = Arc::new(Cluster::new());
     for number in 0..count {
@@ -84,7 +84,7 @@ fn pods(count: usize) -> (Arc<Cluster>, Vec<Arc<Pod>>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_role_in_a_thousand_pods_is_no_storm() {
+async fn a_broken_role_in_a_thousand_pods_causes_few_events() {
     let (cluster, pods) = pods(1000);
     let (metrics, clock) = (metrics(), TestClock::new());
     let (reports, notices) = Reports::off().with_events(Arc::new(clock), &metrics);
@@ -100,22 +100,19 @@ async fn a_broken_role_in_a_thousand_pods_is_no_storm() {
     }
     assert_eq!(metrics.event("suppressed").get(), MAX_NOTICES as u64);
 
-    let (board, stop) = (Board::default(), CancellationToken::new());
+    let (publisher, stop) = (FakePublisher::default(), CancellationToken::new());
     let work = publish(
         notices,
-        board.clone(),
+        publisher.clone(),
         cluster,
         metrics.clone(),
         stop.clone(),
     );
     let work = tokio::spawn(work);
     tokio::time::sleep(Duration::from_secs(600)).await;
-    let published = std::mem::take(&mut *board.published.lock().unwrap());
+    let published = std::mem::take(&mut *publisher.published.lock().unwrap());
     assert_eq!(published.len(), MAX_NOTICES);
-    let distinct: HashSet<_> = published
-        .iter()
-        .map(|(_, n)| Arc::clone(&n.pod.uid))
-        .collect();
+    let distinct: HashSet<_> = published.iter().map(|(_, n)| n.pod.uid.clone()).collect();
     assert_eq!(distinct.len(), MAX_NOTICES);
     for window in published.windows(11) {
         let took = window[10].0 - window[0].0;
@@ -124,16 +121,16 @@ async fn a_broken_role_in_a_thousand_pods_is_no_storm() {
     let note = &published[0].1.note;
     assert_eq!(note, "failed assuming role \"r\\\"1\\n\": no");
 
-    // Those that found no room, and others' texts, have their turn; the same comes after an hour.
+    // Dropped notices and other texts are published; a repetition is published after an hour.
     node.decided(&pods[999], &forbidden("no"));
     node.decided(&pods[0], &forbidden("still no"));
     node.decided(&pods[0], &forbidden("no"));
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_eq!(board.published.lock().unwrap().len(), 2);
+    assert_eq!(publisher.published.lock().unwrap().len(), 2);
     tokio::time::sleep(HOUR).await;
     node.decided(&pods[0], &forbidden("no"));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(board.published.lock().unwrap().len(), 3);
+    assert_eq!(publisher.published.lock().unwrap().len(), 3);
     let all = MAX_NOTICES as u64 + 3;
     assert_eq!(metrics.event("published").get(), all);
     stop.cancel();
@@ -141,7 +138,7 @@ async fn a_broken_role_in_a_thousand_pods_is_no_storm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_told_is_remembered_within_bounds() {
+async fn the_memory_of_recent_notices_is_bounded() {
     let (_, pods) = pods(1);
     let clock = Arc::new(TestClock::new());
     let (reports, mut notices) = Reports::off().with_events(clock, &metrics());
@@ -150,12 +147,12 @@ async fn what_was_told_is_remembered_within_bounds() {
         node.decided(&pods[0], &forbidden(&number.to_string()));
         notices.try_recv().unwrap();
     }
-    let remembered = reports.notices.as_ref().unwrap().remembered();
-    assert_eq!(remembered, 16_384);
+    let recent = reports.notices.as_ref().unwrap().recent();
+    assert_eq!(recent, 16_384);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_that_fails_is_not_asked_again_and_one_that_hangs_is_given_up() {
+async fn failed_events_are_not_retried_and_hanging_ones_time_out() {
     for (failing, hanging) in [(true, false), (false, true)] {
         let (cluster, pods) = pods(3);
         let metrics = metrics();
@@ -166,15 +163,15 @@ async fn an_api_that_fails_is_not_asked_again_and_one_that_hangs_is_given_up() {
             node.decided(pod, &forbidden("no"));
         }
         cluster.delete(&crate::cluster::object::ObjectKey::Pod("uid-1".into()));
-        let board = Board {
+        let publisher = FakePublisher {
             failing,
             hanging,
-            ..Board::default()
+            ..FakePublisher::default()
         };
         let stop = CancellationToken::new();
         let work = publish(
             notices,
-            board.clone(),
+            publisher.clone(),
             cluster,
             metrics.clone(),
             stop.clone(),
@@ -182,7 +179,7 @@ async fn an_api_that_fails_is_not_asked_again_and_one_that_hangs_is_given_up() {
         let work = tokio::spawn(work);
         tokio::time::sleep(HOUR).await;
         let tried = if hanging { 0 } else { 2 };
-        assert_eq!(board.published.lock().unwrap().len(), tried);
+        assert_eq!(publisher.published.lock().unwrap().len(), tried);
         assert_eq!(metrics.event("failed").get(), 2);
         assert_eq!(metrics.event("stale").get(), 1);
         stop.cancel();
@@ -191,7 +188,7 @@ async fn an_api_that_fails_is_not_asked_again_and_one_that_hangs_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_that_is_reported_holds_a_secret() {
+async fn reports_contain_no_secrets() {
     let (cluster, pods) = pods(2);
     let (metrics, clock) = (metrics(), TestClock::new());
     let (reports, mut records) =
@@ -214,7 +211,7 @@ async fn nothing_that_is_reported_holds_a_secret() {
         retry_at: clock.now(),
     }));
     node.identity(&pods[1], &identity, &snapshot);
-    node.gone(&pods[0]);
+    node.deleted(&pods[0]);
 
     let mut lines = String::new();
     let mut actions = Vec::new();
@@ -231,7 +228,7 @@ async fn nothing_that_is_reported_holds_a_secret() {
 }
 
 #[tokio::test]
-async fn records_are_lines_of_a_file_that_may_be_moved_away() {
+async fn records_are_lines_of_a_file_that_may_be_renamed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.json");
     let (cluster, pods) = pods(2);
@@ -250,7 +247,7 @@ async fn records_are_lines_of_a_file_that_may_be_moved_away() {
     }
     let moved = folder.path().join("audit.json.1");
     std::fs::rename(&path, &moved).unwrap();
-    // What was reported before the end is written before it.
+    // Records that were reported before the stop are written.
     node.decided(&pods[1], &forbidden("no"));
     stop.cancel();
     work.await.unwrap();
@@ -275,12 +272,12 @@ async fn records_are_lines_of_a_file_that_may_be_moved_away() {
 }
 
 #[tokio::test]
-async fn a_log_that_stands_still_stops_nobody_and_one_that_fails_is_counted() {
+async fn a_blocked_log_blocks_no_session_and_failures_are_counted() {
     let (cluster, pods) = pods(MAX_RECORDS + 1000);
     let (metrics, clock) = (metrics(), TestClock::new());
     let (reports, records) = Reports::off().with_audit(cluster, Arc::new(clock), &metrics);
     let (go, gate) = std::sync::mpsc::channel::<()>();
-    // Stands still until told to go on, and then fails once.
+    // Blocks until the gate opens, then fails once.
     let mut first = true;
     let writer = Writer::to(metrics.clone(), move |_lines| {
         let _ = gate.recv();
@@ -292,7 +289,7 @@ async fn a_log_that_stands_still_stops_nobody_and_one_that_fails_is_counted() {
     let stop = CancellationToken::new();
     let work = tokio::spawn(writer.unwrap().run(records, stop.clone()));
     let node = reports.of_node("node-1".into());
-    // The test's only thread: were anything here to wait for the log, it would for ever.
+    // The only thread of the test: it would hang if this waited for the log.
     for pod in &pods {
         node.decided(pod, &forbidden("no"));
     }
@@ -310,11 +307,11 @@ async fn a_log_that_stands_still_stops_nobody_and_one_that_fails_is_counted() {
 }
 
 #[tokio::test]
-async fn a_writer_that_dies_ends_its_task() {
+async fn a_panic_of_the_writer_ends_its_task() {
     let (cluster, pods) = pods(1);
     let (metrics, clock) = (metrics(), TestClock::new());
     let (reports, records) = Reports::off().with_audit(cluster, Arc::new(clock), &metrics);
-    let writer = Writer::to(metrics, |_lines| panic!("as told")).unwrap();
+    let writer = Writer::to(metrics, |_lines| panic!("test panic")).unwrap();
     let work = tokio::spawn(writer.run(records, CancellationToken::new()));
     let node = reports.of_node("node-1".into());
     node.decided(&pods[0], &forbidden("no"));

@@ -1,8 +1,7 @@
-//! Files of Kubernetes objects, read again when they change.
+//! Files of Kubernetes objects, reloaded when they change, for machines without a cluster.
 //!
-//! For a machine with no cluster. The objects are the same as the API's, as YAML or JSON,
-//! several in a file, in one file or in the files of one folder. A file that cannot be parsed
-//! keeps what it held before; the others are not affected.
+//! The objects are those of the API, in YAML or JSON, in one file or in the files of one folder. A
+//! file that cannot be parsed keeps its previous objects, and does not affect other files.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,91 +17,82 @@ use tokio_util::sync::CancellationToken;
 use super::manifest::{self, NamespaceManifest, ServiceAccountManifest};
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
-use crate::permitted::Reading;
+use crate::permitted::PermissionOptions;
 
-/// An editor that writes in steps is given this long before the file is read.
+/// The wait after a change, for editors that write a file in steps.
 const SETTLE: Duration = Duration::from_millis(50);
-/// The largest file that is read, in bytes.
+/// The largest file, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// Why files cannot be used.
+/// The error of unusable files.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
     /// A file or the folder cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
     /// A file is too large.
-    #[error("{} is {bytes} bytes long; {MAX_BYTES} are allowed", path.display())]
-    Size {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
-    /// A file is not YAML.
-    #[error("{} is no valid YAML: {problem}", path.display())]
-    Yaml {
-        /// The file.
-        path: PathBuf,
-        /// What and where.
-        problem: String,
-    },
-    /// An object in it is malformed.
-    #[error("object {number} of {} ({name}) cannot be used: {problem}", path.display())]
+    #[error("{} is too large: {bytes} bytes; the limit is {MAX_BYTES}", path.display())]
+    Size { path: PathBuf, bytes: u64 },
+    /// A file is not valid YAML.
+    #[error("{} is not valid YAML: {problem}", path.display())]
+    Yaml { path: PathBuf, problem: String },
+    /// An object in a file is invalid.
+    #[error("object {number} of {} ({name}) is invalid: {problem}", path.display())]
     Object {
-        /// The file.
         path: PathBuf,
-        /// Its place, from 1.
+        /// The position of the object in the file, from 1.
         number: usize,
-        /// Kind, namespace and name, as far as it has them.
+        /// Kind, namespace and name, as far as the object has them.
         name: String,
-        /// What is wrong with it.
         problem: String,
     },
-    /// Nothing tells when the files change.
+    /// Changes of the files cannot be watched.
     #[error("cannot watch {}: {source}", path.display())]
     Watch {
-        /// The folder.
         path: PathBuf,
-        /// Why.
         source: notify::Error,
     },
 }
 
-/// The files that keep a [`Cluster`] like the one that they describe.
+impl FileError {
+    /// Returns whether another path or another file would avoid the error.
+    pub(crate) const fn is_usage(&self) -> bool {
+        !matches!(self, Self::Watch { .. })
+    }
+}
+
+/// The files that define the state of a [`Cluster`].
 #[derive(Debug)]
-pub struct Files {
+pub(crate) struct Files {
     path: PathBuf,
     cluster: Arc<Cluster>,
-    /// What each file held when it could last be parsed.
-    held: BTreeMap<PathBuf, Vec<Object>>,
+    /// The objects of each file when it was last valid.
+    objects: BTreeMap<PathBuf, Vec<Object>>,
     changes: Changes,
-    reading: Reading,
+    options: PermissionOptions,
 }
 
 impl Files {
-    /// Reads the files a first time.
+    /// Reads the files.
     ///
     /// # Errors
-    /// When there is nothing to read. A file with an error in it is not one: it is logged.
-    pub fn new(
+    /// When the path cannot be read. An invalid file is logged, and is not an error.
+    pub(crate) fn new(
         path: PathBuf,
         cluster: Arc<Cluster>,
-        reading: impl Into<Reading>,
+        options: impl Into<PermissionOptions>,
     ) -> Result<Self, FileError> {
         let folder = if path.is_dir() {
             path.clone()
         } else {
             parent(&path)
         };
-        // Before the first reading, so that no change falls between.
+        // The watch starts before the files are read, so that no change is missed.
         let changes =
             watch::folders(std::slice::from_ref(&folder)).map_err(|source| FileError::Watch {
                 path: folder,
@@ -111,16 +101,16 @@ impl Files {
         let mut files = Self {
             path,
             cluster,
-            held: BTreeMap::new(),
+            objects: BTreeMap::new(),
             changes,
-            reading: reading.into(),
+            options: options.into(),
         };
         files.read()?;
         Ok(files)
     }
 
-    /// Follows the files until told to stop.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Reloads the files when they change, until `stop` is cancelled.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -128,26 +118,28 @@ impl Files {
             }
             self.changes.forget();
             if let Err(error) = self.read() {
-                tracing::error!(%error, "what the files held before stays");
+                tracing::error!(%error, "cannot reload the files; keeping the previous objects");
             }
         }
     }
 
     fn read(&mut self) -> Result<(), FileError> {
         let paths = self.paths()?;
-        self.held.retain(|path, _| paths.contains(path));
+        self.objects.retain(|path, _| paths.contains(path));
         for path in paths {
-            match parse(&path, &self.reading) {
+            match parse(&path, &self.options) {
                 Ok((objects, errors)) => {
                     for error in errors {
-                        tracing::error!(%error, "the object counts as absent");
+                        tracing::error!(%error, "ignoring an invalid object");
                     }
-                    self.held.insert(path, objects);
+                    self.objects.insert(path, objects);
                 }
-                Err(error) => tracing::error!(%error, "what the file held before stays"),
+                Err(error) => {
+                    tracing::error!(%error, "cannot use a file; keeping its previous objects");
+                }
             }
         }
-        let objects = || self.held.values().flatten();
+        let objects = || self.objects.values().flatten();
         for object in objects() {
             self.cluster.apply(object.clone());
         }
@@ -155,7 +147,7 @@ impl Files {
         for kind in Kind::ALL {
             self.cluster.listed(kind, &keys);
         }
-        tracing::info!(path = %self.path.display(), objects = keys.len(), "read");
+        tracing::info!(path = %self.path.display(), objects = keys.len(), "read the files");
         Ok(())
     }
 
@@ -187,10 +179,10 @@ fn parent(file: &Path) -> PathBuf {
     }
 }
 
-/// The objects of a file, and what is wrong with those that cannot be used.
+/// Parses the objects of a file. Also returns the errors of invalid objects.
 pub(super) fn parse(
     path: &Path,
-    reading: &Reading,
+    options: &PermissionOptions,
 ) -> Result<(Vec<Object>, Vec<FileError>), FileError> {
     let read_error = |source| FileError::Read {
         path: path.to_owned(),
@@ -206,7 +198,7 @@ pub(super) fn parse(
     let text = std::fs::read_to_string(path).map_err(read_error)?;
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|error| {
         let text = error.to_string();
-        // The first line says what and where; those behind it draw the place.
+        // The first line has the message and the position; the others quote the source.
         let problem = text.lines().next().unwrap_or_default().to_owned();
         FileError::Yaml {
             path: path.to_owned(),
@@ -216,7 +208,7 @@ pub(super) fn parse(
     let (mut objects, mut errors) = (Vec::new(), Vec::new());
     for (at, document) in documents.into_iter().enumerate() {
         let name = name_of(&document);
-        match object(document, reading) {
+        match object(document, options) {
             Ok(Some(object)) => objects.push(object),
             Ok(None) => {}
             Err(problem) => {
@@ -233,7 +225,7 @@ pub(super) fn parse(
     Ok((objects, errors))
 }
 
-fn object(document: Value, reading: &Reading) -> Result<Option<Object>, String> {
+fn object(document: Value, options: &PermissionOptions) -> Result<Option<Object>, String> {
     fn typed<T: for<'de> Deserialize<'de>>(document: Value) -> Result<T, String> {
         serde_json::from_value(document).map_err(|error| error.to_string())
     }
@@ -246,7 +238,7 @@ fn object(document: Value, reading: &Reading) -> Result<Option<Object>, String> 
         }
         ("v1", "Namespace") => {
             let NamespaceManifest { metadata, .. } = typed(document)?;
-            manifest::namespace(&metadata, reading)
+            manifest::namespace(&metadata, options)
                 .map(|namespace| Some(namespace.into()))
                 .map_err(unusable)
         }
@@ -257,7 +249,7 @@ fn object(document: Value, reading: &Reading) -> Result<Option<Object>, String> 
                 .map_err(unusable)
         }
         (version, kind) => Err(format!(
-            "its kind is {version}/{kind}; here are v1/Pod, v1/Namespace and v1/ServiceAccount"
+            "its kind is {version}/{kind}; expected v1/Pod, v1/Namespace or v1/ServiceAccount"
         )),
     }
 }

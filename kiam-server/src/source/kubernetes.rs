@@ -1,4 +1,4 @@
-//! The Kubernetes API: one watch for each kind, listed in pages, cut down object by object.
+//! The Kubernetes API: one watch for each kind, listed in pages, reduced object by object.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
+use kiam_common::tasks::Tasks;
 use kube::Client;
 use kube::api::{Api, ObjectMeta};
 use kube::core::DeserializeGuard;
@@ -20,16 +21,16 @@ use super::manifest::{
 use super::metrics::WatchMetrics;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object, ObjectKey};
-use crate::permitted::Reading;
+use crate::permitted::PermissionOptions;
 
-/// Objects in one answer of a list.
+/// Objects per page of a list.
 const PAGE_SIZE: u32 = 500;
 
-/// The watches that keep a [`Cluster`] like the one that the API describes.
-pub struct Watches {
+/// The watches that keep a [`Cluster`] equal to the state of the API.
+pub(crate) struct Watches {
     client: Client,
     cluster: Arc<Cluster>,
-    reading: Reading,
+    options: PermissionOptions,
     metrics: WatchMetrics,
 }
 
@@ -39,80 +40,85 @@ impl fmt::Debug for Watches {
     }
 }
 
-/// An object that cannot be used counts as absent; a finished pod does too.
+/// An object, the key of a finished pod, or why the object is invalid. The latter two count as
+/// absent.
 type Trimmed = Result<Result<Object, ObjectKey>, ManifestError>;
 
 impl Watches {
-    /// Watches through `client`, into `cluster`; namespaces' annotations count as `reading` says.
-    #[must_use]
-    pub fn new(
+    /// Watches through `client`, into `cluster`. `options` says which annotations of namespaces count.
+    pub(crate) fn new(
         client: Client,
         cluster: Arc<Cluster>,
-        reading: impl Into<Reading>,
+        options: impl Into<PermissionOptions>,
         metrics: WatchMetrics,
     ) -> Self {
         Self {
             client,
             cluster,
-            reading: reading.into(),
+            options: options.into(),
             metrics,
         }
     }
 
-    /// Watches until told to stop. A watch that breaks begins again by itself, and what was
-    /// known stays meanwhile.
-    pub async fn run(self, stop: CancellationToken) {
-        let Self {
-            client,
-            cluster,
-            reading,
-            metrics,
-        } = self;
+    /// Starts a task for each kind. A watch that breaks restarts by itself, and the known objects
+    /// stay meanwhile.
+    pub(crate) fn spawn(self, tasks: &mut Tasks) {
+        let client = &self.client;
         let pods = Api::all_with(client.clone(), &manifest::pod_resource());
-        let pods = watch(&cluster, &metrics, Kind::Pod, pods, |pod: PodManifest| {
+        let namespaces = Api::all(client.clone());
+        let accounts = Api::all(client.clone());
+        let pods = self.watch(tasks.stop(), Kind::Pod, pods, |pod: PodManifest| {
             manifest::pod(pod).map(|pod| pod.map(Object::Pod))
         });
-        let namespaces = watch(
-            &cluster,
-            &metrics,
+        tasks.spawn("pod watch", pods);
+        let options = self.options.clone();
+        let namespaces = self.watch(
+            tasks.stop(),
             Kind::Namespace,
-            Api::all(client.clone()),
+            namespaces,
             move |NamespaceManifest { metadata, .. }| {
-                manifest::namespace(&metadata, &reading).map(|n| Ok(n.into()))
+                manifest::namespace(&metadata, &options).map(|namespace| Ok(namespace.into()))
             },
         );
-        let accounts = watch(
-            &cluster,
-            &metrics,
+        tasks.spawn("namespace watch", namespaces);
+        let accounts = self.watch(
+            tasks.stop(),
             Kind::ServiceAccount,
-            Api::all(client),
+            accounts,
             |ServiceAccountManifest { metadata, .. }| {
                 manifest::service_account(&metadata).map(|account| Ok(account.into()))
             },
         );
-        tokio::select! {
-            () = stop.cancelled() => {}
-            ((), (), ()) = async { tokio::join!(pods, namespaces, accounts) } => {}
+        tasks.spawn("service account watch", accounts);
+    }
+
+    /// Watches a kind until `stop` is cancelled.
+    fn watch<K>(
+        &self,
+        stop: CancellationToken,
+        kind: Kind,
+        api: Api<DeserializeGuard<K>>,
+        trim: impl Fn(K) -> Trimmed + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static
+    where
+        K: kube::Resource + Clone + fmt::Debug + DeserializeOwned + Send + 'static,
+    {
+        let (cluster, metrics) = (Arc::clone(&self.cluster), self.metrics.clone());
+        async move {
+            let config = watcher::Config::default().page_size(PAGE_SIZE);
+            let events = watcher::watcher(api, config).default_backoff();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = apply_events(&cluster, &metrics, kind, events, trim) => {
+                    tracing::error!(kind = kind.as_str(), "the watch ended");
+                }
+            }
         }
     }
 }
 
-async fn watch<K>(
-    cluster: &Cluster,
-    metrics: &WatchMetrics,
-    kind: Kind,
-    api: Api<DeserializeGuard<K>>,
-    trim: impl Fn(K) -> Trimmed,
-) where
-    K: kube::Resource + Clone + fmt::Debug + DeserializeOwned + Send + 'static,
-{
-    let config = watcher::Config::default().page_size(PAGE_SIZE);
-    let events = watcher::watcher(api, config).default_backoff();
-    follow(cluster, metrics, kind, events, trim).await;
-}
-
-/// Applies a watch's events to the cluster.
-pub(super) async fn follow<K>(
+/// Applies the events of a watch to the cluster, until the watch ends.
+pub(super) async fn apply_events<K>(
     cluster: &Cluster,
     metrics: &WatchMetrics,
     kind: Kind,
@@ -150,7 +156,7 @@ pub(super) async fn follow<K>(
             }
             Err(error) => {
                 let reason = metrics.error(kind, &error);
-                tracing::warn!(kind = kind.as_str(), reason, %error, "the watch broke; trying again");
+                tracing::warn!(kind = kind.as_str(), reason, %error, "the watch broke; restarting it");
             }
         }
     }
@@ -193,7 +199,7 @@ fn apply<K: kube::Resource>(
                 kind = kind.as_str(),
                 namespace,
                 name,
-                "unusable object: {problem}"
+                "ignoring an invalid object: {problem}"
             );
             if let Some(key) = key_of(kind, &metadata) {
                 cluster.delete(&key);

@@ -1,4 +1,4 @@
-//! One pod, and what decides about it, read from the API at once.
+//! Lookup of one pod, with the objects that decide about it, in the API.
 
 use kube::Client;
 use kube::api::Api;
@@ -6,43 +6,29 @@ use kube::api::Api;
 use super::manifest::{
     self, ManifestError, NamespaceManifest, PodManifest, ServiceAccountManifest,
 };
-use crate::cluster::Member;
-use crate::permitted::Reading;
+use crate::cluster::PodContext;
+use crate::permitted::PermissionOptions;
 
-/// Why a pod could not be looked up.
+/// The error of [`lookup`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LookupError {
-    /// There is none.
+    /// The pod does not exist.
     #[error("there is no pod {name} in namespace {namespace}")]
-    NoPod {
-        /// The namespace.
-        namespace: String,
-        /// The name.
-        name: String,
-    },
-    /// It has ended.
-    #[error("the pod {namespace}/{name} has ended (Succeeded or Failed): it gets nothing any more")]
-    Finished {
-        /// The namespace.
-        namespace: String,
-        /// The name.
-        name: String,
-    },
-    /// An object cannot be used.
-    #[error("the {kind} cannot be used: {source}")]
-    Unusable {
-        /// Of which kind it is.
+    NoPod { namespace: String, name: String },
+    /// The pod is finished.
+    #[error("the pod {namespace}/{name} is finished (Succeeded or Failed): it gets no credentials")]
+    Finished { namespace: String, name: String },
+    /// An object is invalid.
+    #[error("the {kind} is invalid: {source}")]
+    Invalid {
         kind: &'static str,
-        /// Why.
         source: ManifestError,
     },
-    /// The API does not tell.
-    #[error("the Kubernetes API does not tell of the {kind}: {source}")]
+    /// A request to the API failed.
+    #[error("cannot read the {kind} from the Kubernetes API: {source}")]
     Api {
-        /// Of which kind.
         kind: &'static str,
-        /// Why.
         source: Box<kube::Error>,
     },
 }
@@ -50,19 +36,19 @@ pub enum LookupError {
 /// Looks up a pod, its namespace and its service account.
 ///
 /// # Errors
-/// When there is no such pod, or the API does not tell.
-pub async fn lookup(
+/// When the pod does not exist, or cannot be read.
+pub(crate) async fn lookup(
     client: Client,
     (namespace, name): (&str, &str),
-    reading: &Reading,
-) -> Result<Member, LookupError> {
+    options: &PermissionOptions,
+) -> Result<PodContext, LookupError> {
     let api = |kind| {
         move |source| LookupError::Api {
             kind,
             source: Box::new(source),
         }
     };
-    let unusable = |kind| move |source| LookupError::Unusable { kind, source };
+    let invalid = |kind| move |source| LookupError::Invalid { kind, source };
     let (of, named) = (namespace.to_owned(), name.to_owned());
     let pods: Api<PodManifest> =
         Api::namespaced_with(client.clone(), namespace, &manifest::pod_resource());
@@ -73,7 +59,7 @@ pub async fn lookup(
             name: named,
         });
     };
-    let Ok(pod) = manifest::pod(found).map_err(unusable("pod"))? else {
+    let Ok(pod) = manifest::pod(found).map_err(invalid("pod"))? else {
         return Err(LookupError::Finished {
             namespace: of,
             name: named,
@@ -85,17 +71,17 @@ pub async fn lookup(
         .await
         .map_err(api("namespace"))?;
     let namespace_found = found
-        .map(|found| manifest::namespace(&found.metadata, reading))
+        .map(|found| manifest::namespace(&found.metadata, options))
         .transpose()
-        .map_err(unusable("namespace"))?;
+        .map_err(invalid("namespace"))?;
     let accounts = Api::<ServiceAccountManifest>::namespaced(client, namespace);
     let found = accounts.get_opt(&pod.service_account).await;
     let account = found
         .map_err(api("service account"))?
         .map(|found| manifest::service_account(&found.metadata))
         .transpose()
-        .map_err(unusable("service account"))?;
-    Ok(Member {
+        .map_err(invalid("service account"))?;
+    Ok(PodContext {
         pod: pod.into(),
         namespace: namespace_found.map(Into::into),
         service_account: account.map(Into::into),

@@ -1,6 +1,6 @@
-//! Kubernetes objects as they are written, and how they are cut down.
+//! Kubernetes objects as in manifests, and their reduction.
 //!
-//! Only the fields that decide are parsed; what else an object has is skipped unread.
+//! Only the fields that decide about roles are parsed.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,34 +8,35 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{
     Namespace as ApiNamespace, Pod as ApiPod, ServiceAccount as ApiServiceAccount,
 };
+use kiam_common::pod_uid::PodUid;
 use kube::api::{ApiResource, ObjectMeta, PartialObjectMeta};
 use kube::core::Object as Shaped;
 use serde::Deserialize;
 
 use crate::cluster::object::{Annotations, Namespace, ObjectKey, Pod, ServiceAccount};
-use crate::permitted::{Permitted, Reading};
+use crate::permitted::{PermissionOptions, Permitted};
 use crate::policy::{self};
 
-/// A pod as the API sends it, of which only this much is parsed.
-pub type PodManifest = Shaped<PodSpec, PodStatus>;
-/// A namespace's metadata.
+/// A pod, reduced to the fields that are parsed.
+pub(crate) type PodManifest = Shaped<PodSpec, PodStatus>;
+/// The metadata of a namespace.
 pub(super) type NamespaceManifest = PartialObjectMeta<ApiNamespace>;
-/// A service account's metadata.
+/// The metadata of a service account.
 pub(super) type ServiceAccountManifest = PartialObjectMeta<ApiServiceAccount>;
 
-/// The part of `spec` that decides.
+/// The fields of `spec` that decide.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct PodSpec {
+pub(crate) struct PodSpec {
     node_name: Option<Box<str>>,
     service_account_name: Option<Box<str>>,
     host_network: Option<bool>,
 }
 
-/// The part of `status` that decides.
+/// The fields of `status` that decide.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct PodStatus {
+pub(crate) struct PodStatus {
     phase: Option<Box<str>>,
     #[serde(rename = "podIP")]
     pod_ip: Option<Box<str>>,
@@ -48,29 +49,23 @@ struct PodAddress {
     ip: Box<str>,
 }
 
-/// Why an object cannot be used. The object counts as absent; others are not affected.
+/// The error of an invalid object, which counts as absent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Something that names the object is not there.
+    /// A required field is missing.
     #[error("it has no {field}")]
-    Missing {
-        /// The field.
-        field: &'static str,
-    },
-    /// An address is none.
-    #[error("{address:?} in its status.podIPs is no IP address")]
-    Address {
-        /// The address.
-        address: Box<str>,
-    },
+    Missing { field: &'static str },
+    /// An address is invalid.
+    #[error("its status.podIPs contains the invalid address {address:?}")]
+    Address { address: Box<str> },
 }
 
-/// The resource that a watch of pods asks for.
+/// The resource of a watch of pods.
 pub(super) fn pod_resource() -> ApiResource {
     ApiResource::erase::<ApiPod>(&())
 }
 
-/// A pod, or the key of one that is finished and so counts as gone.
+/// Reduces a pod. Returns the key of a finished pod, which counts as deleted.
 pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, ManifestError> {
     let Shaped {
         metadata,
@@ -78,7 +73,7 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
         status,
         ..
     } = manifest;
-    let uid: Arc<str> = required(metadata.uid.as_deref(), "metadata.uid")?.into();
+    let uid: PodUid = required(metadata.uid.as_deref(), "metadata.uid")?.into();
     let status = status.unwrap_or_default();
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return Ok(Err(ObjectKey::Pod(uid)));
@@ -88,7 +83,7 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
         .unwrap_or_default()
         .into_iter()
         .map(|address| address.ip);
-    // An API server older than podIPs, or a hand-written file, has podIP alone.
+    // Old API servers and hand-written files may have only podIP.
     let mut addresses = listed
         .chain(status.pod_ip)
         .map(parse_address)
@@ -121,7 +116,7 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
             .into(),
         addresses: addresses.into(),
         host_network: spec.host_network.unwrap_or_default(),
-        // Only a mirror pod's hash is the kubelet's word; a pod may annotate itself with any.
+        // Only the hash of a mirror pod is set by the kubelet; anyone can annotate another pod.
         static_hash: annotation(&metadata, "kubernetes.io/config.mirror")
             .and_then(|_| annotation(&metadata, "kubernetes.io/config.hash")),
         annotations: annotations.boxed(),
@@ -130,14 +125,14 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
 
 pub(super) fn namespace(
     metadata: &ObjectMeta,
-    reading: &Reading,
+    options: &PermissionOptions,
 ) -> Result<Namespace, ManifestError> {
     Ok(Namespace {
         name: required(metadata.name.as_deref(), "metadata.name")?.into(),
         permitted: Permitted::read(
             annotation(metadata, policy::PERMITTED).as_deref(),
             annotation(metadata, policy::ALLOWED).as_deref(),
-            reading,
+            options,
         ),
     })
 }

@@ -1,4 +1,4 @@
-//! What is counted about the watches.
+//! Metrics of the watches.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,14 +10,14 @@ use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Reg
 use crate::clock::Clock;
 use crate::cluster::object::Kind;
 
-/// As HTTP says it: the resource version that the watch went on from is too old.
+/// HTTP status: the resource version of the watch is too old.
 const GONE: u16 = 410;
-/// The API writes times in whole seconds, downwards: nothing below one can be told.
+/// The API truncates times to seconds: a lag below one second cannot be measured.
 const LAG_BUCKETS: [f64; 8] = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
 
-/// What is counted about the watches.
+/// Metrics of the watches.
 #[derive(Debug, Clone)]
-pub struct WatchMetrics {
+pub(crate) struct WatchMetrics {
     clock: Arc<dyn Clock>,
     last_event: GaugeVec,
     lag: HistogramVec,
@@ -25,23 +25,23 @@ pub struct WatchMetrics {
 }
 
 impl WatchMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// When they are registered already.
-    pub fn new(registry: &Registry, clock: Arc<dyn Clock>) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry, clock: Arc<dyn Clock>) -> prometheus::Result<Self> {
         let last_event = GaugeVec::new(
             Opts::new(
                 "kiam_k8s_watch_last_event_timestamp_seconds",
-                "When the API last told of an object of the kind, in seconds since 1970.",
+                "Time of the last event of the watch, in seconds since 1970.",
             ),
             &["kind"],
         )?;
         let lag = HistogramVec::new(
             HistogramOpts::new(
                 "kiam_k8s_watch_lag_seconds",
-                "How long after an object was written the watch told of it, by the time that the API \
-                 noted in it, which is up to a second early.",
+                "Time from the write of an object to its event in the watch. Up to one second too \
+                 long, because the API truncates the time of the write.",
             )
             .buckets(LAG_BUCKETS.to_vec()),
             &["kind"],
@@ -49,7 +49,7 @@ impl WatchMetrics {
         let errors = IntCounterVec::new(
             Opts::new(
                 "kiam_k8s_watch_errors_total",
-                "Lists and watches that failed or broke, by kind and reason.",
+                "Failed lists and broken watches, by kind and reason.",
             ),
             &["kind", "reason"],
         )?;
@@ -76,18 +76,18 @@ impl WatchMetrics {
         gauge.set(now.unwrap_or_default().as_secs_f64());
     }
 
-    /// An object was written, and the watch has just told of it.
+    /// Observes the lag of an event that has just arrived.
     pub(super) fn lag(&self, kind: Kind, metadata: &ObjectMeta) {
         let Some(written) = written(metadata) else {
             return;
         };
-        // Where the API's clock is ahead there is no telling.
+        // Zero if the clock of the API is ahead.
         let lag = self.clock.now().duration_since(written).unwrap_or_default();
         let histogram = self.lag.with_label_values(&[kind.as_str()]);
         histogram.observe(lag.as_secs_f64());
     }
 
-    /// Counts an error, and returns the reason that it counts as.
+    /// Counts an error, and returns its reason.
     pub(super) fn error(&self, kind: Kind, error: &watcher::Error) -> &'static str {
         let reason = match error {
             watcher::Error::InitialListFailed(_) => "list",
@@ -103,7 +103,7 @@ impl WatchMetrics {
     }
 }
 
-/// When an object was last written: what the API notes of each writer, else of its making.
+/// Returns the time of the last write of an object: of its managed fields, or of its creation.
 fn written(metadata: &ObjectMeta) -> Option<SystemTime> {
     let writers = metadata.managed_fields.iter().flatten();
     let last = writers.filter_map(|writer| writer.time.as_ref()).max();

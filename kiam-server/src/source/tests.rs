@@ -1,4 +1,4 @@
-//! Objects as they are written, in files that change and may be wrong, and as a watch sends them.
+//! Objects in files that change and may be invalid, and objects from a watch.
 
 mod api;
 
@@ -11,7 +11,8 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use tokio_util::sync::CancellationToken;
 
-use super::kubernetes::follow;
+use super::kubernetes::apply_events;
+use super::manifest::PodManifest;
 use super::*;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Kind, Object};
@@ -49,7 +50,7 @@ fn pods(cluster: &Cluster) -> Vec<String> {
     let mut names: Vec<_> = cluster
         .node("node-1")
         .iter()
-        .map(|member| member.pod.name.to_string())
+        .map(|context| context.pod.name.to_string())
         .collect();
     names.sort();
     names
@@ -66,11 +67,11 @@ async fn eventually(condition: impl Fn() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("what was expected did not happen within five seconds");
+    panic!("the condition did not hold within five seconds");
 }
 
 #[test]
-fn a_source_is_named_in_two_ways() {
+fn sources_are_parsed() {
     assert_eq!("kubernetes".parse(), Ok(SourceFlag::Kubernetes));
     assert_eq!("file:/a:b".parse(), Ok(SourceFlag::Files("/a:b".into())));
     for text in ["", "file:", "files:/a", "Kubernetes"] {
@@ -80,7 +81,7 @@ fn a_source_is_named_in_two_ways() {
 }
 
 #[test]
-fn what_decides_is_read_and_the_rest_is_not() {
+fn objects_are_reduced_to_the_fields_that_decide() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "all.yaml", &format!("{POD}---{NAMESPACE}"));
     let cluster = Arc::new(Cluster::new());
@@ -91,12 +92,12 @@ fn what_decides_is_read_and_the_rest_is_not() {
     )
     .unwrap();
     assert!(cluster.is_synced());
-    let [member] = &cluster.node("node-1")[..] else {
+    let [context] = &cluster.node("node-1")[..] else {
         panic!("one pod")
     };
-    let pod = &member.pod;
+    let pod = &context.pod;
     assert_eq!(
-        (&*pod.uid, &*pod.namespace, &*pod.service_account),
+        (pod.uid.as_str(), &*pod.namespace, &*pod.service_account),
         ("uid-1", "web", "frontend")
     );
     assert_eq!(
@@ -105,12 +106,12 @@ fn what_decides_is_read_and_the_rest_is_not() {
     );
     let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1", "fd00::1"]);
-    assert!(member.namespace.is_some());
-    assert!(member.service_account.is_none());
+    assert!(context.namespace.is_some());
+    assert!(context.service_account.is_none());
 }
 
 #[tokio::test]
-async fn files_that_change_are_read_again_and_bad_ones_keep_what_they_held() {
+async fn changed_files_are_reloaded_and_invalid_ones_keep_their_previous_objects() {
     let folder = tempfile::tempdir().unwrap();
     let second = POD.replace("frontend", "backend").replace("uid-1", "uid-2");
     write(folder.path(), "a.yaml", POD);
@@ -127,7 +128,7 @@ async fn files_that_change_are_read_again_and_bad_ones_keep_what_they_held() {
     let running = tokio::spawn(files.run(stop.clone()));
     assert_eq!(pods(&cluster), ["backend", "frontend"]);
 
-    // An error in one file: what it held stays, and the other is followed.
+    // An invalid file keeps its objects, and does not affect other files.
     write(folder.path(), "a.yaml", "kind: [Pod");
     write(
         folder.path(),
@@ -135,11 +136,11 @@ async fn files_that_change_are_read_again_and_bad_ones_keep_what_they_held() {
         &second.replace("backend", "database"),
     );
     eventually(|| pods(&cluster) == ["database", "frontend"]).await;
-    // Mended by renaming another file over it, without the pod.
+    // Another file, without the pod, is renamed over it.
     write(folder.path(), "a.new", NAMESPACE);
     std::fs::rename(folder.path().join("a.new"), folder.path().join("a.yaml")).unwrap();
     eventually(|| pods(&cluster) == ["database"]).await;
-    // A finished pod counts as gone, and so does what was in a file that is gone.
+    // Finished pods and the objects of deleted files count as deleted.
     write(
         folder.path(),
         "b.yml",
@@ -159,13 +160,13 @@ async fn files_that_change_are_read_again_and_bad_ones_keep_what_they_held() {
 }
 
 #[test]
-fn an_error_names_file_object_and_field() {
+fn errors_name_the_file_the_object_and_the_field() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.yaml");
     for (text, parts) in [
         (
             "kind: [Pod".to_owned(),
-            ["x.yaml", "no valid YAML", "line 1"],
+            ["x.yaml", "not valid YAML", "line 1"],
         ),
         (
             POD.replace("uid: uid-1", "labels: {}"),
@@ -201,7 +202,7 @@ fn an_error_names_file_object_and_field() {
     assert!(missing.unwrap_err().to_string().contains("missing.yaml"));
 }
 
-/// A pod as the API would send it.
+/// A pod as the API sends it.
 fn sent(name: &str, edit: impl Fn(&mut serde_json::Value)) -> DeserializeGuard<PodManifest> {
     let mut pod: serde_json::Value = serde_saphyr::from_str(POD).unwrap();
     pod["metadata"]["name"] = name.into();
@@ -215,7 +216,7 @@ fn metrics(registry: &prometheus::Registry) -> WatchMetrics {
 }
 
 #[tokio::test]
-async fn a_watch_that_breaks_keeps_what_was_known_and_counts_why() {
+async fn a_broken_watch_keeps_the_known_objects_and_counts_the_reason() {
     let cluster = Cluster::new();
     let registry = prometheus::Registry::new();
     let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
@@ -231,7 +232,7 @@ async fn a_watch_that_breaks_keeps_what_was_known_and_counts_why() {
         Err(watcher::Error::NoResourceVersion),
     ];
     let metrics = metrics(&registry);
-    follow(&cluster, &metrics, Kind::Pod, stream::iter(events), trim).await;
+    apply_events(&cluster, &metrics, Kind::Pod, stream::iter(events), trim).await;
     assert_eq!(pods(&cluster), ["a"]);
     let text = prometheus::TextEncoder::new();
     let text = text.encode_to_string(&registry.gather()).unwrap();
@@ -244,20 +245,20 @@ async fn a_watch_that_breaks_keeps_what_was_known_and_counts_why() {
     assert!(text.contains(last), "{text}");
 }
 
-/// A clock that stands.
-struct Standing(std::time::SystemTime);
+/// A clock that stands still.
+struct FixedClock(std::time::SystemTime);
 
-impl crate::clock::Clock for Standing {
+impl crate::clock::Clock for FixedClock {
     fn now(&self) -> std::time::SystemTime {
         self.0
     }
 }
 
 #[tokio::test]
-async fn the_lag_is_from_when_the_api_wrote_to_when_the_watch_told() {
+async fn the_lag_is_the_time_from_the_write_to_its_event() {
     let (cluster, registry) = (Cluster::new(), prometheus::Registry::new());
     let now = std::time::UNIX_EPOCH + Duration::from_secs(1_767_225_607);
-    let metrics = WatchMetrics::new(&registry, Arc::new(Standing(now))).unwrap();
+    let metrics = WatchMetrics::new(&registry, Arc::new(FixedClock(now))).unwrap();
     let at = |time: &'static str| {
         move |pod: &mut serde_json::Value| {
             pod["metadata"]["creationTimestamp"] = "2025-12-31T00:00:00Z".into();
@@ -270,16 +271,16 @@ async fn the_lag_is_from_when_the_api_wrote_to_when_the_watch_told() {
     let listed = |pod: &mut serde_json::Value| at("2026-01-01T00:00:00Z")(pod);
     let events = vec![
         Ok(Event::Init),
-        // Listed: nobody knows since when it could have been told.
+        // An object in a list has no lag: it may have been written at any time before.
         Ok(Event::InitApply(sent("a", listed))),
         Ok(Event::InitDone),
         Ok(Event::Apply(sent("a", at("2026-01-01T00:00:00Z")))),
-        // From the future, and from nowhere.
+        // A time in the future, and no time at all.
         Ok(Event::Apply(sent("a", at("2027-01-01T00:00:00Z")))),
         Ok(Event::Apply(sent("b", |_| {}))),
     ];
     let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
-    follow(&cluster, &metrics, Kind::Pod, stream::iter(events), trim).await;
+    apply_events(&cluster, &metrics, Kind::Pod, stream::iter(events), trim).await;
     let text = prometheus::TextEncoder::new();
     let text = text.encode_to_string(&registry.gather()).unwrap();
     for line in [
@@ -291,11 +292,11 @@ async fn the_lag_is_from_when_the_api_wrote_to_when_the_watch_told() {
 }
 
 #[tokio::test]
-async fn a_watch_that_begins_again_forgets_what_is_gone_and_skips_what_is_malformed() {
+async fn a_restarted_watch_removes_deleted_objects_and_skips_invalid_ones() {
     let cluster = Cluster::new();
     let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
     let play = async |events: Vec<Event<DeserializeGuard<PodManifest>>>| {
-        follow(
+        apply_events(
             &cluster,
             &metrics(&prometheus::Registry::new()),
             Kind::Pod,
@@ -315,10 +316,10 @@ async fn a_watch_that_begins_again_forgets_what_is_gone_and_skips_what_is_malfor
             .collect::<Vec<_>>()
     };
     assert_eq!(play(listed(&["a", "b"])).await, ["a", "b"]);
-    // 410 Gone: the list begins again, and b was deleted meanwhile.
+    // 410 Gone: objects are listed again, and b was deleted meanwhile.
     assert_eq!(play(listed(&["a", "c"])).await, ["a", "c"]);
     assert_eq!(play(vec![Event::Delete(sent("c", same))]).await, ["a"]);
-    // One malformed object is absent; the others of the same list are not.
+    // A malformed object counts as absent, and does not affect the others.
     let malformed = |pod: &mut serde_json::Value| pod["spec"]["nodeName"] = 7.into();
     let events = vec![
         Event::Apply(sent("a", malformed)),

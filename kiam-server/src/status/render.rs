@@ -1,11 +1,10 @@
-//! The report as a page of tables, without styles or scripts: everything that is not a tag of the
-//! page's own is escaped.
+//! The report as an HTML page of tables.
 
-use kiam_common::page::{document, element, readable, table};
+use kiam_common::page::{document, element, format_seconds, table};
 
-use super::{Held, Node, Refused, Report};
+use super::{HeldCredentials, Node, Refused, Report};
 
-/// The whole page.
+/// Renders the whole page.
 pub(super) fn render(report: &Report) -> String {
     let Report {
         version,
@@ -16,31 +15,34 @@ pub(super) fn render(report: &Report) -> String {
         pods,
     } = report;
     let known = objects.iter();
-    let known = known.map(|objects| format!("{} of kind {}", objects.known, objects.kind));
+    let known = known.map(|objects| format!("{} {} objects", objects.known, objects.kind));
     let known = known.collect::<Vec<_>>().join(", ");
-    let read = if *synced { "has" } else { "has not yet" };
+    let read = if *synced { "has" } else { "has not" };
     let parts = [
         element("h1", &format!("kiam-server {version}")),
-        element("p", &format!("The cluster {read} been read: {known}.")),
-        element("h2", "Nodes attached to this replica"),
+        element(
+            "p",
+            &format!("This server {read} read the whole cluster: {known}."),
+        ),
+        element("h2", "Nodes connected to this server"),
         element(
             "p",
             &format!(
-                "{}, of which {} without a guard; {} shown.",
+                "{} nodes, {} of them unguarded; {} listed.",
                 nodes.attached,
                 nodes.unguarded,
                 nodes.listed.len()
             ),
         ),
         table(
-            ["Node", "Guarded", "Agent", "Stream's age"],
+            ["Node", "Guarded", "Agent version", "Age of stream"],
             nodes.listed.iter().map(node),
         ),
         element("h2", "Identities"),
         element(
             "p",
             &format!(
-                "{}, of which {} fail and {} have expired; {} shown.",
+                "{} identities, {} of them failing and {} expired; {} listed.",
                 identities.held,
                 identities.failing,
                 identities.expired,
@@ -51,12 +53,12 @@ pub(super) fn render(report: &Report) -> String {
             ["Role", "Session", "Age", "Expires in", "Failure"],
             identities.listed.iter().map(identity),
         ),
-        element("h2", "Pods that get nothing"),
+        element("h2", "Pods without credentials"),
         element(
             "p",
             &format!(
-                "Of {} pods on attached nodes {} are granted a role, {} have none, {} are \
-                 forbidden theirs, {} are undecided; {} shown.",
+                "{} pods on connected nodes: {} granted, {} without a role, {} forbidden, {} \
+                 undecided; {} listed.",
                 pods.examined,
                 pods.granted,
                 pods.without_role,
@@ -65,7 +67,7 @@ pub(super) fn render(report: &Report) -> String {
                 pods.listed.len()
             ),
         ),
-        table(["Pod", "Node", "Why"], pods.listed.iter().map(refused)),
+        table(["Pod", "Node", "Reason"], pods.listed.iter().map(refused)),
     ];
     document("kiam-server", &parts.concat())
 }
@@ -75,15 +77,18 @@ fn node(node: &Node) -> [String; 4] {
         node.node.clone(),
         if node.guarded { "yes" } else { "NO" }.to_owned(),
         node.agent_version.clone(),
-        readable(node.stream_age_seconds),
+        format_seconds(node.stream_age_seconds),
     ]
 }
 
-fn identity(held: &Held) -> [String; 5] {
-    let time = |seconds: Option<u64>| seconds.map_or_else(|| "–".to_owned(), readable);
+fn identity(held: &HeldCredentials) -> [String; 5] {
+    let time = |seconds: Option<u64>| seconds.map_or_else(|| "–".to_owned(), format_seconds);
     let failure = held.failure.as_ref().map_or_else(String::new, |failure| {
-        let again = readable(failure.retry_in_seconds);
-        format!("{}: {} (again in {again})", failure.kind, failure.error)
+        let again = format_seconds(failure.retry_in_seconds);
+        format!(
+            "{}: {} (next attempt in {again})",
+            failure.kind, failure.error
+        )
     });
     [
         held.role.clone(),

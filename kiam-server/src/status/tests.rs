@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
-use kiam_common::admin::Asked;
+use kiam_common::admin::PageRequest;
 use kiam_common::role::RoleArn;
 use prometheus::Registry;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use crate::testing::{HOUR, PLENTY, TestClock, TestIssuer, pod, settings, store};
 
 const HOSTILE: &str = "<script>alert('1')</script>\"&\u{1b}[31m";
 
-struct Stage {
+struct Fixture {
     cluster: Arc<Cluster>,
     store: Arc<Store>,
     streams: Streams,
@@ -24,7 +24,7 @@ struct Stage {
     page: Page,
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Self {
         let clock = TestClock::new();
         let issuer = TestIssuer::new(&clock);
@@ -48,7 +48,7 @@ impl Stage {
     }
 
     async fn get(&self, path: &str) -> String {
-        let answer = (self.page)(Asked { path, local: false }).unwrap();
+        let answer = (self.page)(PageRequest { path, local: false }).unwrap();
         let policy = &answer.headers()[http::header::CONTENT_SECURITY_POLICY];
         assert!(policy.to_str().unwrap().starts_with("default-src 'none'"));
         let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -84,38 +84,48 @@ fn asking(uid: &str, name: &str, role: &str) -> Pod {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nodes_identities_and_refused_pods_are_shown_and_no_secret() {
-    let stage = Stage::new();
+async fn the_status_lists_nodes_identities_and_refused_pods_without_secrets() {
+    let fixture = Fixture::new();
     let node = |name: &str| name.parse().unwrap();
-    let _guarded = stage.streams.open(&node("node-1"), "1.0", true).unwrap();
-    let _open = stage.streams.open(&node("node-2"), HOSTILE, false).unwrap();
+    let _guarded = fixture.streams.open(&node("node-1"), "1.0", true).unwrap();
+    let _open = fixture
+        .streams
+        .open(&node("node-2"), HOSTILE, false)
+        .unwrap();
     let web = Namespace {
         name: "web".into(),
         permitted: Permitted::compile(Some(".*/reader"), Anchoring::Whole),
     };
-    stage.cluster.apply(web.into());
+    fixture.cluster.apply(web.into());
     for (uid, name, role) in [
         ("1", "fine", "reader"),
         ("2", HOSTILE, "writer"),
         ("3", "odd", HOSTILE),
     ] {
-        stage.cluster.apply(asking(uid, name, role).into());
+        fixture.cluster.apply(asking(uid, name, role).into());
     }
     let signal = Arc::new(Notify::new());
-    let _reader = stage.store.lease(&identity("reader"), Arc::clone(&signal));
+    let _reader = fixture
+        .store
+        .lease(&identity("reader"), Arc::clone(&signal));
     tokio::time::sleep(Duration::from_secs(60)).await;
     let denied = Err(IssueErrorKind::AccessDenied);
-    stage.issuer.behave(Duration::ZERO, denied);
-    let _broken = stage.store.lease(&identity("broken"), Arc::clone(&signal));
+    fixture.issuer.behave(Duration::ZERO, denied);
+    let _broken = fixture
+        .store
+        .lease(&identity("broken"), Arc::clone(&signal));
     tokio::time::sleep(Duration::from_millis(100)).await;
 
-    let json = stage.json().await;
+    let json = fixture.json().await;
     let nodes = &json["nodes"];
     assert_eq!(
         (&nodes["attached"], &nodes["unguarded"]),
         (&2.into(), &1.into())
     );
-    assert_eq!(nodes["listed"][0]["node"], "node-2", "the unguarded first");
+    assert_eq!(
+        nodes["listed"][0]["node"], "node-2",
+        "unguarded nodes come first"
+    );
     assert_eq!(nodes["listed"][1]["stream_age_seconds"], 60);
     let identities = &json["identities"];
     assert_eq!(
@@ -124,7 +134,7 @@ async fn nodes_identities_and_refused_pods_are_shown_and_no_secret() {
     );
     let (broken, reader) = (&identities["listed"][0], &identities["listed"][1]);
     assert_eq!(broken["failure"]["kind"], "access_denied");
-    assert_eq!(broken["failure"]["error"], "told to: access_denied");
+    assert_eq!(broken["failure"]["error"], "test error: access_denied");
     assert_eq!(broken["expires_in_seconds"], Value::Null);
     assert_eq!(
         (&reader["age_seconds"], &reader["failure"]),
@@ -137,7 +147,7 @@ async fn nodes_identities_and_refused_pods_are_shown_and_no_secret() {
         (&1.into(), &2.into())
     );
 
-    let page = stage.get("/status.html").await;
+    let page = fixture.get("/status.html").await;
     assert!(
         !page.contains("<script") && !page.contains('\u{1b}'),
         "{page}"
@@ -146,7 +156,7 @@ async fn nodes_identities_and_refused_pods_are_shown_and_no_secret() {
     for part in [
         "role/broken",
         "does not permit",
-        "names no role",
+        "does not name a role",
         "NO",
         "58m59s",
     ] {
@@ -158,32 +168,32 @@ async fn nodes_identities_and_refused_pods_are_shown_and_no_secret() {
         }
     }
     let (path, local) = ("/statusx", false);
-    assert!((stage.page)(Asked { path, local }).is_none());
+    assert!((fixture.page)(PageRequest { path, local }).is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_much_there_is_the_answer_is_bounded_and_counts_all() {
-    let stage = Stage::new();
-    let places: Vec<_> = (0..1000)
+async fn the_status_is_bounded_and_has_the_total_numbers() {
+    let fixture = Fixture::new();
+    let slots: Vec<_> = (0..1000)
         .map(|n| {
             let node = format!("node-{n}").parse().unwrap();
-            stage.streams.open(&node, &"v".repeat(1000), n % 2 == 0)
+            fixture.streams.open(&node, &"v".repeat(1000), n % 2 == 0)
         })
         .collect();
-    assert!(places.iter().all(Option::is_some));
+    assert!(slots.iter().all(Option::is_some));
     for n in 0..1000 {
         let pod = asking(&n.to_string(), &"p".repeat(2000), &"r".repeat(2000));
-        stage.cluster.apply(pod.into());
+        fixture.cluster.apply(pod.into());
     }
     let signal = Arc::new(Notify::new());
     let leases: Vec<_> = (0..1000)
         .map(|n| {
             let identity = identity(&format!("r{n}"));
-            stage.store.lease(&identity, Arc::clone(&signal))
+            fixture.store.lease(&identity, Arc::clone(&signal))
         })
         .collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let json = stage.json().await;
+    let json = fixture.json().await;
     for (part, count, total) in [
         ("nodes", "attached", 1000),
         ("identities", "held", leases.len()),
@@ -192,6 +202,6 @@ async fn however_much_there_is_the_answer_is_bounded_and_counts_all() {
         assert_eq!(json[part][count], total, "{part}");
         assert_eq!(json[part]["listed"].as_array().unwrap().len(), MAX_LISTED);
     }
-    assert!(stage.get("/status").await.len() < 512 * 1024);
-    assert!(stage.get("/status.html").await.len() < 512 * 1024);
+    assert!(fixture.get("/status").await.len() < 512 * 1024);
+    assert!(fixture.get("/status.html").await.len() < 512 * 1024);
 }

@@ -1,4 +1,4 @@
-//! The edge to kube: nodes and agents' pods as they are watched, and a node's taint as it is changed.
+//! The Kubernetes API: watches of nodes and of pods of agents, and the patch of a node.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ use super::state::Node;
 use super::{GUARDED, Taint};
 use crate::args::ServiceAccountName;
 
-/// Objects in one answer of a list.
+/// Objects per page of a list.
 const PAGE_SIZE: u32 = 500;
 
-/// A node, of which only this much is parsed.
+/// A node, reduced to the fields that are parsed.
 pub(super) type NodeManifest = Shaped<NodeSpec, Unread>;
-/// An agent's pod, of which only this much is parsed.
+/// The pod of an agent, reduced to the fields that are parsed.
 pub(super) type AgentManifest = Shaped<AgentSpec, AgentStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -45,7 +45,7 @@ pub(super) struct AgentStatus {
     phase: Option<String>,
 }
 
-/// Nodes and agents' pods in the API.
+/// Access to nodes and pods of agents.
 pub(super) struct NodeApi {
     nodes: Api<DeserializeGuard<NodeManifest>>,
     patched: Api<NodeManifest>,
@@ -54,13 +54,12 @@ pub(super) struct NodeApi {
     taint: Taint,
 }
 
-/// What has become of a change.
+/// The result of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It was made.
     Made,
-    /// There was nothing to change any more.
-    Needless,
+    /// The node no longer needs the change.
+    Unnecessary,
 }
 
 impl fmt::Debug for NodeApi {
@@ -82,7 +81,7 @@ impl NodeApi {
         }
     }
 
-    /// What happens to nodes.
+    /// Watches nodes.
     pub(super) fn nodes(
         &self,
     ) -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<NodeManifest>>>> + Send + 'static
@@ -91,7 +90,7 @@ impl NodeApi {
         watcher::watcher(self.nodes.clone(), config).default_backoff()
     }
 
-    /// What happens to agents' pods.
+    /// Watches the pods of agents.
     pub(super) fn agents(
         &self,
     ) -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<AgentManifest>>>> + Send + 'static
@@ -102,31 +101,31 @@ impl NodeApi {
         watcher::watcher(self.agents.clone(), config).default_backoff()
     }
 
-    /// Whether the API itself, and not a watch that may lag, knows an agent's pod on a node.
+    /// Returns whether a node has a pod of an agent, by a list rather than by the watch, which may lag.
     pub(super) async fn has_agent(&self, node: &str) -> kube::Result<bool> {
         let fields = format!("{},spec.nodeName={node}", self.account);
         let pods = self
             .agents
             .list(&ListParams::default().fields(&fields))
             .await?;
-        // What cannot be read is there all the same.
+        // A malformed pod counts as running.
         let running = |pod: &DeserializeGuard<AgentManifest>| {
             pod.0.as_ref().map_or(true, |pod| agent(pod).is_some())
         };
         Ok(pods.items.iter().any(running))
     }
 
-    /// Takes the taint off a node and notes that there, or puts it back.
+    /// Adds the taint to a node, or removes it and annotates the node.
     pub(super) async fn change(&self, name: &str, on: bool) -> kube::Result<Change> {
         let node = self.patched.get(name).await?;
         let Node {
             tainted, leaving, ..
         } = trim(&node, &self.taint);
         if tainted == on || leaving {
-            return Ok(Change::Needless);
+            return Ok(Change::Unnecessary);
         }
         let mut taints = node.spec.taints;
-        taints.retain(|taint| !is(taint, &self.taint));
+        taints.retain(|taint| !matches(taint, &self.taint));
         if on {
             taints.push(ApiTaint {
                 key: self.taint.key.clone(),
@@ -134,7 +133,7 @@ impl NodeApi {
                 ..ApiTaint::default()
             });
         }
-        // The list is replaced as a whole: only if nobody has changed it meanwhile.
+        // The patch replaces the whole list: the resource version makes it fail on a conflict.
         let metadata = if on {
             json!({ "resourceVersion": node.metadata.resource_version })
         } else {
@@ -151,21 +150,21 @@ impl NodeApi {
     }
 }
 
-fn is(taint: &ApiTaint, ours: &Taint) -> bool {
+fn matches(taint: &ApiTaint, ours: &Taint) -> bool {
     taint.key == ours.key && taint.effect == ours.effect.as_str()
 }
 
-/// What matters of a node.
+/// Reduces a node to its state.
 pub(super) fn trim(node: &NodeManifest, taint: &Taint) -> Node {
     let annotations = node.metadata.annotations.as_ref();
     Node {
-        tainted: node.spec.taints.iter().any(|known| is(known, taint)),
+        tainted: node.spec.taints.iter().any(|known| matches(known, taint)),
         annotated: annotations.is_some_and(|annotations| annotations.contains_key(GUARDED)),
         leaving: node.metadata.deletion_timestamp.is_some(),
     }
 }
 
-/// The node of an agent's pod, unless it is finished or on none.
+/// Returns the node of the pod of an agent, unless the pod is finished or not bound.
 pub(super) fn agent(pod: &AgentManifest) -> Option<&str> {
     let phase = pod
         .status

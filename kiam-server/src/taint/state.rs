@@ -1,45 +1,45 @@
-//! What is known of nodes and of agents' pods, and what is to be done about the taint.
+//! The known nodes and pods of agents, and the changes of the taint that follow from them.
 //!
-//! Knows no kube: the edge fills it, and acts as it says.
+//! Does not depend on kube: the controller updates the state, and applies the changes.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What matters of a Node object.
+/// The state of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Node {
-    /// It has the taint.
+    /// Whether it has the taint.
     pub(super) tainted: bool,
-    /// A server has taken the taint off before.
+    /// Whether a server has removed the taint before.
     pub(super) annotated: bool,
-    /// It is being deleted.
+    /// Whether it is being deleted.
     pub(super) leaving: bool,
 }
 
-/// What is to be done now.
+/// The changes that are due.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Take the taint off these.
+    /// The nodes to remove the taint from.
     pub(super) remove: Vec<String>,
-    /// Put it back on these.
+    /// The nodes to add the taint to.
     pub(super) put_back: Vec<String>,
-    /// Plan again then, if nothing happens before.
+    /// The time of the next plan, if no event occurs before.
     pub(super) next: Option<Instant>,
 }
 
-/// What is known.
+/// The known nodes and pods of agents.
 #[derive(Debug)]
 pub(super) struct State {
-    /// An agent counts as gone when its pod has been for so long.
+    /// The time without a pod of an agent after which a node gets the taint.
     after: Duration,
     nodes: HashMap<String, Node>,
-    /// The node of each agent's pod, by UID.
+    /// The node of each pod of an agent, by the UID of the pod.
     agents: HashMap<String, String>,
-    /// Since when an annotated node has had no agent's pod.
+    /// The time since which an annotated node has had no pod of an agent.
     without: HashMap<String, Instant>,
-    /// Nodes about which nothing is done before then.
+    /// The time before which a node is not changed.
     later: HashMap<String, Instant>,
 }
 
@@ -62,7 +62,7 @@ impl State {
         self.nodes.remove(name);
     }
 
-    /// An agent's pod is on a node.
+    /// Adds the pod of an agent.
     pub(super) fn agent(&mut self, uid: &str, node: &str) {
         self.agents.insert(uid.to_owned(), node.to_owned());
     }
@@ -71,23 +71,23 @@ impl State {
         self.agents.remove(uid);
     }
 
-    /// All nodes have been listed: these.
-    pub(super) fn nodes_are(&mut self, listed: &HashSet<String>) {
+    /// Removes the nodes that are not in a complete list.
+    pub(super) fn retain_nodes(&mut self, listed: &HashSet<String>) {
         self.nodes.retain(|name, _| listed.contains(name));
     }
 
-    /// All agents' pods have been listed: these.
-    pub(super) fn agents_are(&mut self, listed: &HashSet<String>) {
+    /// Removes the pods of agents that are not in a complete list.
+    pub(super) fn retain_agents(&mut self, listed: &HashSet<String>) {
         self.agents.retain(|uid, _| listed.contains(uid));
     }
 
-    /// Something could not be done, and is tried again then.
+    /// Defers changes of a node until a time.
     pub(super) fn defer(&mut self, name: &str, until: Instant) {
         self.later.insert(name.to_owned(), until);
     }
 
-    /// What is to be done. `guarded` are the nodes whose agents have a stream open here and say
-    /// that they guard them; `attached` those with any stream.
+    /// Plans the due changes. `attached` are the nodes whose agents are connected to this server, and
+    /// `guarded` those of them that their agents guard.
     pub(super) fn plan(
         &mut self,
         guarded: &HashSet<String>,
@@ -105,7 +105,7 @@ impl State {
             .retain(|name, _| nodes.get(name).is_some_and(|node| absent(name, node)));
         for (name, node) in nodes {
             if let Some(until) = self.later.get(name) {
-                plan.again(*until);
+                plan.at(*until);
                 continue;
             }
             if node.tainted && guarded.contains(name) && !node.leaving {
@@ -117,10 +117,10 @@ impl State {
             }
             let since = *self.without.entry(name.clone()).or_insert(now);
             let due = since + self.after;
-            // Without a single agent in the cluster kiam is being removed, or looked for under
-            // the wrong service account: no reason to close every node.
+            // Without any agent in the cluster, kiam is being removed or the service account is
+            // misconfigured: tainting every node would be an outage.
             if now < due {
-                plan.again(due);
+                plan.at(due);
             } else if !attached.contains(name) && !with_agent.is_empty() {
                 plan.put_back.push(name.clone());
             }
@@ -132,7 +132,7 @@ impl State {
 }
 
 impl Plan {
-    fn again(&mut self, at: Instant) {
+    fn at(&mut self, at: Instant) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 }

@@ -1,4 +1,4 @@
-//! What is done about a node's taint, whatever is known of it.
+//! The changes of the taint, for all states of a node.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -46,19 +46,19 @@ fn a_taint_is_a_key_and_an_effect() {
     }
 }
 
-/// One node, for as long as it takes.
+/// The changes of one node over time.
 #[test]
-fn the_taint_goes_with_a_guard_and_comes_back_when_the_agent_is_gone_for_long() {
+fn the_taint_is_removed_from_guarded_nodes_and_added_to_nodes_without_an_agent() {
     let leaving = |node: Node| Node {
         leaving: true,
         ..node
     };
-    // What the node is; its agent's stream here (none, unguarded, guarded); whether the API has its
-    // agent's pod, and another's; what is done at once, and in the end.
-    for (node, stream, own, other, at_once, in_the_end) in [
+    // The node; the stream of its agent (none, unguarded, guarded); whether there is a pod of its
+    // agent, and of another one; the change at once, and after the wait.
+    for (node, stream, own, other, at_once, after_wait) in [
         (node(true, false), "guarded", true, true, "remove", "remove"),
         (node(true, true), "guarded", true, true, "remove", "remove"),
-        // The pod may not be known here yet, or the agent be none.
+        // The pod of the agent is not known yet, or the agent is not a pod.
         (
             node(true, false),
             "guarded",
@@ -71,16 +71,16 @@ fn the_taint_goes_with_a_guard_and_comes_back_when_the_agent_is_gone_for_long() 
         (node(true, false), "unguarded", true, true, "", ""),
         (node(true, false), "", true, true, "", ""),
         (node(true, false), "", false, true, "", ""),
-        // Attached to another replica, or restarting.
+        // The agent is connected to another replica, or restarts.
         (node(false, true), "", true, true, "", ""),
         (node(false, true), "guarded", true, true, "", ""),
         (node(false, true), "", false, true, "", "put back"),
         (leaving(node(false, true)), "", false, true, "", ""),
-        // Whatever the API has, somebody is there.
+        // A connected agent without a known pod.
         (node(false, true), "unguarded", false, true, "", ""),
-        // None of this taint's business: nobody has ever taken it off.
+        // The taint was never removed from this node.
         (node(false, false), "", false, true, "", ""),
-        // No agent anywhere: kiam is being removed.
+        // There is no agent in the cluster: kiam is being removed.
         (node(false, true), "", false, false, "", ""),
     ] {
         let mut state = State::new(AFTER);
@@ -94,7 +94,7 @@ fn the_taint_goes_with_a_guard_and_comes_back_when_the_agent_is_gone_for_long() 
         let guarded = set(if stream == "guarded" { &["n"] } else { &[] });
         let attached = set(if stream.is_empty() { &[] } else { &["n"] });
         let now = Instant::now();
-        let mut said = |at| {
+        let mut change = |at| {
             let Plan {
                 remove, put_back, ..
             } = state.plan(&guarded, &attached, at);
@@ -106,18 +106,18 @@ fn the_taint_goes_with_a_guard_and_comes_back_when_the_agent_is_gone_for_long() 
             }
         };
         let case = format!("{node:?} {stream:?} {own} {other}");
-        assert_eq!(said(now), at_once, "{case}");
+        assert_eq!(change(now), at_once, "{case}");
         assert_eq!(
-            said(now + AFTER - Duration::from_secs(1)),
+            change(now + AFTER - Duration::from_secs(1)),
             at_once,
             "{case}"
         );
-        assert_eq!(said(now + AFTER), in_the_end, "{case}");
+        assert_eq!(change(now + AFTER), after_wait, "{case}");
     }
 }
 
 #[test]
-fn an_agent_that_comes_back_in_between_begins_the_wait_anew() {
+fn an_agent_that_returns_restarts_the_wait() {
     let mut state = State::new(AFTER);
     state.node("n", node(false, true));
     state.agent("other", "m");
@@ -126,14 +126,14 @@ fn an_agent_that_comes_back_in_between_begins_the_wait_anew() {
     assert_eq!(state.plan(&none, &none, now).next, Some(now + AFTER));
     state.agent("own", "n");
     assert_eq!(state.plan(&none, &none, now + AFTER).next, None);
-    // Its node's pods are listed anew, without it.
-    state.agents_are(&set(&["other"]));
+    // The pods of agents are listed again, without it.
+    state.retain_agents(&set(&["other"]));
     let again = now + 2 * AFTER;
     let plan = state.plan(&none, &none, again);
     assert_eq!((plan.put_back.len(), plan.next), (0, Some(again + AFTER)));
     let plan = state.plan(&none, &none, again + AFTER);
     assert_eq!(plan.put_back, ["n"]);
-    // It could not be done: not again at once, and then again.
+    // A failed change is retried after the deferral.
     state.defer("n", again + 2 * AFTER);
     let plan = state.plan(&none, &none, again + AFTER);
     assert_eq!(
@@ -141,13 +141,13 @@ fn an_agent_that_comes_back_in_between_begins_the_wait_anew() {
         (0, Some(again + 2 * AFTER))
     );
     assert_eq!(state.plan(&none, &none, again + 2 * AFTER).put_back, ["n"]);
-    // The node goes.
-    state.nodes_are(&set(&[]));
+    // The node is deleted.
+    state.retain_nodes(&set(&[]));
     assert_eq!(state.plan(&none, &none, again + 3 * AFTER), Plan::default());
 }
 
 #[test]
-fn objects_are_read_as_the_api_writes_them() {
+fn objects_of_the_api_are_parsed() {
     let taint: Taint = "kiam.io/agent-not-ready".parse().unwrap();
     let read = |spec: serde_json::Value, annotations: serde_json::Value| {
         let object = json!({

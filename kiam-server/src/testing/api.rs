@@ -1,5 +1,5 @@
-//! A Kubernetes API without a socket, so that its time is the test's: it lists and watches what it
-//! is given, and fails in the ways that APIs do.
+//! A fake Kubernetes API without sockets, so that the clock of a test controls it. It serves lists
+//! and watches of the objects that a test adds, and fails on request.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -18,37 +18,36 @@ use tonic::codegen::{Bytes, Service};
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 type Sender = mpsc::UnboundedSender<std::io::Result<Bytes>>;
 
-/// What it does with a request.
+/// How the API handles requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum ApiMode {
     Up,
-    /// As behind a load balancer without a backend.
+    /// Responds like a load balancer without a backend.
     Unavailable,
-    /// Nobody listens.
+    /// Refuses connections.
     Refuses,
-    /// It takes requests, and never answers.
+    /// Accepts requests and never responds.
     Hangs,
 }
 
-/// The API.
 #[derive(Clone)]
 pub(crate) struct FakeApi(Arc<Mutex<State>>);
 
 struct State {
-    mood: Mood,
+    mode: ApiMode,
     version: u64,
     /// By plural name, then by name.
     objects: HashMap<&'static str, BTreeMap<String, Value>>,
     watchers: Vec<(&'static str, Sender)>,
     requests: usize,
-    /// Answers of TokenReview, by what is sent.
+    /// The response to a TokenReview.
     review: Value,
 }
 
 impl FakeApi {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(State {
-            mood: Mood::Up,
+            mode: ApiMode::Up,
             version: 1,
             objects: HashMap::new(),
             watchers: Vec::new(),
@@ -69,18 +68,18 @@ impl FakeApi {
         self.0.lock().unwrap().review = answer;
     }
 
-    /// Changes its mood; what was open breaks unless it is up.
-    pub(crate) fn mood(&self, mood: Mood) {
+    /// Changes the mode. Open watches break, unless the API is up or hangs.
+    pub(crate) fn set_mode(&self, mode: ApiMode) {
         let mut state = self.0.lock().unwrap();
-        state.mood = mood;
-        match mood {
-            Mood::Up | Mood::Hangs => {}
-            Mood::Unavailable => state.watchers.clear(),
-            Mood::Refuses => state.break_watches(),
+        state.mode = mode;
+        match mode {
+            ApiMode::Up | ApiMode::Hangs => {}
+            ApiMode::Unavailable => state.watchers.clear(),
+            ApiMode::Refuses => state.break_watches(),
         }
     }
 
-    /// An object is there; whoever watches is told.
+    /// Adds or replaces an object, and sends the event.
     pub(crate) fn put(&self, plural: &'static str, mut object: Value) {
         let mut state = self.0.lock().unwrap();
         state.version += 1;
@@ -89,29 +88,29 @@ impl FakeApi {
         let objects = state.objects.entry(plural).or_default();
         let known = objects.insert(name, object.clone()).is_some();
         let event = if known { "MODIFIED" } else { "ADDED" };
-        state.tell(plural, &json!({ "type": event, "object": object }));
+        state.send(plural, &json!({ "type": event, "object": object }));
     }
 
-    /// An object is gone, and whoever watches is told only if `told`.
-    pub(crate) fn remove(&self, plural: &'static str, name: &str, told: bool) {
+    /// Removes an object; sends the event if `event`.
+    pub(crate) fn remove(&self, plural: &'static str, name: &str, event: bool) {
         let mut state = self.0.lock().unwrap();
         let objects = state.objects.entry(plural).or_default();
         let object = objects.remove(name).unwrap();
-        if told {
-            state.tell(plural, &json!({ "type": "DELETED", "object": object }));
+        if event {
+            state.send(plural, &json!({ "type": "DELETED", "object": object }));
         }
     }
 
-    /// What was watched is too old: the history was compacted.
+    /// Ends the watches of a kind because their resource version is too old.
     pub(crate) fn expire(&self, plural: &'static str) {
         let status = json!({ "kind": "Status", "status": "Failure", "reason": "Expired",
             "code": 410, "message": "too old resource version" });
         let mut state = self.0.lock().unwrap();
-        state.tell(plural, &json!({ "type": "ERROR", "object": status }));
+        state.send(plural, &json!({ "type": "ERROR", "object": status }));
         state.watchers.retain(|(of, _)| *of != plural);
     }
 
-    /// Writes anything into the watches of a kind.
+    /// Writes a raw line into the watches of a kind.
     pub(crate) fn write(&self, plural: &'static str, text: &'static str) {
         let state = self.0.lock().unwrap();
         for (_, to) in state.watchers.iter().filter(|(of, _)| *of == plural) {
@@ -119,19 +118,19 @@ impl FakeApi {
         }
     }
 
-    /// Connections break in the middle of a line.
-    pub(crate) fn cut(&self) {
+    /// Breaks all connections in the middle of a line.
+    pub(crate) fn break_connections(&self) {
         self.0.lock().unwrap().break_watches();
     }
 
     fn answer(&self, path: &str, query: &str) -> Option<Result<Answer, std::io::Error>> {
         let mut state = self.0.lock().unwrap();
         state.requests += 1;
-        match state.mood {
-            Mood::Up => {}
-            Mood::Unavailable => return Some(Ok(failure(503, "no backend"))),
-            Mood::Refuses => return Some(Err(std::io::ErrorKind::ConnectionRefused.into())),
-            Mood::Hangs => return None,
+        match state.mode {
+            ApiMode::Up => {}
+            ApiMode::Unavailable => return Some(Ok(failure(503, "no backend"))),
+            ApiMode::Refuses => return Some(Err(std::io::ErrorKind::ConnectionRefused.into())),
+            ApiMode::Hangs => return None,
         }
         if path.ends_with("/tokenreviews") {
             return Some(Ok(full(201, &state.review)));
@@ -165,7 +164,7 @@ impl FakeApi {
 }
 
 impl State {
-    fn tell(&mut self, plural: &str, event: &Value) {
+    fn send(&mut self, plural: &str, event: &Value) {
         let line = format!("{event}\n");
         let of = |(of, to): &(&'static str, Sender)| {
             *of != plural || to.send(Ok(Bytes::from(line.clone()))).is_ok()

@@ -1,62 +1,63 @@
-//! The stream protocol and the credential store, simulated: real servers' sessions and stores, real
-//! agents' streams and views, and between them a network, an API and an STS that a seed plays.
+//! Simulation of the stream protocol and the credential store: the sessions and stores of real
+//! servers, the stream and view of a real agent, and between them a network, an API and an STS whose
+//! faults are drawn from a seed.
 //!
-//! Time is tokio's paused clock, so that hours pass in milliseconds. After each step the invariants
-//! are checked, and now and then, when all is well again, that all is as it should be.
+//! Time is tokio's paused clock, so that hours pass in milliseconds. The invariants are checked after
+//! each step, and the complete state at times when all faults are over.
 //!
 //! ```text
-//! world    what is true, the replicas that learn of it, the agent, and the invariants
-//! network  what the agent's calls go through
-//! sts      who issues credentials, or does not
+//! fixture  the true state, the replicas that watch it, the agent, and the invariants
+//! network  the network between the agent and the replicas
+//! sts      the issuer of credentials
 //! ```
 //!
-//! `KIAM_SIMULATION_RUNS` says how many runs, `KIAM_SIMULATION_SEED` repeats one.
-#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+//! `KIAM_SIMULATION_RUNS` sets the number of runs, `KIAM_SIMULATION_SEED` repeats one run.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod fixture;
 mod network;
 mod sts;
-mod world;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use fixture::{Fixture, Tally};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use world::{Tally, World};
 
-/// Runs, unless told otherwise.
+/// The default number of runs.
 const RUNS: u64 = 500;
 const STEPS: u32 = 40;
 
-/// A defect that is planted, to see that the invariants find it.
+/// A defect that the invariants must detect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Planted {
     Nothing,
-    /// A message that takes something away is lost on its way.
+    /// Messages that revoke something are lost.
     LosesRevocations,
-    /// A message arrives for another node.
+    /// Streams are delivered to another node.
     Misdelivers,
-    /// Credentials are of a role that sounds alike.
+    /// Credentials belong to a role with a similar name.
     WrongRole,
 }
 
 thread_local! {
-    /// All that is left to chance comes from here.
+    /// The source of all random numbers.
     static CHANCE: RefCell<StdRng> = RefCell::new(StdRng::seed_from_u64(0));
 }
 
-/// A number in 0..1, of the seed's.
+/// Returns a random number in 0..1.
 fn chance() -> f64 {
     CHANCE.with_borrow_mut(rand::RngExt::random::<f64>)
 }
 
-/// A number below `end`, of the seed's.
+/// Returns a random number below `end`.
 fn below(end: u64) -> u64 {
     CHANCE.with_borrow_mut(|rng| rng.random_range(0..end))
 }
 
-/// Plays one run.
-fn play(seed: u64, planted: Planted) -> Tally {
+/// Simulates one run.
+fn simulate(seed: u64, planted: Planted) -> Tally {
     CHANCE.with_borrow_mut(|rng| *rng = StdRng::seed_from_u64(seed));
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -64,17 +65,17 @@ fn play(seed: u64, planted: Planted) -> Tally {
         .build()
         .unwrap()
         .block_on(async {
-            let mut world = World::begin(planted).await;
+            let mut fixture = Fixture::new(planted).await;
             for step in 0..STEPS {
-                world.step().await;
-                world.check();
+                fixture.step().await;
+                fixture.check();
                 if step % 20 == 19 {
-                    world.heal().await;
-                    world.check();
-                    world.settled();
+                    fixture.heal().await;
+                    fixture.check();
+                    fixture.check_complete();
                 }
             }
-            world.end().await
+            fixture.end().await
         })
 }
 
@@ -83,17 +84,17 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn whatever_breaks_pods_have_their_own_and_no_other_and_keep_it() {
+fn pods_get_and_keep_only_their_own_credentials_under_any_fault() {
     let seeds = match from_environment("KIAM_SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..from_environment("KIAM_SIMULATION_RUNS").unwrap_or(RUNS),
     };
     let (began, mut all) = (tokio::time::Instant::now(), Tally::default());
     for seed in seeds.clone() {
-        match catch_unwind(AssertUnwindSafe(|| play(seed, Planted::Nothing))) {
+        match catch_unwind(AssertUnwindSafe(|| simulate(seed, Planted::Nothing))) {
             Ok(tally) => all.add(&tally),
             Err(panic) => {
-                println!("repeat it with KIAM_SIMULATION_SEED={seed}");
+                println!("repeat this run with KIAM_SIMULATION_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
@@ -103,7 +104,7 @@ fn whatever_breaks_pods_have_their_own_and_no_other_and_keep_it() {
         seeds.end - seeds.start,
         began.elapsed().as_secs_f64()
     );
-    // It has met what it is about.
+    // The runs have covered the relevant events.
     if seeds.end - seeds.start > 100 {
         assert!(
             all.streams > 1000 && all.cut > 100 && all.restarts > 100,
@@ -117,18 +118,18 @@ fn whatever_breaks_pods_have_their_own_and_no_other_and_keep_it() {
 }
 
 #[test]
-fn planted_defects_are_found_and_found_again() {
+fn planted_defects_are_found_reproducibly() {
     for planted in [
         Planted::LosesRevocations,
         Planted::Misdelivers,
         Planted::WrongRole,
     ] {
-        let fails = |seed| catch_unwind(AssertUnwindSafe(|| play(seed, planted))).is_err();
+        let fails = |seed| catch_unwind(AssertUnwindSafe(|| simulate(seed, planted))).is_err();
         let found = (0..200).find(|seed| fails(*seed));
-        let seed = found.unwrap_or_else(|| panic!("{planted:?} is not found"));
+        let seed = found.unwrap_or_else(|| panic!("{planted:?} was not found"));
         assert!(
             (0..5).all(|_| fails(seed)),
-            "{planted:?}: not each time, with seed {seed}"
+            "{planted:?} is not reproducible with seed {seed}"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! What the agent's calls go through: addresses that are up or not, and streams that are slow,
-//! stuck or cut. Within a stream nothing overtakes, as in TCP.
+//! The network between the agent and the replicas: addresses that are up or down, and streams that
+//! are slow, stuck or cut. Messages of a stream stay in order, as in TCP.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,14 +21,14 @@ use tonic::{Request, Status};
 
 use crate::{Planted, below};
 
-/// How a link is.
+/// The state of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
     Fine,
     Slow,
-    /// Nothing comes through, and nobody says so: half-open.
+    /// Half-open: messages do not arrive, without an error.
     Stuck,
-    /// What is open breaks, and nothing new is let through.
+    /// Open streams break, and new ones fail.
     Cut,
 }
 
@@ -68,7 +68,7 @@ impl Network {
         self.0.link.send_replace(link);
     }
 
-    /// Streams that were opened, and those that were cut.
+    /// Returns the numbers of opened and of cut streams.
     pub(crate) fn tally(&self) -> (u64, u64) {
         *self.0.tally.lock().unwrap()
     }
@@ -99,7 +99,7 @@ impl Dial for Network {
             match link {
                 Link::Fine => {}
                 Link::Slow => tokio::time::sleep(Duration::from_millis(500)).await,
-                // The caller's own patience ends it.
+                // Ends by the timeout of the caller.
                 Link::Stuck => std::future::pending().await,
                 Link::Cut => return Err(refused("no route")),
             }
@@ -120,7 +120,7 @@ impl Dial for Network {
 }
 
 impl Inner {
-    /// Carries a stream's messages until one of its ends is gone, or it is cut.
+    /// Forwards the messages of a stream until one side closes it, or it is cut.
     async fn carry(
         self: Arc<Self>,
         mut messages: Messages,
@@ -145,7 +145,7 @@ impl Inner {
                 Link::Fine => tokio::time::sleep(Duration::from_millis(below(5))).await,
                 Link::Slow => tokio::time::sleep(Duration::from_millis(500)).await,
                 Link::Stuck => {
-                    // What is on its way waits, until the link is another.
+                    // Messages in flight wait until the state of the link changes.
                     let waited = tokio::select! {
                         () = to.closed() => return,
                         waited = link.wait_for(|link| *link != Link::Stuck) => waited.is_ok(),
@@ -156,7 +156,7 @@ impl Inner {
                 }
                 Link::Cut => continue,
             }
-            if self.planted == Planted::LosesRevocations && takes_away(&message) {
+            if self.planted == Planted::LosesRevocations && is_revocation(&message) {
                 continue;
             }
             if to.send(message).await.is_err() {
@@ -166,8 +166,8 @@ impl Inner {
     }
 }
 
-/// Whether a message takes something away from a pod.
-fn takes_away(message: &Result<WatchResponse, Status>) -> bool {
+/// Returns whether a message revokes something.
+fn is_revocation(message: &Result<WatchResponse, Status>) -> bool {
     let update = message.as_ref().ok().and_then(|m| m.update.as_ref());
     match update {
         Some(Update::PodRemoved(_)) => true,

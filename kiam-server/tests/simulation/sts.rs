@@ -1,4 +1,4 @@
-//! Who issues credentials, or does not.
+//! The issuer of credentials.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{Planted, below};
 
-/// A wall clock that goes with tokio's.
+/// A wall clock that follows tokio's clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SimClock(Instant);
 
@@ -29,10 +29,10 @@ impl Clock for SimClock {
     }
 }
 
-/// How STS is.
+/// How STS handles calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
-    Well,
+pub(crate) enum StsMode {
+    Up,
     Slow,
     Hangs,
     Fails(IssueErrorKind),
@@ -45,7 +45,7 @@ pub(crate) struct Sts(Arc<Inner>);
 struct Inner {
     clock: SimClock,
     planted: Planted,
-    mood: Mutex<Mood>,
+    mode: Mutex<StsMode>,
     calls: AtomicU64,
 }
 
@@ -54,13 +54,13 @@ impl Sts {
         Self(Arc::new(Inner {
             clock,
             planted,
-            mood: Mutex::new(Mood::Well),
+            mode: Mutex::new(StsMode::Up),
             calls: AtomicU64::new(0),
         }))
     }
 
-    pub(crate) fn be(&self, mood: Mood) {
-        *self.0.mood.lock().unwrap() = mood;
+    pub(crate) fn set_mode(&self, mode: StsMode) {
+        *self.0.mode.lock().unwrap() = mode;
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -72,13 +72,13 @@ impl Sts {
 impl Issuer for Sts {
     async fn issue(&self, identity: &Identity) -> Result<SessionCredentials, IssueError> {
         let number = self.0.calls.fetch_add(1, Ordering::Relaxed);
-        let mood = *self.0.mood.lock().unwrap();
-        match mood {
-            Mood::Well => tokio::time::sleep(Duration::from_millis(20 + below(80))).await,
-            Mood::Slow => tokio::time::sleep(Duration::from_secs(10)).await,
-            Mood::Hangs => std::future::pending().await,
-            Mood::Fails(kind) => {
-                let message = "as the seed has it".to_owned();
+        let mode = *self.0.mode.lock().unwrap();
+        match mode {
+            StsMode::Up => tokio::time::sleep(Duration::from_millis(20 + below(80))).await,
+            StsMode::Slow => tokio::time::sleep(Duration::from_secs(10)).await,
+            StsMode::Hangs => std::future::pending().await,
+            StsMode::Fails(kind) => {
+                let message = "simulated failure".to_owned();
                 return Err(IssueError { kind, message });
             }
         }

@@ -300,12 +300,12 @@ fn fetch(netns: &Netns, port: u16, path: &str) -> Result<probe::Answer> {
 
 /// Waits for `/readyz`, which nothing but asking tells.
 fn ready(program: &mut Program, netns: &Netns, port: u16) -> Result<()> {
-    let mut said = String::new();
+    let mut output = String::new();
     for _ in 0..patient(READY_LIMIT).as_millis() / READY_PAUSE.as_millis() {
         match fetch(netns, port, "/readyz") {
             Ok(answer) if answer.status == 200 => return Ok(()),
-            Ok(answer) => said = answer.body,
-            Err(error) => said = error.to_string(),
+            Ok(answer) => output = answer.body,
+            Err(error) => output = error.to_string(),
         }
         if let Some(status) = program.try_status()? {
             anyhow::bail!(
@@ -318,7 +318,7 @@ fn ready(program: &mut Program, netns: &Netns, port: u16) -> Result<()> {
     }
     let name = program.name();
     anyhow::bail!(
-        "{name} is not ready within {READY_LIMIT:?} ({said}):\n{}",
+        "{name} is not ready within {READY_LIMIT:?} ({output}):\n{}",
         program.tail()
     )
 }

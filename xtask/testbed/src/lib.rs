@@ -15,6 +15,7 @@
 //! sdk           AWS's SDKs, as unmodified clients
 //! test_output   counts of passed, failed and skipped tests, from the output of `cargo test`
 //! ```
+#![warn(missing_docs)]
 
 #[cfg(feature = "cluster")]
 pub mod cluster;

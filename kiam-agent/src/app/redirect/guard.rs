@@ -1,19 +1,20 @@
-//! Adds the guards that are not the redirection's own, and what counts the packets that get past.
+//! Guards of other paths to the metadata service, and the counter of bypass packets.
 
 use super::{RedirectError, Redirected};
+use crate::app::BackgroundTask;
 use crate::args::{Args, Redirect};
 use crate::bypass_counter::{self, BypassCounter, BypassMetric};
 use crate::route_guard::{self, RouteGuard, RouteGuardMetrics};
 
-/// That the guards that are asked for go with the redirection.
-pub(crate) fn fits(args: &Args) -> Result<(), RedirectError> {
+/// Checks that the redirection supports the guards.
+pub(crate) fn check_guard(args: &Args) -> Result<(), RedirectError> {
     let guard = args.guard();
     match args.redirect {
         Redirect::Iptables if guard.egress => Err(RedirectError::Guard { guard }),
         Redirect::Ebpf if !guard.egress => {
             tracing::warn!(
                 %guard,
-                "pods' packets to the metadata service are not looked at: all but TCP connects can get there"
+                "pods can send packets to the metadata service: only TCP connects are redirected or refused"
             );
             Ok(())
         }
@@ -21,54 +22,47 @@ pub(crate) fn fits(args: &Args) -> Result<(), RedirectError> {
     }
 }
 
-/// Puts the route guard there if it is wanted, and away what an earlier agent left if it is not.
+/// Installs the route guard if it is wanted; otherwise removes that of an earlier agent.
 pub(crate) fn with_route_guard(
     args: &Args,
-    redirected: Redirected,
+    mut redirected: Redirected,
 ) -> Result<Redirected, RedirectError> {
     let guard = args.guard();
     if !guard.route {
         let removed = route_guard::cleanup()?;
         if removed > 0 {
-            tracing::warn!(%guard, "the route guard of an earlier agent is removed");
+            tracing::warn!(%guard, "removed the route guard of an earlier agent");
         }
         return Ok(redirected);
     }
     let metrics = RouteGuardMetrics::new()?;
-    let counted = metrics.collector();
+    redirected.metrics.push(Box::new(metrics.collector()));
     let route_guard = RouteGuard::install(metrics)?;
-    tracing::info!("nothing that the node forwards goes to the metadata service");
-    // Whoever has the firewall's rules removed wants the pods at the node's own service.
+    tracing::info!(
+        "the route guard is in effect: no forwarded packet reaches the metadata service"
+    );
+    // Operators who have the firewall rules removed want pods to reach the node's metadata service.
     let remove = args.redirect == Redirect::Iptables && args.iptables.iptables_remove;
-    let Redirected {
-        upkeep,
-        mut metrics,
-        ..
-    } = redirected;
-    metrics.push(Box::new(counted));
-    Ok(Redirected {
-        upkeep: Box::new(move |view, stop| {
-            let guarding = route_guard.keep(stop.clone(), remove);
-            Box::pin(async move {
-                tokio::join!(upkeep(view, stop), guarding);
-            })
-        }),
-        metrics,
-        ..redirected
-    })
+    let task = BackgroundTask::new("route guard", move |_view, stop| {
+        route_guard.run(stop, remove)
+    });
+    redirected.tasks.push(task);
+    Ok(redirected)
 }
 
-/// Counts packets that a pod sent past the kernel programs, where these look at packets at all. A
-/// kernel that cannot count them does not keep the agent from its work.
+/// Counts packets that pods send past the kernel programs, if the programs guard egress. A kernel
+/// that cannot count them does not stop the agent.
 pub(crate) fn with_bypass_counter(
     args: &Args,
     mut redirected: Redirected,
 ) -> Result<Redirected, RedirectError> {
     if !args.guard().egress {
         match bypass_counter::cleanup() {
-            Ok(true) => tracing::info!("an earlier agent's counter of packets is removed"),
+            Ok(true) => tracing::info!("removed the bypass counter of an earlier agent"),
             Ok(false) => {}
-            Err(error) => tracing::warn!("an earlier agent's counter may be left: {error}"),
+            Err(error) => {
+                tracing::warn!("the bypass counter of an earlier agent may be left: {error}");
+            }
         }
         return Ok(redirected);
     }
@@ -78,7 +72,7 @@ pub(crate) fn with_bypass_counter(
             redirected.metrics.push(Box::new(metric));
         }
         Err(error) => {
-            tracing::warn!("packets past the kernel programs will not be seen: {error}");
+            tracing::warn!("packets that bypass the kernel programs are not counted: {error}");
         }
     }
     Ok(redirected)

@@ -1,4 +1,4 @@
-//! Brings pods' connections to the agent by the node's firewall, and knows pods by their address.
+//! `--redirect=iptables`: firewall rules redirect pods, and their addresses identify them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,22 +6,23 @@ use std::sync::Arc;
 
 use nix::net::if_::if_nameindex;
 
-use super::{RedirectError, Redirected, reached};
+use super::{RedirectError, Redirected, check_reachable};
+use crate::app::BackgroundTask;
 use crate::args::Args;
 use crate::caller::AddressIdentity;
 use crate::iptables::{Firewall, FirewallMetrics, HostInterface, Rules};
 use crate::token_key::TokenKey;
 
-/// By rules of the node's firewall.
+/// Installs the firewall rules.
 pub(crate) async fn iptables(
     args: &Args,
     address: SocketAddr,
 ) -> Result<Redirected, RedirectError> {
-    let agent = reached(address)?;
+    let agent = check_reachable(address)?;
     let flags = &args.iptables;
     let interface = flags.host_interface.clone();
     let interface = interface.ok_or(RedirectError::NoInterface)?;
-    look_at(&interface);
+    warn_of_missing(&interface);
     let metrics = FirewallMetrics::new()?;
     let counted = metrics.collector();
     let rules = Rules {
@@ -34,41 +35,42 @@ pub(crate) async fn iptables(
         interface = %rules.interface,
         %agent,
         variant = firewall.variant().as_label(),
-        "pods' connections to the metadata service come here by firewall rules; pods are known by their addresses"
+        "firewall rules redirect pods' connections to the agent; pods are identified by address"
     );
     let remove = flags.iptables_remove;
+    let task = BackgroundTask::new("firewall", move |_view, stop| firewall.run(stop, remove));
     Ok(Redirected {
-        // The firewall knows pods by the interfaces that they come in by: the agent comes in by none.
+        // The rules match by interface, and connections of the agent itself arrive on none.
         check: None,
         identify: Arc::new(AddressIdentity),
         token_key: token_key(&flags.token_key_dir),
         guarded: true,
-        upkeep: Box::new(move |_view, stop| Box::pin(firewall.keep(stop, remove))),
+        tasks: vec![task],
         metrics: vec![Box::new(counted)],
-        keep: Box::new(()),
+        programs: None,
     })
 }
 
-/// The node's key of tokens; one that ends with this agent where none can be kept.
+/// Returns the node's key of tokens, or a key for this agent only if it cannot be stored.
 fn token_key(folder: &Path) -> TokenKey {
-    TokenKey::kept_in(folder).unwrap_or_else(|error| {
+    TokenKey::load_or_create(folder).unwrap_or_else(|error| {
         tracing::warn!(
             %error,
-            "tokens of IMDSv2 end with this agent, and some clients get no other for six hours: no key can be kept (--token-key-dir)"
+            "cannot store the key of IMDSv2 tokens: tokens become invalid when this agent stops, and some clients get no other for six hours; check --token-key-dir"
         );
         TokenKey::random()
     })
 }
 
-/// Warns of interfaces that are probably not the pods'.
-fn look_at(interface: &HostInterface) {
+/// Warns if the interfaces are probably not those of pods.
+fn warn_of_missing(interface: &HostInterface) {
     let names: Vec<_> = match if_nameindex() {
         Ok(all) => all
             .iter()
             .map(|one| one.name().to_string_lossy().into_owned())
             .collect(),
         Err(error) => {
-            tracing::warn!(%error, "cannot list the node's network interfaces");
+            tracing::warn!(%error, "cannot list the network interfaces of the node");
             return;
         }
     };

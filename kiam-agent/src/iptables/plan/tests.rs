@@ -21,7 +21,7 @@ const KUBE: &str =
 const KIAM: &str = "-A PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.9:8181";
 
 #[test]
-fn an_empty_table_gets_the_chain_and_the_way_to_it() {
+fn an_empty_table_gets_the_chain_and_the_jumps_to_it() {
     let empty = Listing::default();
     for (interface, agent, family, table, expected) in [
         (
@@ -77,7 +77,7 @@ fn an_empty_table_gets_the_chain_and_the_way_to_it() {
 }
 
 #[test]
-fn what_earlier_runs_left_is_replaced_in_the_same_script() {
+fn rules_of_earlier_agents_are_replaced_in_the_same_script() {
     let jump = "-A PREROUTING -d 169.254.169.254/32 -i lxc+ -j KIAM-METADATA";
     let now = listing(
         &[KIAM, KUBE, jump, KIAM],
@@ -98,18 +98,18 @@ fn what_earlier_runs_left_is_replaced_in_the_same_script() {
             &KIAM.replace("-A", "-D"),
         ]
     );
-    // The chain is emptied by being declared.
+    // Declaring the chain empties it.
     assert!(script.contains("\n:KIAM-METADATA - [0:0]\n"), "{script}");
     assert!(!script.contains("KUBE"), "{script}");
     assert_eq!(script.matches("COMMIT").count(), 1);
 }
 
 #[test]
-fn only_rules_that_send_the_same_connections_elsewhere_are_stale() {
+fn only_rules_that_redirect_the_same_connections_are_stale() {
     for (rule, stale) in [
         (KIAM, true),
         (KUBE, false),
-        // kube2iam's, with a comment.
+        // From kube2iam, with a comment.
         (
             "-A PREROUTING -d 169.254.169.254/32 ! -i eth0 -p tcp -m tcp --dport 80 -m comment --comment \"a b\" -j DNAT --to-destination 10.0.0.1:8181",
             true,
@@ -137,7 +137,7 @@ fn only_rules_that_send_the_same_connections_elsewhere_are_stale() {
 }
 
 #[test]
-fn all_that_is_ours_is_removed_and_nothing_else() {
+fn all_rules_of_the_agent_are_removed_and_no_others() {
     assert_eq!(remove(Table::Nat, &Listing::default()), None);
     assert_eq!(remove(Table::Nat, &listing(&[KUBE], None)), None);
     let jump = "-A INPUT -d 169.254.169.254/32 -i cali+ -j KIAM-METADATA";
@@ -150,14 +150,14 @@ fn all_that_is_ours_is_removed_and_nothing_else() {
          -X KIAM-METADATA\n\
          COMMIT\n"
     );
-    // A family that is not redirected any more loses the rules of when it was.
+    // A family that is no longer redirected loses its rules.
     let before = listing(&[&jump.replace("INPUT", "PREROUTING")], Some(&[]));
     let script = rules("cali+", "[fd00::1]:8181").install(Family::V4, Table::Nat, &before);
     assert_eq!(script, remove(Table::Nat, &before));
 }
 
 #[test]
-fn our_rules_are_told_from_others() {
+fn rules_of_the_agent_are_distinguished_from_others() {
     let jump = "-A FORWARD -d 169.254.169.254/32 -i cali+ -j KIAM-METADATA";
     let chain = "-A KIAM-METADATA -i lo -j RETURN";
     let now = listing(&["-A FORWARD -j cali-FORWARD", jump], Some(&[chain]));
@@ -176,7 +176,7 @@ fn our_rules_are_told_from_others() {
 }
 
 #[test]
-fn the_container_s_address_is_brought_there_too_and_no_other_way_is_refused() {
+fn the_container_address_is_redirected_but_not_guarded() {
     let rules = Rules {
         container: Some("169.254.170.2".parse().unwrap()),
         ..rules("cali+", "10.0.0.1:8181")

@@ -1,4 +1,4 @@
-//! A cgroup's path, by its id, in O(1): a kernfs file handle of a cgroup is its id.
+//! Path of a cgroup by its id, in O(1): the id is the kernfs file handle of the cgroup.
 #![expect(unsafe_code, reason = "nix has no open_by_handle_at")]
 
 use std::fs::File;
@@ -6,43 +6,43 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// `FILEID_KERNFS` (include/linux/exportfs.h, since Linux 5.5): the handle is the node's id.
+/// `FILEID_KERNFS` (include/linux/exportfs.h, since Linux 5.5): the handle is the id of the node.
 const FILEID_KERNFS: libc::c_int = 0xfe;
 
-/// Why the kernel does not tell a cgroup's path.
+/// Error when looking up the path of a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum HandleError {
     /// The mount cannot be opened.
     #[error("cannot open the cgroup file system {}: {source}", path.display())]
     Mount {
-        /// Where it is mounted.
+        /// The mount point.
         path: PathBuf,
-        /// Why.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The cgroup cannot be opened by its id.
     #[error(
-        "cannot open the cgroup with the id {id}: {source}; the agent needs the capability DAC_READ_SEARCH, and Linux 5.5"
+        "cannot open the cgroup with the id {id}: {source}; the agent needs the capability DAC_READ_SEARCH, and Linux 5.5 or newer"
     )]
     Open {
-        /// Its id.
+        /// The id.
         id: u64,
-        /// Why.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// Its path cannot be read.
+    /// The path cannot be read.
     #[error("cannot read the path of the cgroup with the id {id}: {source}")]
     Path {
-        /// Its id.
+        /// The id.
         id: u64,
-        /// Why.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
 
-/// Opens cgroups by id.
+/// An opened cgroup file system.
 #[derive(Debug)]
-pub struct Handles(File);
+pub(crate) struct Handles(File);
 
 /// `struct file_handle` with the eight bytes of a kernfs id (open_by_handle_at(2)).
 #[repr(C)]
@@ -54,10 +54,7 @@ struct KernfsHandle {
 
 impl Handles {
     /// Opens the cgroup file system mounted at `path`.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub fn open(path: &Path) -> Result<Self, HandleError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, HandleError> {
         let opened = File::open(path);
         opened.map(Self).map_err(|source| HandleError::Mount {
             path: path.to_owned(),
@@ -65,18 +62,15 @@ impl Handles {
         })
     }
 
-    /// The path of the cgroup with this id; `None` when there is none any more.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub fn path(&self, id: u64) -> Result<Option<PathBuf>, HandleError> {
+    /// Returns the path of a cgroup; `None` if no cgroup has this id any more.
+    pub(crate) fn path(&self, id: u64) -> Result<Option<PathBuf>, HandleError> {
         let mut handle = KernfsHandle {
             bytes: 8,
             kind: FILEID_KERNFS,
             id: id.to_ne_bytes(),
         };
-        // SAFETY: the handle is laid out as the call reads it, with as many bytes behind its
-        // header as `bytes` says, and outlives the call; the call only reads it.
+        // SAFETY: the handle is laid out as the call reads it, with as many bytes after its header
+        // as `bytes` says, and outlives the call, which only reads it.
         let opened = unsafe {
             libc::open_by_handle_at(
                 self.0.as_raw_fd(),
@@ -91,11 +85,11 @@ impl Handles {
                 _ => Err(HandleError::Open { id, source }),
             };
         }
-        // SAFETY: the call has just returned it, and nobody else owns it.
+        // SAFETY: the call has just returned the descriptor, and it has no other owner.
         let opened = unsafe { OwnedFd::from_raw_fd(opened) };
         let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
         let path = std::fs::read_link(link).map_err(|source| HandleError::Path { id, source })?;
-        // A removed cgroup that is still open somewhere is shown so.
+        // The kernel marks a removed cgroup that is still open elsewhere.
         Ok((!path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")).then_some(path))
     }
 }

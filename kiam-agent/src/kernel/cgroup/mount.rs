@@ -1,34 +1,34 @@
-//! Where the machine's cgroup2 is mounted, and the cgroup of all pods in it.
+//! Mount points of cgroup2, and the cgroup of all pods.
 
 use std::path::{Path, PathBuf};
 
-/// The names that the kubelet gives the cgroup of all pods: with the systemd driver, and with the
-/// cgroupfs driver (Kubernetes documentation, "Container runtimes", cgroup drivers).
+/// Names of the cgroup of all pods: with the systemd driver and with the cgroupfs driver of the
+/// kubelet (Kubernetes documentation, "Container runtimes", cgroup drivers).
 const PODS: [&str; 2] = ["kubepods.slice", "kubepods"];
 
-/// Why the pods' cgroup was not found.
+/// Error when looking for the cgroup of all pods.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The mounts cannot be read.
     #[error("cannot read /proc/self/mountinfo: {0}")]
     Read(#[source] std::io::Error),
-    /// There is none.
+    /// No cgroup2 is mounted.
     #[error(
         "no cgroup2 file system is mounted here; mount the node's into the agent (hostPath /sys/fs/cgroup), or boot the node with cgroup2 (systemd.unified_cgroup_hierarchy=1)"
     )]
     None,
-    /// There are no pods.
+    /// The cgroup of all pods is missing.
     #[error(
-        "there is neither {} nor {} in the cgroup2 at {}; if the kubelet runs with --cgroup-root, give --pods-cgroup", PODS[0], PODS[1], mount.display()
+        "neither {} nor {} exists in the cgroup2 at {}; if the kubelet runs with --cgroup-root, set --pods-cgroup", PODS[0], PODS[1], mount.display()
     )]
     NoPods {
-        /// Where it was looked for.
+        /// The mount point that was searched.
         mount: PathBuf,
     },
-    /// The cgroup that was given is in another place.
+    /// The given cgroup is not on a mounted cgroup2.
     #[error("--pods-cgroup {} is not in a cgroup2 file system that is mounted here", path.display())]
     Elsewhere {
-        /// The cgroup.
+        /// The given cgroup.
         path: PathBuf,
     },
 }
@@ -38,11 +38,8 @@ pub enum MountError {
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// Finds the machine's: unified or, beside version 1, hybrid. In a container there may be
-    /// another, the container's own: the one that has the pods' cgroup is preferred.
-    ///
-    /// # Errors
-    /// When there is none.
+    /// Finds the cgroup2 of the machine, in unified or hybrid mode. In a container there may be a
+    /// second one of the container: the one with the pods' cgroup is preferred.
     pub fn find() -> Result<Self, MountError> {
         let mut mounts = Self::all()?;
         let with_pods = mounts.iter().position(|mount| mount.pods().is_ok());
@@ -53,10 +50,7 @@ impl Mount {
         }
     }
 
-    /// Finds the one that `cgroup` is in.
-    ///
-    /// # Errors
-    /// When it is in none.
+    /// Finds the mount that contains `cgroup`.
     pub fn of(cgroup: &Path) -> Result<Self, MountError> {
         let cgroup = &resolve(cgroup);
         let mounts = Self::all()?;
@@ -70,16 +64,12 @@ impl Mount {
             })
     }
 
-    /// Where it is mounted.
-    #[must_use]
+    /// Returns the mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The cgroup of all pods in it.
-    ///
-    /// # Errors
-    /// When there is none.
+    /// Returns the cgroup of all pods.
     pub fn pods(&self) -> Result<PathBuf, MountError> {
         let found = PODS
             .iter()
@@ -96,13 +86,13 @@ impl Mount {
     }
 }
 
-/// The path without symbolic links, as the kernel tells paths. One that is not there stays as it is,
-/// for whoever opens it to say so.
+/// Resolves symbolic links, since the kernel reports paths without them. A path that does not exist
+/// is returned unchanged, so that opening it reports the error.
 pub(super) fn resolve(cgroup: &Path) -> PathBuf {
     cgroup.canonicalize().unwrap_or_else(|_| cgroup.to_owned())
 }
 
-/// The mount point in a line of `/proc/self/mountinfo`, if it is of the root of a cgroup2
+/// Returns the mount point in a line of `/proc/self/mountinfo` if it is the root of a cgroup2
 /// (proc_pid_mountinfo(5)).
 fn cgroup2(line: &str) -> Option<PathBuf> {
     let (mount, file_system) = line.split_once(" - ")?;
@@ -111,14 +101,14 @@ fn cgroup2(line: &str) -> Option<PathBuf> {
     }
     let mut fields = mount.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);
-    // Roots are shown as seen from the reader's cgroup namespace, so that the whole tree, mounted
-    // into a container, has one like `/../..`. Any other is a part of the tree, bound elsewhere:
-    // ids are not looked up by it.
+    // Roots are relative to the reader's cgroup namespace: the whole tree, mounted into a
+    // container, has a root like `/../..`. Any other root is a bind mount of a subtree, by which
+    // ids cannot be looked up.
     let mut above = root.split('/').skip(1);
     (root == "/" || above.all(|level| level == "..")).then(|| unescape(point).into())
 }
 
-/// Spaces, tabs, line ends and backslashes are octal there.
+/// Replaces the octal escapes of spaces, tabs, newlines and backslashes.
 fn unescape(field: &str) -> String {
     [
         ("\\040", " "),

@@ -1,6 +1,6 @@
-//! The pod of a cgroup, by its path below the cgroup of all pods.
+//! The pod of a cgroup, by the path below the cgroup of all pods.
 //!
-//! The kubelet makes two levels at most there, the class of service and the pod, and names them
+//! The kubelet creates up to two levels there, the QoS class and the pod, with these names
 //! (Kubernetes, pkg/kubelet/cm, `ToSystemd` and `ToCgroupfs`):
 //!
 //! ```text
@@ -10,19 +10,20 @@
 //!            pod<uid>/…                                              (guaranteed)
 //! ```
 //!
-//! What is below belongs to the container runtime and to the pod, who may name it as they like:
-//! it is never read.
+//! The levels below belong to the container runtime and to the pod, which may choose any names:
+//! they are never read.
 
 use std::path::Path;
 
-use crate::caller::{PodRef, PodUid};
+use kiam_common::pod_uid::PodUid;
 
-/// The classes of service that have a cgroup of their own.
+use crate::caller::PodRef;
+
+/// QoS classes that have a cgroup.
 const CLASSES: [&str; 2] = ["burstable", "besteffort"];
 
-/// The pod that a cgroup belongs to, by its path relative to the cgroup of all pods.
-#[must_use]
-pub fn pod_of(below: &Path) -> Option<PodRef> {
+/// Returns the pod of a cgroup, by its path relative to the cgroup of all pods.
+pub(crate) fn pod_of(below: &Path) -> Option<PodRef> {
     let mut levels = below.iter().map(|level| level.to_str());
     let first = levels.next()??;
     if CLASSES.contains(&first) {
@@ -34,7 +35,7 @@ pub fn pod_of(below: &Path) -> Option<PodRef> {
     cgroupfs(first).or_else(|| systemd(first, guaranteed_prefix(first)?))
 }
 
-/// Splits `kubepods-burstable.slice`; with a `--cgroup-root`, more stands before `kubepods`.
+/// Splits `kubepods-burstable.slice`; with `--cgroup-root`, a prefix precedes `kubepods`.
 fn systemd_class(name: &str) -> Option<(&'static str, &str)> {
     let name = name.strip_suffix(".slice")?;
     CLASSES.into_iter().find_map(|class| {
@@ -43,7 +44,7 @@ fn systemd_class(name: &str) -> Option<(&'static str, &str)> {
     })
 }
 
-/// `kubepods-` of `kubepods-pod<uid>.slice`.
+/// Returns `kubepods-` for `kubepods-pod<uid>.slice`.
 fn guaranteed_prefix(name: &str) -> Option<&str> {
     let end = name.rfind("-pod")?;
     is_kubepods(&name[..end]).then(|| &name[..=end])
@@ -58,7 +59,7 @@ fn systemd(name: &str, prefix: &str) -> Option<PodRef> {
         .strip_suffix(".slice")?
         .strip_prefix(prefix)?
         .strip_prefix("pod")?;
-    // systemd reads a dash in a slice's name as a level.
+    // In the name of a slice, a dash separates levels.
     if uid.contains('-') {
         None
     } else {
@@ -70,8 +71,8 @@ fn cgroupfs(name: &str) -> Option<PodRef> {
     pod_ref(name.strip_prefix("pod")?)
 }
 
-/// An API server's UID is a UUID; a static pod's is 32 hexadecimal digits, which is the hash of
-/// its file that its mirror is annotated with.
+/// Parses the identifier: a UID of the API server is a UUID; that of a static pod is 32 hexadecimal
+/// digits, the hash of its manifest that its mirror pod is annotated with.
 fn pod_ref(id: &str) -> Option<PodRef> {
     let hexadecimal = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if id.len() == 32 && hexadecimal(id) {
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_that_a_kubelet_gives_is_read() {
+    fn all_names_of_the_kubelet_are_parsed() {
         let dashed = UID.replace('-', "_");
         for (path, pod) in [
             (
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_names_is_never_read() {
+    fn names_below_a_pod_are_never_parsed() {
         let (mine, other) = (UID.replace('-', "_"), OTHER.replace('-', "_"));
         for path in [
             format!("kubepods-pod{mine}.slice/kubepods-pod{other}.slice"),
@@ -185,7 +186,7 @@ mod tests {
         }
 
         #[test]
-        fn below_a_pod_nothing_changes_whose_it_is(below in "[a-z0-9_./-]{0,80}") {
+        fn the_path_below_a_pod_does_not_change_the_result(below in "[a-z0-9_./-]{0,80}") {
             let path = format!("burstable/pod{UID}/{}", below.trim_start_matches('/'));
             prop_assert_eq!(found(&path), Some(PodRef::Uid(PodUid::new(UID))));
         }

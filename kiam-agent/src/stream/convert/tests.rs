@@ -1,6 +1,7 @@
-//! Every message that is well-formed is taken over; every other is refused as what it is.
+//! Well-formed messages are converted; all others are rejected with the reason.
 
 use kiam_common::api::node::v1::watch_response::Update as Wire;
+use kiam_common::pod_uid::PodUid;
 use proptest::prelude::*;
 
 use super::*;
@@ -58,10 +59,10 @@ const fn at(seconds: i64, nanos: i32) -> Option<prost_types::Timestamp> {
 }
 
 #[test]
-fn a_pod_is_taken_over() {
+fn a_pod_is_converted() {
     let arn = "arn:aws:iam::123456789012:role/reader";
     let update = convert(Wire::PodApplied(pod(granted(arn)))).unwrap();
-    let Update::Applied(facts, decision) = update else {
+    let Update::Applied(facts, outcome) = update else {
         panic!("{update:?}");
     };
     assert_eq!(facts.uid.as_str(), "6f3c");
@@ -69,11 +70,11 @@ fn a_pod_is_taken_over() {
     let addresses: Vec<_> = facts.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1", "10.0.0.2", "fd00::1"]);
     let role = RoleArn::parse(arn).unwrap();
-    assert_eq!(decision, Decision::Granted { role, identity: 7 });
+    assert_eq!(outcome, Outcome::Granted(GrantedRole { role, identity: 7 }));
 }
 
 #[test]
-fn a_pod_that_makes_no_sense_is_named_so_that_it_keeps_nothing() {
+fn an_invalid_pod_is_named_so_that_it_loses_its_grant() {
     let long = "x".repeat(MAX_NAME_BYTES + 1);
     let name = |what| Malformed::Name { what };
     let cases = [
@@ -124,7 +125,7 @@ fn a_pod_that_makes_no_sense_is_named_so_that_it_keeps_nothing() {
     ];
     for (pod, why) in cases {
         let unusable = convert(Wire::PodApplied(pod)).unwrap_err();
-        let about = Some(Uid::from("6f3c"));
+        let about = Some(PodUid::from("6f3c"));
         assert_eq!(unusable, Unusable { why, about });
     }
     for role in ["arn:foo", "reader", "arn:aws:iam::1:role/x"] {
@@ -153,7 +154,7 @@ fn times_are_checked() {
         (at(0, 0), at(i64::MIN, i32::MIN), "time of issue"),
     ] {
         let unusable = convert(issued(expiration, of_issue)).unwrap_err();
-        // A time beyond what the system holds is refused wherever it is found first.
+        // A time beyond the range of SystemTime is rejected in whichever field comes first.
         let time = matches!(unusable.why, Malformed::Time { what: w } if w == what || what == "time of issue");
         assert!(time, "{unusable:?}");
         assert_eq!(unusable.about, None);
@@ -161,13 +162,13 @@ fn times_are_checked() {
 }
 
 #[test]
-fn an_unknown_kind_is_no_update() {
+fn an_unknown_kind_is_rejected() {
     let unusable = update(api::WatchResponse { update: None }).unwrap_err();
     assert_eq!(unusable, Malformed::Kind.into());
 }
 
 #[test]
-fn prose_is_one_line_of_bounded_length() {
+fn prose_is_one_line_of_limited_length() {
     assert_eq!(&*prose("one\ntwo\r\x1b[31m"), "one two  [31m");
     assert_eq!(&*prose("short"), "short");
     let long = prose(&"é".repeat(MAX_PROSE_BYTES));
@@ -176,7 +177,7 @@ fn prose_is_one_line_of_bounded_length() {
 
 proptest! {
     #[test]
-    fn no_text_is_a_panic_or_gets_through_unbounded(
+    fn no_text_panics_or_passes_unbounded(
         uid in any::<String>(),
         namespace in any::<String>(),
         role in any::<String>(),
@@ -187,7 +188,7 @@ proptest! {
         let forbidden = api::Forbidden { role, reason };
         let outcome = Some(api::pod_applied::Outcome::Forbidden(forbidden));
         let pod = api::PodApplied { uid, namespace, ..pod(outcome) };
-        if let Ok(Update::Applied(facts, Decision::Forbidden { role, reason })) =
+        if let Ok(Update::Applied(facts, Outcome::Forbidden { role, reason })) =
             convert(Wire::PodApplied(pod))
         {
             prop_assert!(facts.namespace.bytes().all(|byte| byte.is_ascii_graphic()));

@@ -1,18 +1,18 @@
-//! Each thing that can stand in a pod's way is named, with what to do.
+//! Explanations of every obstacle between a pod and its credentials.
 
 use std::sync::Arc;
 
-use super::judge::judge;
+use super::steps::explain;
 use super::*;
-use crate::cluster::Member;
+use crate::cluster::PodContext;
 use crate::cluster::object::{Annotations, Namespace, ServiceAccount};
 use crate::permitted::{Anchoring, Permitted};
-use crate::status::{Failing, Held};
+use crate::status::{HeldCredentials, StsFailure};
 use crate::testing::{pod, settings};
 
 const ARN: &str = "arn:aws:iam::123456789012:role/reader";
 
-fn member(of_pod: Option<&str>, of_account: Option<&str>, permitted: Option<&str>) -> Member {
+fn context(of_pod: Option<&str>, of_account: Option<&str>, permitted: Option<&str>) -> PodContext {
     let mut pod = pod("uid-1", "web", "till", "node-1");
     pod.annotations = Annotations {
         role: of_pod.map(Box::from),
@@ -20,7 +20,7 @@ fn member(of_pod: Option<&str>, of_account: Option<&str>, permitted: Option<&str
         ..Annotations::default()
     }
     .boxed();
-    Member {
+    PodContext {
         pod: Arc::new(pod),
         namespace: Some(Arc::new(Namespace {
             name: "web".into(),
@@ -34,8 +34,8 @@ fn member(of_pod: Option<&str>, of_account: Option<&str>, permitted: Option<&str
     }
 }
 
-fn status(outcome: &str, credentials: Option<Held>) -> Server {
-    Server::Knows(Box::new(PodStatus {
+fn status(outcome: &str, credentials: Option<HeldCredentials>) -> Server {
+    Server::Status(Box::new(PodStatus {
         namespace: "web".to_owned(),
         name: "till".to_owned(),
         node: Some("node-1".to_owned()),
@@ -48,13 +48,13 @@ fn status(outcome: &str, credentials: Option<Held>) -> Server {
     }))
 }
 
-fn held(left: Option<u64>, failure: Option<&str>) -> Option<Held> {
-    Some(Held {
+fn held(left: Option<u64>, failure: Option<&str>) -> Option<HeldCredentials> {
+    Some(HeldCredentials {
         role: ARN.to_owned(),
         session_name: "kiam-kiam".to_owned(),
         age_seconds: left.map(|_| 60),
         expires_in_seconds: left,
-        failure: failure.map(|kind| Failing {
+        failure: failure.map(|kind| StsFailure {
             kind: kind.to_owned(),
             error: "not authorized to perform: sts:AssumeRole".to_owned(),
             retry_in_seconds: 30,
@@ -62,32 +62,32 @@ fn held(left: Option<u64>, failure: Option<&str>) -> Option<Held> {
     })
 }
 
-fn silent() -> Server {
-    Server::Silent("127.0.0.1:9620 cannot be connected to".to_owned())
+fn unreachable() -> Server {
+    Server::Unreachable("cannot connect to 127.0.0.1:9620".to_owned())
 }
 
 #[test]
-fn whatever_decides_is_named_with_what_to_do() {
-    let granted = || member(Some("reader"), None, Some(".*/reader"));
-    for (member, asked, server, verdict, parts) in [
+fn every_obstacle_is_named_with_a_remedy() {
+    let granted = || context(Some("reader"), None, Some(".*/reader"));
+    for (context, asked, server, verdict, parts) in [
         (
             granted(),
             None,
-            silent(),
+            unreachable(),
             Verdict::Granted,
-            ["by the pod's annotation", "matches arn", "--server"],
+            ["of the pod", "matches arn", "--server"],
         ),
         (
-            member(None, Some("reader"), Some(".*")),
+            context(None, Some("reader"), Some(".*")),
             None,
-            silent(),
+            unreachable(),
             Verdict::Granted,
             ["service account web/default; the pod has none", ARN, "1h"],
         ),
         (
-            member(None, None, Some(".*")),
+            context(None, None, Some(".*")),
             None,
-            silent(),
+            unreachable(),
             Verdict::NoRole,
             [
                 "neither the pod nor",
@@ -96,9 +96,9 @@ fn whatever_decides_is_named_with_what_to_do() {
             ],
         ),
         (
-            member(Some("reader"), None, Some(".*/writer")),
+            context(Some("reader"), None, Some(".*/writer")),
             None,
-            silent(),
+            unreachable(),
             Verdict::Forbidden,
             [
                 "\".*/writer\"",
@@ -107,35 +107,35 @@ fn whatever_decides_is_named_with_what_to_do() {
             ],
         ),
         (
-            member(Some("reader"), None, None),
+            context(Some("reader"), None, None),
             None,
-            silent(),
+            unreachable(),
             Verdict::Forbidden,
             ["web has no annotation", "To do:", "add one"],
         ),
         (
-            member(Some("arn:foo"), None, Some(".*")),
+            context(Some("arn:foo"), None, Some(".*")),
             None,
-            silent(),
+            unreachable(),
             Verdict::Forbidden,
-            ["\"arn:foo\"", "names no role", "To do:"],
+            ["\"arn:foo\"", "does not name a role", "To do:"],
         ),
         (
             granted(),
             Some("/reader"),
-            silent(),
+            unreachable(),
             Verdict::Granted,
-            ["which is its role", "kiam-kiam", "external id"],
+            ["is the role of the pod", "kiam-kiam", "external ID"],
         ),
         (
             granted(),
             Some("writer"),
-            silent(),
+            unreachable(),
             Verdict::OtherRole,
             [
-                "no  asked for",
-                "\"writer\": its role is arn",
-                "To do: ask for arn",
+                "no  requested",
+                "\"writer\": the role of the pod is arn",
+                "To do: request arn",
             ],
         ),
         (
@@ -144,8 +144,8 @@ fn whatever_decides_is_named_with_what_to_do() {
             status("granted", held(Some(3000), None)),
             Verdict::Granted,
             [
-                "node-1's is attached, and guards",
-                "credentials for 3000 s",
+                "the agent of node-1 is connected, and guards",
+                "credentials valid for 3000 s",
                 "ok  STS",
             ],
         ),
@@ -156,19 +156,19 @@ fn whatever_decides_is_named_with_what_to_do() {
             Verdict::Failing,
             [
                 "no  STS",
-                "sts:AssumeRole (asked again in 30 s)",
-                "To do: let the role's trust",
+                "sts:AssumeRole (next attempt in 30 s)",
+                "To do: allow the role of the server",
             ],
         ),
         (
             granted(),
             None,
-            // It fails, and nobody notices yet.
+            // Renewals fail while the credentials are still valid.
             status("granted", held(Some(900), Some("throttled"))),
             Verdict::Granted,
             [
                 "ok  STS",
-                "credentials for 900 s more; throttled",
+                "credentials valid for 900 s; throttled",
                 "kiam-kiam",
             ],
         ),
@@ -177,17 +177,17 @@ fn whatever_decides_is_named_with_what_to_do() {
             None,
             status("forbidden", None),
             Verdict::Undecided,
-            ["says forbidden", "To do: give this command", "lag"],
+            ["decided forbidden", "To do: run this command", "lag"],
         ),
         (
             granted(),
             None,
-            Server::Ignorant,
+            Server::UnknownPod,
             Verdict::Undecided,
             ["does not know the pod", "To do:", "watch_errors"],
         ),
     ] {
-        let explanation = judge(&member, &settings(), asked, &server);
+        let explanation = explain(&context, &settings(), asked, &server);
         let text = explanation.text();
         assert_eq!(explanation.verdict, verdict, "{text}");
         for part in parts {

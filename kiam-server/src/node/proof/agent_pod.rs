@@ -1,10 +1,12 @@
-//! What a token proves.
+//! The subject of a token.
+
+use kiam_common::pod_uid::PodUid;
 
 use crate::node::NodeName;
 
-/// An agent's pod, and the node that it is bound to.
+/// The pod of an agent, and the node that it is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AgentPod {
-    pub(super) pod_uid: Box<str>,
+    pub(super) pod_uid: PodUid,
     pub(super) node: NodeName,
 }

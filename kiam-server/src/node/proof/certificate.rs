@@ -1,13 +1,13 @@
-//! Nodes' names in certificates.
+//! Node names in certificates.
 
 use kiam_common::tls::PeerNames;
 
 use crate::node::NodeName;
 
-/// Behind the node's name in a DNS name.
+/// The suffix of a node name in a DNS name.
 const DNS_SUFFIX: &str = ".node.kiam";
 
-/// The nodes that a certificate is for.
+/// Returns the nodes that a certificate names.
 pub(super) fn nodes(names: &PeerNames) -> Vec<NodeName> {
     let dns = names
         .dns
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_nodes_are_found_and_others_are_not() {
+    fn only_names_of_nodes_are_found() {
         for (name, node) in [
             ("node-1.node.kiam", Some("node-1")),
             (

@@ -1,4 +1,4 @@
-//! The node of a service-account token: the one that the agent's pod is bound to.
+//! Proof of a node by a service account token: the pod of the token is bound to the node.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,56 +12,56 @@ use tokio::sync::Semaphore;
 
 use super::ProofError;
 use super::agent_pod::AgentPod;
-use super::remembered::{Key, Known, Remembered};
+use super::cache::{Key, Known, TokenCache};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 
-/// Claims that the API puts beside a bound token's user (Kubernetes documentation, "Managing
-/// service accounts", bound tokens; the node since 1.29).
+/// Claims that the API returns for a bound token (Kubernetes documentation, "Managing Service
+/// Accounts"; the node since 1.29).
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
-/// The longest token that is sent on, in bytes.
+/// The longest token that is reviewed, in bytes.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
-/// Reviews under way at once: all agents of a cluster may come to one server together.
+/// Concurrent reviews: all agents of a cluster may connect to one server at the same time.
 const MAX_REVIEWS: usize = 64;
-/// The API counts as out of reach then, and what is remembered of a token must do.
+/// The limit for one review. After it the API counts as unavailable, and cached tokens are accepted.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the API says of a token.
+/// The subject of a reviewed token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reviewed {
     /// `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
-    /// The pod that the token is bound to.
+    /// The UID of the pod that the token is bound to.
     pub pod_uid: Option<String>,
-    /// The node that this pod is bound to, where the API tells.
+    /// The node of the pod, if the API returns it.
     pub node: Option<String>,
 }
 
-/// Why a token was not reviewed.
+/// The error of a review.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
-    /// The API says that it is not valid.
+    /// The API rejects the token.
     #[error("{0}")]
     Refused(String),
-    /// The API was not reached, or does not let the server ask.
+    /// The API is unavailable, or does not permit the server to review tokens.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// Whoever reviews tokens: the Kubernetes API, or a test's double of it.
+/// The reviewer of tokens: the Kubernetes API, or a test double.
 #[async_trait]
 pub trait TokenReviews: Send + Sync + 'static {
-    /// Asks whose a token is, and whether it is meant for `audience`.
+    /// Reviews a token for `audience`.
     async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, ReviewError>;
 }
 
-/// What is counted about reviews of tokens.
+/// Metrics of reviews.
 #[derive(Debug, Clone)]
 pub struct ReviewMetrics(IntCounterVec);
 
 impl ReviewMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// When they are registered already.
@@ -69,9 +69,9 @@ impl ReviewMetrics {
         let reviews = IntCounterVec::new(
             Opts::new(
                 "kiam_node_token_reviews_total",
-                "Agents' tokens that were asked about, by what answered: the API (accepted, refused), \
-                 memory (remembered), memory as the API did not (remembered_api_down), nobody \
-                 (unavailable).",
+                "Checked tokens of agents, by result: reviewed by the API (accepted, refused), found \
+                 in the cache (remembered), found in the cache while the API was unavailable \
+                 (remembered_api_down), or not checked (unavailable).",
             ),
             &["result"],
         )?;
@@ -93,21 +93,20 @@ impl ReviewMetrics {
     }
 }
 
-/// Proof of node by token.
+/// Proof of a node by a service account token.
 pub struct TokenProof {
     reviews: Arc<dyn TokenReviews>,
     cluster: Arc<Cluster>,
     audience: String,
     user: String,
     clock: Arc<dyn Clock>,
-    remembered: Mutex<Remembered>,
-    under_way: Semaphore,
+    cache: Mutex<TokenCache>,
+    permits: Semaphore,
     metrics: ReviewMetrics,
 }
 
 impl TokenProof {
-    /// Accepts tokens for `audience` of the service account `namespace`/`name`.
-    #[must_use]
+    /// Accepts tokens of the service account `namespace`/`name` for `audience`.
     pub fn new(
         reviews: Arc<dyn TokenReviews>,
         cluster: Arc<Cluster>,
@@ -123,13 +122,13 @@ impl TokenProof {
             audience,
             user,
             clock,
-            remembered: Mutex::default(),
-            under_way: Semaphore::new(MAX_REVIEWS),
+            cache: Mutex::default(),
+            permits: Semaphore::new(MAX_REVIEWS),
             metrics,
         }
     }
 
-    /// The agent that the token is of.
+    /// Returns the agent that a token belongs to.
     pub(super) async fn agent(&self, token: &str) -> Result<AgentPod, ProofError> {
         if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
             return Err(ProofError::Refused {
@@ -138,7 +137,7 @@ impl TokenProof {
         }
         let key = Key::of(token);
         let pod_of = |uid: &str| self.cluster.pod(uid);
-        let known = self.remembered().get(&key, self.clock.now(), pod_of);
+        let known = self.cache().get(&key, self.clock.now(), pod_of);
         if let Known::Fresh(agent) = known {
             self.metrics.count("remembered");
             return Ok(agent);
@@ -146,31 +145,31 @@ impl TokenProof {
         match self.review(token).await {
             Ok(reviewed) => {
                 self.metrics.count("accepted");
-                let judged = self.judge(reviewed);
-                let pod = judged.as_ref().ok().and_then(|agent| {
-                    let pod = pod_of(&agent.pod_uid);
+                let agent = self.agent_of(reviewed);
+                let pod = agent.as_ref().ok().and_then(|agent| {
+                    let pod = pod_of(agent.pod_uid.as_str());
                     pod.filter(|pod| pod.node.as_deref() == Some(agent.node.as_str()))
                 });
-                let mut remembered = self.remembered();
-                match (&judged, pod) {
+                let mut cache = self.cache();
+                match (&agent, pod) {
                     (Ok(agent), Some(pod)) => {
-                        remembered.put(key, token, agent, pod, self.clock.now());
+                        cache.put(key, token, agent, pod, self.clock.now());
                     }
-                    _ => remembered.forget(&key),
+                    _ => cache.remove(&key),
                 }
-                judged
+                agent
             }
             Err(ReviewError::Refused(problem)) => {
                 self.metrics.count("refused");
-                self.remembered().forget(&key);
+                self.cache().remove(&key);
                 Err(ProofError::Refused { problem })
             }
             Err(ReviewError::Unavailable(problem)) => {
-                // Time has passed, in which the pod or the token may have come to their end.
-                match self.remembered().get(&key, self.clock.now(), pod_of) {
+                // Looked up again: the pod may have changed, or the token expired, in the meantime.
+                match self.cache().get(&key, self.clock.now(), pod_of) {
                     Known::Fresh(agent) | Known::Stale(agent) => {
                         self.metrics.count("remembered_api_down");
-                        tracing::warn!(node = %agent.node, "took a token that was reviewed before, as it cannot be now: {problem}");
+                        tracing::warn!(node = %agent.node, "accepted a cached token, because the API is unavailable: {problem}");
                         Ok(agent)
                     }
                     Known::Unknown => {
@@ -184,20 +183,20 @@ impl TokenProof {
 
     async fn review(&self, token: &str) -> Result<Reviewed, ReviewError> {
         let asked = async {
-            // Never closed.
-            let _turn = self.under_way.acquire().await;
+            // The semaphore is never closed.
+            let _permit = self.permits.acquire().await;
             self.reviews.review(token, &self.audience).await
         };
         let answer = tokio::time::timeout(REVIEW_TIMEOUT, asked).await;
         answer.unwrap_or_else(|_elapsed| {
             let seconds = REVIEW_TIMEOUT.as_secs();
             Err(ReviewError::Unavailable(format!(
-                "the Kubernetes API has not answered a TokenReview within {seconds} s"
+                "the Kubernetes API did not respond to a TokenReview within {seconds} s"
             )))
         })
     }
 
-    fn judge(&self, reviewed: Reviewed) -> Result<AgentPod, ProofError> {
+    fn agent_of(&self, reviewed: Reviewed) -> Result<AgentPod, ProofError> {
         if reviewed.user != self.user {
             let (user, expected) = (reviewed.user, self.user.clone());
             return Err(ProofError::OtherAccount { user, expected });
@@ -206,33 +205,29 @@ impl TokenProof {
         let uid = reviewed.pod_uid.ok_or_else(|| {
             unbound("it is not bound to a pod; mount it as a projected serviceAccountToken volume")
         })?;
-        // The API's claim and the pod itself must agree, where there are both.
+        // If both are known, the claimed node must be the node of the pod.
         let pod = self.cluster.pod(&uid).and_then(|pod| pod.node.clone());
         let node = match (reviewed.node, pod) {
             (Some(claimed), Some(bound)) if *claimed != *bound => {
-                return Err(unbound(
-                    "its node claim is not the node that its pod is bound to",
-                ));
+                return Err(unbound("its node claim is not the node of its pod"));
             }
             (Some(node), _) => node,
             (None, Some(node)) => node.to_string(),
             (None, None) => {
-                return Err(unbound("the pod that it is bound to is not known here yet"));
+                return Err(unbound("the pod that it is bound to is not known yet"));
             }
         };
         let node = node
             .parse()
-            .map_err(|_unparsable| unbound("the name of its node is malformed"))?;
+            .map_err(|_unparsable| unbound("the name of its node is invalid"))?;
         Ok(AgentPod {
             pod_uid: uid.into(),
             node,
         })
     }
 
-    fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.remembered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> MutexGuard<'_, TokenCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -246,12 +241,10 @@ impl fmt::Debug for TokenProof {
     }
 }
 
-/// The TokenReview API.
+/// The TokenReview API of Kubernetes.
 pub struct Tokens(Api<TokenReview>);
 
 impl Tokens {
-    /// Reviews through `client`.
-    #[must_use]
     pub fn new(client: kube::Client) -> Self {
         Self(Api::all(client))
     }
@@ -283,7 +276,7 @@ impl TokenReviews for Tokens {
             let problem = status.error.unwrap_or_else(|| "it is not valid".to_owned());
             return Err(ReviewError::Refused(problem));
         }
-        // An API that knows nothing of audiences answers without them: its yes is for itself.
+        // An API server without support for audiences returns none: it reviewed the token for itself.
         if !status
             .audiences
             .unwrap_or_default()
@@ -291,7 +284,7 @@ impl TokenReviews for Tokens {
             .any(|granted| granted == audience)
         {
             return Err(ReviewError::Refused(format!(
-                "it is not meant for {audience}"
+                "its audience is not {audience}"
             )));
         }
         Ok(reviewed(status.user.unwrap_or_default()))

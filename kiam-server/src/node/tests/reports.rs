@@ -1,4 +1,4 @@
-//! What a node's sessions report, and in which order.
+//! The reports of the sessions of a node, and their order.
 
 use tokio_util::sync::CancellationToken;
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::credentials::{IssueErrorKind, Store};
 use crate::report::{Action, Notice, Record, Records, ReportMetrics, Reports};
 
-struct Stage {
+struct Fixture {
     cluster: Arc<Cluster>,
     store: Arc<Store>,
     issuer: TestIssuer,
@@ -16,7 +16,7 @@ struct Stage {
     notices: mpsc::Receiver<Notice>,
 }
 
-/// A stream, listening.
+/// A stream that receives messages.
 struct Stream {
     session: Session,
     signal: Arc<Notify>,
@@ -25,7 +25,7 @@ struct Stream {
     _subscription: crate::cluster::Subscription,
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Self {
         let (cluster, clock) = (Arc::new(Cluster::new()), TestClock::new());
         let issuer = TestIssuer::new(&clock);
@@ -53,7 +53,7 @@ impl Stage {
             Arc::new(settings()),
             Arc::clone(&signal),
         )
-        .reporting_to(&self.reports);
+        .with_reports(&self.reports);
         signal.notify_one();
         let (to, from) = mpsc::channel(1000);
         Stream {
@@ -75,8 +75,7 @@ impl Stage {
         std::iter::from_fn(|| self.records.try_recv().ok()).collect()
     }
 
-    /// What was recorded, in short, in its order; where several pods were concerned at once, by
-    /// pod.
+    /// Returns a summary of the records, ordered by pod, and by time for each pod.
     fn recorded(&mut self) -> Vec<String> {
         let mut records = self.taken();
         records.sort_by(|a, b| a.pod.name.cmp(&b.pod.name));
@@ -100,7 +99,7 @@ impl Stream {
             .await
             .is_ok()
         {
-            self.session.tell(&self.to).await.unwrap();
+            self.session.send_changes(&self.to).await.unwrap();
         }
         while self.from.try_recv().is_ok() {}
     }
@@ -116,11 +115,11 @@ fn pod_with(number: u8, role: u8) -> Change {
 
 #[tokio::test(start_paused = true)]
 async fn each_grant_refusal_and_revocation_is_recorded_once_and_in_order() {
-    let mut stage = Stage::new();
-    stage.change(&[Change::Namespace(Some(1)), pod_with(0, 1), pod_with(1, 2)]);
-    let mut stream = stage.stream();
+    let mut fixture = Fixture::new();
+    fixture.change(&[Change::Namespace(Some(1)), pod_with(0, 1), pod_with(1, 2)]);
+    let mut stream = fixture.stream();
     stream.listen().await;
-    let records = stage.taken();
+    let records = fixture.taken();
     let [refusal, grant] = records.as_slice() else {
         panic!("{records:?}");
     };
@@ -134,26 +133,26 @@ async fn each_grant_refusal_and_revocation_is_recorded_once_and_in_order() {
     assert_eq!(grant.session_name.as_deref(), Some("kiam-kiam"));
     assert_eq!((&*grant.node, &*grant.pod.uid), (NODE, "uid-0"));
     assert_eq!(grant.service_account, "default");
-    assert_eq!(stage.noticed(), ["p1 KiamRoleForbidden"]);
+    assert_eq!(fixture.noticed(), ["p1 KiamRoleForbidden"]);
 
-    // An agent that comes back is granted nothing new, nor is one that is there twice.
-    let mut other = stage.stream();
+    // Neither a reconnect nor a second stream is a new grant.
+    let mut other = fixture.stream();
     other.listen().await;
     drop(stream);
     drop(other);
-    let mut stream = stage.stream();
+    let mut stream = fixture.stream();
     stream.listen().await;
-    assert_eq!(stage.recorded(), [""; 0]);
-    // A renewal is no grant.
+    assert_eq!(fixture.recorded(), [""; 0]);
+    // A renewal is not a grant.
     tokio::time::sleep(HOUR / 2).await;
     stream.listen().await;
-    assert!(stage.issuer.calls() > 1);
-    assert_eq!(stage.recorded(), [""; 0]);
+    assert!(fixture.issuer.calls() > 1);
+    assert_eq!(fixture.recorded(), [""; 0]);
 
-    stage.change(&[Change::Namespace(Some(2))]);
+    fixture.change(&[Change::Namespace(Some(2))]);
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Grant p1 r2"]);
-    stage.change(&[Change::Namespace(Some(0))]);
+    assert_eq!(fixture.recorded(), ["Grant p1 r2"]);
+    fixture.change(&[Change::Namespace(Some(0))]);
     stream.listen().await;
     let expected = [
         "Revocation p0 r1",
@@ -161,105 +160,111 @@ async fn each_grant_refusal_and_revocation_is_recorded_once_and_in_order() {
         "Revocation p1 r2",
         "Refusal p1 r2",
     ];
-    assert_eq!(stage.recorded(), expected);
-    stage.change(&[pod_with(0, 0)]);
+    assert_eq!(fixture.recorded(), expected);
+    fixture.change(&[pod_with(0, 0)]);
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Grant p0 r0"]);
-    stage.change(&[Change::Namespace(Some(2)), pod_with(0, 2)]);
+    assert_eq!(fixture.recorded(), ["Grant p0 r0"]);
+    fixture.change(&[Change::Namespace(Some(2)), pod_with(0, 2)]);
     stream.listen().await;
     let expected = ["Revocation p0 r0", "Grant p0 r2", "Grant p1 r2"];
-    assert_eq!(stage.recorded(), expected);
-    stage.change(&[Change::DeletePod(0)]);
+    assert_eq!(fixture.recorded(), expected);
+    fixture.change(&[Change::DeletePod(0)]);
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Revocation p0 r2"]);
-    stage.change(&[Change::Pod {
+    assert_eq!(fixture.recorded(), ["Revocation p0 r2"]);
+    fixture.change(&[Change::Pod {
         number: 1,
         on_node: true,
         role: None,
     }]);
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Revocation p1 r2"]);
+    assert_eq!(fixture.recorded(), ["Revocation p1 r2"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_aws_refuses_is_a_refusal_and_what_passes_is_not() {
-    let mut stage = Stage::new();
-    stage
+async fn permanent_errors_of_sts_are_refusals_and_temporary_ones_are_not() {
+    let mut fixture = Fixture::new();
+    fixture
         .issuer
         .behave(Duration::ZERO, Err(IssueErrorKind::Network));
-    stage.change(&[Change::Namespace(Some(2)), pod_with(0, 1), pod_with(1, 1)]);
-    let mut stream = stage.stream();
+    fixture.change(&[Change::Namespace(Some(2)), pod_with(0, 1), pod_with(1, 1)]);
+    let mut stream = fixture.stream();
     stream.listen().await;
-    assert_eq!(stage.recorded(), [""; 0]);
-    let mut noticed = stage.noticed();
+    assert_eq!(fixture.recorded(), [""; 0]);
+    let mut noticed = fixture.noticed();
     noticed.sort();
     let failed = ["p0 KiamCredentialError", "p1 KiamCredentialError"];
     assert_eq!(noticed, failed);
 
     let denied = Err(IssueErrorKind::AccessDenied);
-    stage.issuer.behave(Duration::ZERO, denied);
+    fixture.issuer.behave(Duration::ZERO, denied);
     tokio::time::sleep(HOUR).await;
     stream.listen().await;
-    // However often it is tried, and by whichever session.
-    assert_eq!(stage.recorded(), ["Refusal p0 r1", "Refusal p1 r1"]);
+    // Recorded once, regardless of the number of attempts and sessions.
+    assert_eq!(fixture.recorded(), ["Refusal p0 r1", "Refusal p1 r1"]);
     drop(stream);
-    let mut stream = stage.stream();
+    let mut stream = fixture.stream();
     stream.listen().await;
-    assert_eq!(stage.recorded(), [""; 0]);
+    assert_eq!(fixture.recorded(), [""; 0]);
 
-    stage.issuer.behave(Duration::ZERO, Ok(HOUR));
+    fixture.issuer.behave(Duration::ZERO, Ok(HOUR));
     tokio::time::sleep(HOUR).await;
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Grant p0 r1", "Grant p1 r1"]);
+    assert_eq!(fixture.recorded(), ["Grant p0 r1", "Grant p1 r1"]);
 
-    // Renewals fail: the grant stays, and the owner hears of it.
-    stage.noticed();
-    stage.issuer.behave(Duration::ZERO, denied);
+    // When renewals fail, the grant stays, and there is an Event.
+    fixture.noticed();
+    fixture.issuer.behave(Duration::ZERO, denied);
     tokio::time::sleep(HOUR).await;
     stream.listen().await;
-    assert_eq!(stage.recorded(), [""; 0]);
-    assert_eq!(stage.noticed().len(), 2);
+    assert_eq!(fixture.recorded(), [""; 0]);
+    assert_eq!(fixture.noticed().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn grants_of_a_node_whose_agent_is_away_end_with_their_pods() {
-    let mut stage = Stage::new();
+async fn grants_end_with_their_pods_even_without_a_stream() {
+    let mut fixture = Fixture::new();
     let stop = CancellationToken::new();
-    let following = tokio::spawn(stage.reports.clone().follow(stop.clone()));
-    stage.change(&[Change::Namespace(Some(2))]);
-    stage.change(&[pod_with(0, 0), pod_with(1, 1), pod_with(2, 2)]);
-    let mut stream = stage.stream();
+    let ledger = tokio::spawn(fixture.reports.clone().run_ledger(stop.clone()));
+    fixture.change(&[Change::Namespace(Some(2))]);
+    fixture.change(&[pod_with(0, 0), pod_with(1, 1), pod_with(2, 2)]);
+    let mut stream = fixture.stream();
     stream.listen().await;
-    assert_eq!(stage.recorded().len(), 3);
+    assert_eq!(fixture.recorded().len(), 3);
 
     drop(stream);
-    stage.change(&[Change::DeletePod(0)]);
+    fixture.change(&[Change::DeletePod(0)]);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let records = stage.taken();
+    let records = fixture.taken();
     assert_eq!(records.len(), 1);
     assert_eq!(records[0].action, Action::Revocation);
-    assert!(records[0].reason.as_ref().unwrap().contains("not attached"));
+    assert!(
+        records[0]
+            .reason
+            .as_ref()
+            .unwrap()
+            .contains("not connected")
+    );
 
-    // What else has changed shows when the agent is back.
-    stage.change(&[pod_with(1, 2)]);
+    // Other changes are recorded when the agent reconnects.
+    fixture.change(&[pod_with(1, 2)]);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(stage.recorded(), [""; 0]);
-    let mut stream = stage.stream();
+    assert_eq!(fixture.recorded(), [""; 0]);
+    let mut stream = fixture.stream();
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Revocation p1 r1", "Grant p1 r2"]);
+    assert_eq!(fixture.recorded(), ["Revocation p1 r1", "Grant p1 r2"]);
 
-    // Between two sessions, before the ledger has looked.
+    // A deletion between two sessions, before the ledger notices it.
     drop(stream);
-    stage.change(&[Change::DeletePod(1)]);
-    let mut stream = stage.stream();
+    fixture.change(&[Change::DeletePod(1)]);
+    let mut stream = fixture.stream();
     stream.listen().await;
-    assert_eq!(stage.recorded(), ["Revocation p1 r2"]);
+    assert_eq!(fixture.recorded(), ["Revocation p1 r2"]);
 
     drop(stream);
-    stage.change(&[Change::DeletePod(2)]);
+    fixture.change(&[Change::DeletePod(2)]);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(stage.recorded(), ["Revocation p2 r2"]);
-    assert_eq!(stage.reports.recorded(), (0, 0), "nothing remains");
+    assert_eq!(fixture.recorded(), ["Revocation p2 r2"]);
+    assert_eq!(fixture.reports.recorded(), (0, 0), "no entries are left");
     stop.cancel();
-    following.await.unwrap();
+    ledger.await.unwrap();
 }

@@ -1,30 +1,29 @@
-//! The real watches against an API that fails in every way, for minutes of a clock that is the test's.
+//! The watches against an API that fails in many ways, under a simulated clock.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiam_common::tasks::Tasks;
 use prometheus::Registry;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use super::{metrics, pods};
 use crate::cluster::Cluster;
 use crate::permitted::Anchoring;
 use crate::source::Watches;
-use crate::testing::api::{FakeApi, Mood};
+use crate::testing::api::{ApiMode, FakeApi};
 
-/// As long as the watches may take to begin again.
+/// The time in which the watches must recover.
 const RECOVERY: Duration = Duration::from_secs(60);
 
-struct Stage {
+struct Fixture {
     api: FakeApi,
     cluster: Arc<Cluster>,
     registry: Registry,
-    stop: CancellationToken,
-    running: tokio::task::JoinHandle<()>,
+    tasks: Tasks,
 }
 
-impl Stage {
+impl Fixture {
     async fn new() -> Self {
         let api = FakeApi::new();
         api.put("namespaces", json!({ "metadata": { "name": "web" } }));
@@ -37,8 +36,8 @@ impl Stage {
             Anchoring::Whole,
             metrics(&registry),
         );
-        let stop = CancellationToken::new();
-        let running = tokio::spawn(watches.run(stop.clone()));
+        let mut tasks = Tasks::new();
+        watches.spawn(&mut tasks);
         cluster.synced().await;
         settle().await;
         assert_eq!(pods(&cluster), ["a", "b"]);
@@ -46,8 +45,7 @@ impl Stage {
             api,
             cluster,
             registry,
-            stop,
-            running,
+            tasks,
         }
     }
 
@@ -59,7 +57,7 @@ impl Stage {
         count.unwrap().parse().unwrap()
     }
 
-    /// What happens now is seen, be it after the watches have begun again.
+    /// Waits until the watches have recovered, and know exactly these pods.
     async fn recovers(&self, expected: &[&str]) {
         let until = tokio::time::Instant::now() + RECOVERY;
         while pods(&self.cluster) != expected {
@@ -73,8 +71,7 @@ impl Stage {
     }
 
     async fn end(self) {
-        self.stop.cancel();
-        self.running.await.unwrap();
+        self.tasks.shut_down(RECOVERY).await.unwrap();
     }
 }
 
@@ -87,86 +84,86 @@ fn pod(name: &str) -> Value {
     })
 }
 
-/// Lets everything that can happen now happen.
+/// Lets all pending work of the watches finish.
 async fn settle() {
     tokio::time::sleep(Duration::from_millis(10)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn objects_that_are_malformed_are_absent_and_others_are_not() {
-    let stage = Stage::new().await;
+async fn malformed_objects_are_absent_and_do_not_affect_others() {
+    let fixture = Fixture::new().await;
     let mut bad = pod("a");
     bad["spec"]["nodeName"] = json!(["node-1"]);
-    stage.api.put("pods", bad);
-    stage.api.put("pods", pod("c"));
+    fixture.api.put("pods", bad);
+    fixture.api.put("pods", pod("c"));
     settle().await;
-    assert_eq!(pods(&stage.cluster), ["b", "c"]);
-    // Also in a list; and mended it is there again.
-    stage.api.expire("pods");
-    stage.recovers(&["b", "c"]).await;
-    stage.api.put("pods", pod("a"));
-    stage.recovers(&["a", "b", "c"]).await;
-    stage.end().await;
+    assert_eq!(pods(&fixture.cluster), ["b", "c"]);
+    // The same in a list; once it is valid, it is back.
+    fixture.api.expire("pods");
+    fixture.recovers(&["b", "c"]).await;
+    fixture.api.put("pods", pod("a"));
+    fixture.recovers(&["a", "b", "c"]).await;
+    fixture.end().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_is_cut_torn_or_too_old_begins_again_and_loses_nothing() {
-    let stage = Stage::new().await;
-    // What happens in between is in the next list.
-    stage.api.expire("pods");
-    stage.api.remove("pods", "a", false);
-    stage.recovers(&["b"]).await;
-    assert_eq!(stage.errors("expired"), 1);
+async fn a_watch_that_breaks_or_expires_restarts_and_loses_nothing() {
+    let fixture = Fixture::new().await;
+    // The next list contains what happened in between.
+    fixture.api.expire("pods");
+    fixture.api.remove("pods", "a", false);
+    fixture.recovers(&["b"]).await;
+    assert_eq!(fixture.errors("expired"), 1);
 
-    stage.api.write("pods", "this is no JSON\n");
+    fixture.api.write("pods", "this is not JSON\n");
     settle().await;
-    assert_eq!(pods(&stage.cluster), ["b"], "what was known stays");
-    stage.api.put("pods", pod("c"));
-    stage.recovers(&["b", "c"]).await;
+    assert_eq!(pods(&fixture.cluster), ["b"], "the known pods stay");
+    fixture.api.put("pods", pod("c"));
+    fixture.recovers(&["b", "c"]).await;
 
-    stage.api.cut();
+    fixture.api.break_connections();
     settle().await;
-    assert_eq!(pods(&stage.cluster), ["b", "c"]);
-    assert!(stage.errors("broken") > 0);
+    assert_eq!(pods(&fixture.cluster), ["b", "c"]);
+    assert!(fixture.errors("broken") > 0);
     tokio::time::sleep(RECOVERY).await;
-    stage.api.put("pods", pod("d"));
+    fixture.api.put("pods", pod("d"));
     settle().await;
-    assert_eq!(pods(&stage.cluster), ["b", "c", "d"]);
-    // A deletion that nobody told of, in the middle of a line that was torn.
-    stage.api.cut();
-    stage.api.remove("pods", "d", false);
-    stage.api.expire("pods");
+    assert_eq!(pods(&fixture.cluster), ["b", "c", "d"]);
+    // A deletion without an event, while a connection breaks in the middle of a line.
+    fixture.api.break_connections();
+    fixture.api.remove("pods", "d", false);
+    fixture.api.expire("pods");
     tokio::time::sleep(RECOVERY).await;
-    stage.api.expire("pods");
-    stage.recovers(&["b", "c"]).await;
-    stage.end().await;
+    fixture.api.expire("pods");
+    fixture.recovers(&["b", "c"]).await;
+    fixture.end().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_that_is_down_for_minutes_is_asked_seldom_and_believed_when_it_is_back() {
-    for mood in [Mood::Unavailable, Mood::Refuses] {
-        let stage = Stage::new().await;
-        stage.api.mood(mood);
-        let before = stage.api.requests();
-        stage.api.remove("pods", "a", false);
-        stage.api.put("pods", pod("c"));
+async fn an_api_that_is_down_receives_few_requests_and_is_used_once_it_is_back() {
+    for mode in [ApiMode::Unavailable, ApiMode::Refuses] {
+        let fixture = Fixture::new().await;
+        fixture.api.set_mode(mode);
+        let before = fixture.api.requests();
+        fixture.api.remove("pods", "a", false);
+        fixture.api.put("pods", pod("c"));
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_secs(60)).await;
-            assert_eq!(pods(&stage.cluster), ["a", "b"], "{mood:?}");
-            assert!(stage.cluster.is_synced());
+            assert_eq!(pods(&fixture.cluster), ["a", "b"], "{mode:?}");
+            assert!(fixture.cluster.is_synced());
         }
-        let asked = stage.api.requests() - before;
-        assert!((10..200).contains(&asked), "{mood:?}: {asked} requests");
-        assert!(stage.errors("start") + stage.errors("broken") > 0);
-        stage.api.mood(Mood::Up);
-        stage.api.expire("pods");
+        let asked = fixture.api.requests() - before;
+        assert!((10..200).contains(&asked), "{mode:?}: {asked} requests");
+        assert!(fixture.errors("start") + fixture.errors("broken") > 0);
+        fixture.api.set_mode(ApiMode::Up);
+        fixture.api.expire("pods");
         let recovered = async {
             tokio::time::sleep(RECOVERY).await;
-            // Its history may have gone with it.
-            stage.api.expire("pods");
-            stage.recovers(&["b", "c"]).await;
+            // The API may have lost its history.
+            fixture.api.expire("pods");
+            fixture.recovers(&["b", "c"]).await;
         };
         recovered.await;
-        stage.end().await;
+        fixture.end().await;
     }
 }

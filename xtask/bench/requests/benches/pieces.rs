@@ -11,12 +11,13 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use divan::{Bencher, black_box};
 use kiam_agent::metadata::path;
-use kiam_agent::view::{self, Decision, PodFacts, Projection, Uid, Update};
+use kiam_agent::view::{self, GrantedRole, Outcome, PodFacts, Projection, Update};
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::{BaseArn, RoleArn, resolve};
 use kiam_server::clock::SystemClock;
 use kiam_server::cluster::object::{Annotations, Namespace, Object, Pod};
-use kiam_server::cluster::{Cluster, Member};
+use kiam_server::cluster::{Cluster, PodContext};
 use kiam_server::credentials::{ExpiryContract, IssueError, Issuer, Limits, Store, StoreMetrics};
 use kiam_server::identity::Identity;
 use kiam_server::node::{Message, Session};
@@ -101,7 +102,7 @@ fn arn_resolution(bencher: Bencher<'_, '_>, spelling: &str) {
 /// Whether a pod may have its role, by expressions as clusters have them.
 #[divan::bench(args = [".*", "arn:aws:iam::123456789012:role/team-a-.*", "(.*/)?(reader|writer|a-reader|b-writer)"])]
 fn policy_decision(bencher: Bencher<'_, '_>, expression: &str) {
-    let member = Member {
+    let member = PodContext {
         pod: Arc::new(pod(0, "a-reader")),
         namespace: Some(Arc::new(namespace(expression))),
         service_account: None,
@@ -198,13 +199,13 @@ impl Stream {
             to,
             from,
         };
-        stream.tell();
+        stream.send_changes();
         stream
     }
 
-    fn tell(&mut self) {
-        let told = self.runtime.block_on(self.session.tell(&self.to));
-        told.expect("the reader is here");
+    fn send_changes(&mut self) {
+        let sent = self.runtime.block_on(self.session.send_changes(&self.to));
+        sent.expect("the reader is here");
         while self.from.try_recv().is_ok() {}
     }
 }
@@ -217,7 +218,7 @@ fn stream_diff(bencher: Bencher<'_, '_>, pods: usize) {
     bencher.bench_local(|| {
         let role = roles.next().expect("it never ends");
         stream.cluster.apply(Object::Pod(pod(0, role)));
-        stream.tell();
+        stream.send_changes();
     });
 }
 
@@ -226,7 +227,7 @@ fn stream_diff(bencher: Bencher<'_, '_>, pods: usize) {
 fn stream_apply(bencher: Bencher<'_, '_>, pods: usize) {
     let applied = |number: usize| {
         let facts = PodFacts {
-            uid: Uid::from(format!("6fa1c3b2-8d5e-4a7f-9c01-{number:012x}").as_str()),
+            uid: PodUid::from(format!("6fa1c3b2-8d5e-4a7f-9c01-{number:012x}").as_str()),
             namespace: "team-a".into(),
             name: "worker".into(),
             service_account: "worker".into(),
@@ -236,7 +237,7 @@ fn stream_apply(bencher: Bencher<'_, '_>, pods: usize) {
         };
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/a-reader");
         let role = role.expect("it is an ARN");
-        Update::Applied(facts, Decision::Granted { role, identity: 1 })
+        Update::Applied(facts, Outcome::Granted(GrantedRole { role, identity: 1 }))
     };
     let (mut projection, view) = Projection::new();
     projection.begin();

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use kiam_agent::caller::{Identify, PodRef, PodUid, Refusal};
+use kiam_agent::caller::{Identify, PodRef, Unidentified};
 use kiam_agent::metadata::{Listening, MetadataMetrics, Settings, Sources, V1Users};
-use kiam_agent::stream::Standing;
+use kiam_agent::stream::ConnectionState;
 use kiam_agent::token_key::TokenKey;
-use kiam_agent::view::{Decision, PodFacts, Projection, Uid, Update};
+use kiam_agent::view::{GrantedRole, Outcome, PodFacts, Projection, Update};
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
 use prometheus::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -31,14 +32,14 @@ const TOKEN_CHARACTERS: usize = 800;
 struct OnePod;
 
 impl Identify for OnePod {
-    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Refusal> {
+    fn identify(&self, _peer: SocketAddr) -> Result<PodRef, Unidentified> {
         Ok(PodRef::Uid(PodUid::new(POD)))
     }
 }
 
 fn updates() -> Result<[Update; 3]> {
     let facts = PodFacts {
-        uid: Uid::from(POD),
+        uid: PodUid::from(POD),
         namespace: "team-a".into(),
         name: "worker-5d8f7c9b4-x2k8q".into(),
         service_account: "worker".into(),
@@ -57,7 +58,7 @@ fn updates() -> Result<[Update; 3]> {
     };
     let identity = 1;
     Ok([
-        Update::Applied(facts, Decision::Granted { role, identity }),
+        Update::Applied(facts, Outcome::Granted(GrantedRole { role, identity })),
         Update::Issued {
             identity,
             credentials,
@@ -94,12 +95,12 @@ async fn run(requests: u64) -> Result<()> {
     projection.publish();
     let listening = Listening::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let address = listening.address()?;
-    let (_standing, standing) = watch::channel(Standing::Begun);
+    let (_sender, connection) = watch::channel(ConnectionState::Starting);
     let sources = Sources {
         clock: Arc::new(SystemTime::now),
         identify: Arc::new(OnePod),
         token_key: TokenKey::random(),
-        standing,
+        connection,
         v1_users: V1Users::new(view.clone(), &registry)?,
         metrics: MetadataMetrics::new(&registry)?,
         view,

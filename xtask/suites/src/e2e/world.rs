@@ -128,7 +128,7 @@ impl World {
         world.agent.ready()?;
         let said = world.agent.program().output();
         ensure!(
-            said.contains("a connection of the agent's own came here, as its pod's"),
+            said.contains("the agent's own connection reached the agent"),
             "the agent was ready without a connection of its own: {said}"
         );
         Ok(world)

@@ -16,7 +16,7 @@ use super::node::FaultNode;
 use super::servers::{ADDRESSES, Servers};
 use pod_client::ask::Asked;
 use testbed::cluster::{ControlPlane, Kubelet, Objects, PodTemplate};
-use testbed::doubles::dns::{Dns, Says};
+use testbed::doubles::dns::{Dns, Reply};
 use testbed::doubles::imds::Imds;
 use testbed::doubles::proxy::Proxy;
 use testbed::doubles::sts::{Behavior, Sts};
@@ -344,8 +344,8 @@ pub(super) const AGENT: Leaf<'_> = Leaf {
 };
 
 /// What DNS says when all is well.
-pub(super) fn here() -> Says {
-    Says::Addresses(ADDRESSES.to_vec())
+pub(super) fn here() -> Reply {
+    Reply::Addresses(ADDRESSES.to_vec())
 }
 
 async fn kubeconfig(sandbox: &Sandbox, plane: &ControlPlane, objects: &Objects) -> Result<PathBuf> {

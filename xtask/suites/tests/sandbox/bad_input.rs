@@ -11,7 +11,7 @@ fn malformed_roles_are_named() {
     let fixture = Fixture::start();
     let long = "r".repeat(3000);
     for (name, role, parts) in [
-        ("no-arn", "arn:foo", ["\"arn:foo\"", "no role ARN"]),
+        ("no-arn", "arn:foo", ["\"arn:foo\"", "not a role ARN"]),
         ("long", &long, ["rrr…", "bytes long"]),
         (
             "control",
@@ -22,7 +22,7 @@ fn malformed_roles_are_named() {
         (
             "user",
             "arn:aws:iam::123456789012:user/someone",
-            ["user/someone", "no role ARN"],
+            ["user/someone", "not a role ARN"],
         ),
         ("not-ascii", "rôle", ["'ô'", "position 2"]),
     ] {

@@ -19,10 +19,10 @@ fn configuration_error(ended: Finished) -> String {
         stdout,
         stderr,
     } = ended;
-    let said = stdout + &stderr;
-    assert!(status.code() == Some(64), "{status}: {said}");
-    assert!(!said.contains("panicked"), "{said}");
-    said
+    let output = stdout + &stderr;
+    assert!(status.code() == Some(64), "{status}: {output}");
+    assert!(!output.contains("panicked"), "{output}");
+    output
 }
 
 #[track_caller]
@@ -96,12 +96,13 @@ fn a_certificate_file_that_is_missing_or_invalid_is_named() {
         ),
     ] {
         let named = named.display().to_string();
-        let said = configuration_error(launch_agent(&cluster, &node, &tls).finish(LIMIT).unwrap());
+        let output =
+            configuration_error(launch_agent(&cluster, &node, &tls).finish(LIMIT).unwrap());
         assert!(
-            said.contains(&named),
-            "the agent does not name {named}: {said}"
+            output.contains(&named),
+            "the agent does not name {named}: {output}"
         );
-        let said = configuration_error(
+        let output = configuration_error(
             cluster
                 .launch_server(&tls, &[])
                 .unwrap()
@@ -109,8 +110,8 @@ fn a_certificate_file_that_is_missing_or_invalid_is_named() {
                 .unwrap(),
         );
         assert!(
-            said.contains(&named),
-            "the server does not name {named}: {said}"
+            output.contains(&named),
+            "the server does not name {named}: {output}"
         );
     }
     assert!(node.imds().traffic().connections() == 0);

@@ -44,8 +44,11 @@ fn the_route_guard_outlives_the_agent_until_cleanup() {
         .arg(node.node().bpffs().path());
     let ended = run("cleanup", cleanup, Duration::from_secs(20)).unwrap();
     assert!(ended.status.success(), "{}", ended.stderr);
-    let said = ended.stdout;
-    assert!(said.contains("routing rules and routes of kiam"), "{said}");
+    let output = ended.stdout;
+    assert!(
+        output.contains("routing rules and routes of kiam"),
+        "{output}"
+    );
     let left = rules(&node);
     assert!(!left.contains("169254"), "{left}");
     assert!(left.contains("0:\tfrom all lookup local"), "{left}");
@@ -66,8 +69,11 @@ fn an_agent_without_the_route_guard_removes_that_of_an_earlier_one() {
     let agent = cluster.start_agent(&node, &["--guard=egress"]).unwrap();
     let left = rules(&node);
     assert!(!left.contains("169254"), "{left}");
-    let said = agent.program().output();
-    assert!(said.contains("route guard of an earlier agent"), "{said}");
+    let output = agent.program().output();
+    assert!(
+        output.contains("route guard of an earlier agent"),
+        "{output}"
+    );
 }
 
 #[test]
@@ -83,8 +89,8 @@ fn a_guard_that_the_redirection_does_not_support_is_a_configuration_error() {
     let agent = cluster.launch_agent(&node, node.tls(), &flags).unwrap();
     let ended = agent.finish(Duration::from_secs(20)).unwrap();
     assert!(ended.status.code() == Some(64), "{:?}", ended.status);
-    let said = ended.stdout + &ended.stderr;
-    assert!(said.contains("--guard=egress does not work"), "{said}");
+    let output = ended.stdout + &ended.stderr;
+    assert!(output.contains("--guard=egress does not work"), "{output}");
     let left = rules(&node);
     assert!(!left.contains("169254"), "{left}");
 }

@@ -98,10 +98,10 @@ fn assert_every_sdk_gets_its_role(fixture: &Fixture, variables: &[(&str, &str)])
     for sdk in Sdk::ALL {
         for (pod, role) in [(&fixture.alice, "a-reader"), (&fixture.bob, "b-writer")] {
             let ended = who(fixture, sdk, pod.place(), variables);
-            let (name, said) = (sdk.name(), ended.stdout.trim());
+            let (name, output) = (sdk.name(), ended.stdout.trim());
             assert!(ended.status.success(), "{name}: {}", ended.stderr);
             let own = format!(":assumed-role/{role}/");
-            assert!(said.contains(&own), "{name} is {said}");
+            assert!(output.contains(&own), "{name} is {output}");
         }
     }
     fixture.assert_teams_are_served();

@@ -57,8 +57,8 @@ fn an_agent_is_ready_once_its_own_connection_has_arrived() {
         let flag = format!("--host-network-pods={mode}");
         let mut agent = launch(&node, &own, own.uid(), &[&flag]);
         agent.ready().unwrap();
-        let said = agent.program().output();
-        assert!(said.contains(CAME), "{mode}: {said}");
+        let output = agent.program().output();
+        assert!(output.contains(CAME), "{mode}: {output}");
         assert!(ask(alice.place(), "").body == "a-reader", "{mode}");
         assert!(node.imds().traffic().bytes() == 0, "{mode}");
         // The agent's pod was redirected for that moment only.
@@ -86,8 +86,8 @@ fn an_agent_takes_over_once_its_own_connection_has_arrived() {
         .program()
         .wait_for("that it is ready", LIMIT, ready)
         .unwrap();
-    let said = second.program().output();
-    assert!(said.contains(CAME), "{said}");
+    let output = second.program().output();
+    assert!(output.contains(CAME), "{output}");
     first.stop().unwrap();
     drop((second, server));
 }
@@ -111,13 +111,13 @@ fn an_agent_whose_own_connection_goes_elsewhere_exits() {
         let flag = format!("--host-network-pods={mode}");
         let agent = launch(&node, &own, other.uid(), &[&flag]);
         let ended = agent.finish(LIMIT).unwrap();
-        let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(!ended.status.success(), "{mode}: {said}");
+        let output = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(!ended.status.success(), "{mode}: {output}");
         assert!(
-            said.contains("pods would not be served") && said.contains(expected),
-            "{mode}: {said}"
+            output.contains("pods would not be served") && output.contains(expected),
+            "{mode}: {output}"
         );
-        assert!(!said.contains(" ready\n"), "{mode}: {said}");
+        assert!(!output.contains(" ready\n"), "{mode}: {output}");
         let unknown = launch(
             &node,
             &own,
@@ -125,8 +125,8 @@ fn an_agent_whose_own_connection_goes_elsewhere_exits() {
             &[&flag],
         );
         let ended = unknown.finish(LIMIT).unwrap();
-        let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(said.contains("no cgroup below --pods-cgroup"), "{said}");
+        let output = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(output.contains("no cgroup below --pods-cgroup"), "{output}");
         drop(server);
     }
 }

@@ -71,16 +71,16 @@ fn the_kernel_log_names_refused_connections_only() {
     drop(try_get(fixture.alice.place(), &elsewhere));
     drop(try_ask(fixture.alice.place(), ""));
     eventually(|| {
-        let said = fixture.agent.program().output();
-        let told = said
+        let output = fixture.agent.program().output();
+        let line = output
             .lines()
             .find(|line| line.contains("kernel program: refused"));
-        let told = told.context("nothing was told")?;
+        let line = line.context("nothing was logged")?;
         ensure!(
-            told.contains("connect4") && told.contains("connect_refused"),
-            "{told}"
+            line.contains("connect4") && line.contains("connect_refused"),
+            "{line}"
         );
-        ensure!(!said.contains("kernel program: let through"), "{said}");
+        ensure!(!output.contains("kernel program: let through"), "{output}");
         Ok(())
     });
 }
@@ -99,7 +99,7 @@ fn the_status_command_lists_served_pods_and_why_others_are_not() {
         run("kiam-agent status", command, LIMIT)
     };
     eventually(|| {
-        let said = status(&[])?;
+        let output = status(&[])?;
         for part in [
             "kiam-agent",
             "Connected to the server at",
@@ -108,10 +108,14 @@ fn the_status_command_lists_served_pods_and_why_others_are_not() {
             "team-a/eve    forbidden",
             "team-a/plain  no role",
         ] {
-            ensure!(said.stdout.contains(part), "no {part:?} in {}", said.stdout);
+            ensure!(
+                output.stdout.contains(part),
+                "no {part:?} in {}",
+                output.stdout
+            );
         }
         // One pod is not served.
-        ensure!(said.status.code() == Some(1), "{:?}", said.status);
+        ensure!(output.status.code() == Some(1), "{:?}", output.status);
         Ok(())
     });
     let report: Value = serde_json::from_str(&status(&["--json"]).unwrap().stdout).unwrap();

@@ -56,7 +56,7 @@ pub enum Made {
         /// Whether the pod succeeded.
         success: bool,
         /// Its output.
-        said: String,
+        output: String,
     },
 }
 
@@ -87,9 +87,9 @@ impl Runtime {
                 let name = container.name.clone();
                 let ended =
                     tokio::task::spawn_blocking(move || run(&name, command, LIMIT)).await??;
-                let said = ended.stdout + &ended.stderr;
-                ensure!(ended.status.success(), "{}: {said}", container.name);
-                before.push((container.name.clone(), said));
+                let output = ended.stdout + &ended.stderr;
+                ensure!(ended.status.success(), "{}: {output}", container.name);
+                before.push((container.name.clone(), output));
             }
             let command = bound.command(container).await?;
             let name = format!("{}/{}", running.namespace(), running.name());
@@ -111,7 +111,7 @@ impl Runtime {
         Ok(Made::Ended {
             container: container.name.clone(),
             success: ended.status.success(),
-            said: ended.stdout + &ended.stderr,
+            output: ended.stdout + &ended.stderr,
         })
     }
 

@@ -238,12 +238,12 @@ impl ControlPlane {
                 }
             }
             if tokio::time::Instant::now() > deadline {
-                let said = self
+                let output = self
                     .api_server
                     .as_ref()
                     .map(Program::tail)
                     .unwrap_or_default();
-                bail!("the API is not ready within {READY_LIMIT:?} ({why}):\n{said}");
+                bail!("the API is not ready within {READY_LIMIT:?} ({why}):\n{output}");
             }
             tokio::time::sleep(READY_PAUSE).await;
         }

@@ -223,19 +223,19 @@ impl Workloads {
             let made = made.with_context(|| format!("the pod {namespace}/{name}"))?;
             let program = match made {
                 Made::Runs { program, before } => {
-                    for (container, said) in before {
+                    for (container, output) in before {
                         self.logs
-                            .set(format!("{namespace}/{name}/{container}"), said);
+                            .set(format!("{namespace}/{name}/{container}"), output);
                     }
                     Some(program)
                 }
                 Made::Ended {
                     container,
                     success,
-                    said,
+                    output,
                 } => {
                     self.logs
-                        .set(format!("{namespace}/{name}/{container}"), said);
+                        .set(format!("{namespace}/{name}/{container}"), output);
                     self.ended(&namespace, &name, &container, success).await?;
                     None
                 }
@@ -299,7 +299,7 @@ impl Workloads {
             loop {
                 let asked =
                     netns.block_on(async || probe::fetch(&http::Method::GET, &url, &[]).await)?;
-                let said = match asked {
+                let output = match asked {
                     Ok(answer) if answer.status == 200 => break,
                     Ok(answer) => answer.body,
                     Err(error) => error.to_string(),
@@ -312,7 +312,7 @@ impl Workloads {
                 );
                 ensure!(
                     Instant::now() < deadline,
-                    "{} is not ready ({said}):\n{tail}",
+                    "{} is not ready ({output}):\n{tail}",
                     program.name()
                 );
                 tokio::time::sleep(READY_PAUSE).await;

@@ -13,23 +13,23 @@ const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TTL_SECONDS: u32 = 5;
 
-/// Behavior of the server.
+/// Reply to all queries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Says {
-    /// These addresses, whatever name is asked for.
+pub enum Reply {
+    /// These addresses, for any name.
     Addresses(Vec<Ipv4Addr>),
-    /// The addresses of these names, without a dot at their end, and that there are no others: NXDOMAIN.
+    /// The addresses of these names, which have no trailing dot; NXDOMAIN for others.
     Names(BTreeMap<String, Vec<Ipv4Addr>>),
-    /// It answers SERVFAIL.
+    /// SERVFAIL.
     Failure,
-    /// Nothing.
+    /// No answer.
     Nothing,
 }
 
 /// A DNS server that serves until it is dropped.
 #[derive(Debug)]
 pub struct Dns {
-    says: Arc<Mutex<Says>>,
+    reply: Arc<Mutex<Reply>>,
     _server: Guest,
 }
 
@@ -38,12 +38,12 @@ impl Dns {
     ///
     /// # Errors
     /// When it cannot be served.
-    pub fn start(socket: UdpSocket, says: Says) -> Result<Self> {
+    pub fn start(socket: UdpSocket, reply: Reply) -> Result<Self> {
         socket
             .set_nonblocking(true)
             .context("cannot use a socket")?;
-        let says = Arc::new(Mutex::new(says));
-        let answering = Arc::clone(&says);
+        let reply = Arc::new(Mutex::new(reply));
+        let answering = Arc::clone(&reply);
         let server = Guest::outside("dns", move || async move {
             let Ok(socket) = tokio::net::UdpSocket::from_std(socket) else {
                 return;
@@ -51,45 +51,45 @@ impl Dns {
             let mut query = [0; 512];
             loop {
                 let Ok((length, from)) = socket.recv_from(&mut query).await else {
-                    // Of an answer before, to somebody who is gone.
+                    // An error of an earlier answer, to a client that has gone.
                     continue;
                 };
-                let says = lock(&answering).clone();
-                if let Some(answer) = answer(&query[..length], &says) {
-                    // Who is gone asks no more.
+                let reply = lock(&answering).clone();
+                if let Some(answer) = answer(&query[..length], &reply) {
+                    // A client that has gone needs no answer.
                     let _ = socket.send_to(&answer, from).await;
                 }
             }
         })?;
         Ok(Self {
-            says,
+            reply,
             _server: server,
         })
     }
 
     /// Makes it say something else from now on.
-    pub fn say(&self, says: Says) {
-        *lock(&self.says) = says;
+    pub fn reply_with(&self, reply: Reply) {
+        *lock(&self.reply) = reply;
     }
 }
 
-fn lock(says: &Mutex<Says>) -> std::sync::MutexGuard<'_, Says> {
-    says.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(reply: &Mutex<Reply>) -> std::sync::MutexGuard<'_, Reply> {
+    reply.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The answer to a query of one question; none to anything else.
-fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
+fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
     let question = query.get(HEADER..)?;
     let (name, end) = name(question)?;
     let question = question.get(..end + 5)?;
-    let (addresses, code) = match says {
-        Says::Addresses(addresses) => (addresses.as_slice(), 0),
-        Says::Names(names) => match names.get(&name) {
+    let (addresses, code) = match reply {
+        Reply::Addresses(addresses) => (addresses.as_slice(), 0),
+        Reply::Names(names) => match names.get(&name) {
             Some(addresses) => (addresses.as_slice(), 0),
             None => (&[][..], 3),
         },
-        Says::Failure => (&[][..], 2),
-        Says::Nothing => return None,
+        Reply::Failure => (&[][..], 2),
+        Reply::Nothing => return None,
     };
     let kind = u16::from_be_bytes([question[end + 1], question[end + 2]]);
     let addresses = if kind == TYPE_A { addresses } else { &[] };
@@ -134,18 +134,18 @@ mod tests {
             query.extend([0, kind, 0, 1]);
             query
         };
-        let says = Says::Addresses(vec![Ipv4Addr::new(10, 0, 0, 2)]);
-        let found = answer(&query(1), &says).unwrap();
+        let reply = Reply::Addresses(vec![Ipv4Addr::new(10, 0, 0, 2)]);
+        let found = answer(&query(1), &reply).unwrap();
         assert_eq!(found[..8], [7, 9, 0x81, 0x80, 0, 1, 0, 1]);
         assert!(found.ends_with(&[0, 4, 10, 0, 0, 2]));
-        assert_eq!(answer(&query(28), &says).unwrap()[6..8], [0, 0]);
-        assert_eq!(answer(&query(1), &Says::Failure).unwrap()[3], 0x82);
-        assert_eq!(answer(&query(1), &Says::Nothing), None);
-        assert_eq!(answer(b"short", &says), None);
+        assert_eq!(answer(&query(28), &reply).unwrap()[6..8], [0, 0]);
+        assert_eq!(answer(&query(1), &Reply::Failure).unwrap()[3], 0x82);
+        assert_eq!(answer(&query(1), &Reply::Nothing), None);
+        assert_eq!(answer(b"short", &reply), None);
 
         let names = |name: &str| {
             let addresses = vec![Ipv4Addr::new(10, 0, 0, 3)];
-            Says::Names(BTreeMap::from([(name.to_owned(), addresses)]))
+            Reply::Names(BTreeMap::from([(name.to_owned(), addresses)]))
         };
         let found = answer(&query(1), &names("kiam.svc")).unwrap();
         assert_eq!(found[2..8], [0x81, 0x80, 0, 1, 0, 1]);

@@ -119,7 +119,7 @@ pub(super) fn status(status: StatusCode) -> Response<Full<Bytes>> {
 
 /// Makes hyper close the connection.
 #[derive(Debug, thiserror::Error)]
-#[error("the double says nothing")]
+#[error("the double does not answer")]
 struct Silence;
 
 /// A connection whose received bytes are counted.

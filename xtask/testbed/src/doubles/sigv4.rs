@@ -212,8 +212,8 @@ fn sign<B: AsRef<[u8]>>(
 /// The body's digest; with S3 a client may say in its place that it signs no body.
 fn content<B: AsRef<[u8]>>(service: &str, request: &Request<B>) -> String {
     let unsigned = "UNSIGNED-PAYLOAD";
-    let said = request.headers().get(CONTENT_HEADER);
-    if service == "s3" && said.is_some_and(|said| said == unsigned) {
+    let declared = request.headers().get(CONTENT_HEADER);
+    if service == "s3" && declared.is_some_and(|declared| declared == unsigned) {
         return unsigned.to_owned();
     }
     hex(&Sha256::digest(request.body()))

@@ -15,8 +15,8 @@ pub fn patient(limit: Duration) -> Duration {
     limit * *times
 }
 
-fn times(said: Option<&str>) -> u32 {
-    let times = said.and_then(|times| times.parse().ok());
+fn times(value: Option<&str>) -> u32 {
+    let times = value.and_then(|times| times.parse().ok());
     times.unwrap_or(1).clamp(1, MOST)
 }
 
@@ -25,8 +25,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_stay_limits_whatever_is_said() {
-        for (said, expected) in [
+    fn limits_stay_limits_for_any_value() {
+        for (value, expected) in [
             (None, 1),
             (Some("10"), 10),
             (Some("0"), 1),
@@ -34,7 +34,7 @@ mod tests {
             (Some("4000000000"), MOST),
             (Some("long"), 1),
         ] {
-            assert_eq!(times(said), expected, "{said:?}");
+            assert_eq!(times(value), expected, "{value:?}");
         }
     }
 }

@@ -83,8 +83,8 @@ pub(super) fn ip(netns: Option<&Netns>, lines: &str) -> Result<()> {
     drop(stdin);
     let output = child.wait_with_output().context("cannot wait for ip")?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{}: {} in\n{lines}", words(&command), said.trim());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {} in\n{lines}", words(&command), errors.trim());
     }
     written.context("ip did not read all commands")
 }

@@ -85,9 +85,9 @@ pub(super) async fn deletion(world: &mut World) -> Result<Facts> {
     is(world, &place, "orders-leaving")?;
     // Its processes may outlive it, and have nothing.
     world.objects.delete_pod("orders", "leaving").await?;
-    let refused = || answers(&place, "orders-leaving", 403, &["has gone"]);
+    let refused = || answers(&place, "orders-leaving", 403, &["was deleted"]);
     let (_, ended) = seen(refused).await?;
-    answers(&place, "", 403, &["has gone"])?;
+    answers(&place, "", 403, &["was deleted"])?;
     Ok(vec![format!(
         "served while it terminates, refused {} after it was gone, a bounded wait included",
         short(ended)

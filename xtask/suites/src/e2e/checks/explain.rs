@@ -33,7 +33,7 @@ pub(super) async fn says(world: &mut World) -> Result<Facts> {
             &[][..],
             0,
             [
-                "attached, and guards",
+                "connected, and guards",
                 "ok  STS",
                 "matches arn:aws:iam::123456789012:role/billing-explained",
             ],
@@ -42,7 +42,7 @@ pub(super) async fn says(world: &mut World) -> Result<Facts> {
             "billing/explained",
             &["--role=billing-writer"],
             1,
-            ["no  asked for", "To do: ask for", "its role is"],
+            ["no  requested", "To do: request", "the role of the pod is"],
         ),
         (
             "orders/misled",

@@ -78,7 +78,7 @@ pub(super) async fn other_tokens(world: &mut World) -> Result<Facts> {
     let before_token = objects.token(agent, Some(AUDIENCE), before_bound).await?;
     kubelet.stop(before).await?;
 
-    let not_accepted = "does not accept the agent's token";
+    let not_accepted = "rejects the token of the agent";
     let tokens = [
         (
             "of another audience",
@@ -95,12 +95,12 @@ pub(super) async fn other_tokens(world: &mut World) -> Result<Facts> {
             objects
                 .token(curious_account, Some(AUDIENCE), curious_bound)
                 .await?,
-            "the token is of system:serviceaccount:billing:default",
+            "the token belongs to system:serviceaccount:billing:default",
         ),
         (
             "of no pod",
             objects.token(agent, Some(AUDIENCE), None).await?,
-            "the token proves no node",
+            "the token does not prove a node",
         ),
         ("of a pod that is gone", before_token, not_accepted),
         ("that is none", "not.a.token".to_owned(), not_accepted),

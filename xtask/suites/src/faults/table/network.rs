@@ -12,7 +12,7 @@ use toolchain::exec;
 use super::{Fault, KEEPALIVE, RECONNECT};
 use crate::faults::servers::ADDRESSES;
 use crate::faults::world::{SLOW_PORT, World, here};
-use testbed::doubles::dns::Says;
+use testbed::doubles::dns::Reply;
 use testbed::kiam::SERVER_PORT;
 use testbed::sandbox::Netns;
 
@@ -54,7 +54,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
         "DNS says nothing, and connections break",
         GROUP,
-        |w| dns(w, Says::Nothing).boxed_local(),
+        |w| dns(w, Reply::Nothing).boxed_local(),
         |w| dns_again(w).boxed_local(),
     )
     .starves_new_pods()
@@ -63,7 +63,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
         "DNS fails, and connections break",
         GROUP,
-        |w| dns(w, Says::Failure).boxed_local(),
+        |w| dns(w, Reply::Failure).boxed_local(),
         |w| dns_again(w).boxed_local(),
     )
     .starves_new_pods()
@@ -71,7 +71,7 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 async fn dns_again(world: &mut World) -> Result<()> {
-    world.dns.say(here());
+    world.dns.reply_with(here());
     mend(world)
 }
 
@@ -128,8 +128,8 @@ async fn fast_again(world: &mut World) -> Result<()> {
     mend(world)
 }
 
-async fn dns(world: &mut World, says: Says) -> Result<()> {
-    world.dns.say(says);
+async fn dns(world: &mut World, reply: Reply) -> Result<()> {
+    world.dns.reply_with(reply);
     cut(world)
 }
 

@@ -12,7 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, Event, watcher};
 
 use super::DNS;
-use testbed::doubles::dns::{Dns, Says};
+use testbed::doubles::dns::{Dns, Reply};
 use testbed::sandbox::{Guest, Sandbox};
 
 const SERVICE: &str = "kubernetes.io/service-name";
@@ -29,12 +29,12 @@ impl Names {
         let netns = sandbox.control().netns();
         let socket = netns.run(|| UdpSocket::bind(DNS))?;
         let socket = socket.with_context(|| format!("cannot bind {DNS}"))?;
-        let dns = Dns::start(socket, Says::Names(BTreeMap::new()))?;
+        let dns = Dns::start(socket, Reply::Names(BTreeMap::new()))?;
         let config = Kubeconfig::read_from(kubeconfig).context("cannot read a kubeconfig")?;
         let follower = netns.host("names", move || async move {
             if let Err(error) = follow(config, &dns).await {
                 // Whoever looks names up fails, and its check with it.
-                dns.say(Says::Failure);
+                dns.reply_with(Reply::Failure);
                 drop(error);
             }
         })?;
@@ -62,7 +62,7 @@ async fn follow(config: Kubeconfig, dns: &Dns) -> Result<()> {
             }
             Ok(Event::InitDone) | Err(_) => {}
         }
-        dns.say(Says::Names(names(known.values())));
+        dns.reply_with(Reply::Names(names(known.values())));
     }
     Ok(())
 }

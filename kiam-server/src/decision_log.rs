@@ -1,4 +1,4 @@
-//! What is logged of a decision: one span for each, and an event in it, with kiam's field names.
+//! Logs of decisions: a span and an event for each, with the field names of kiam.
 
 use tracing::Span;
 use tracing::field::{Empty, display};
@@ -6,7 +6,7 @@ use tracing::field::{Empty, display};
 use crate::cluster::object::Pod;
 use crate::policy::Outcome;
 
-/// The span of one decision about a pod; what happens because of it is logged within.
+/// Returns the span of a decision about a pod. Its consequences are logged within.
 pub(crate) fn span(pod: &Pod, outcome: &Outcome) -> Span {
     let span = tracing::info_span!(
         "decision",
@@ -21,14 +21,14 @@ pub(crate) fn span(pod: &Pod, outcome: &Outcome) -> Span {
     }
     match outcome {
         Outcome::Granted(identity) => span.record("pod.iam.role", display(&identity.role)),
-        // It is what a pod's owner wrote: control characters are escaped.
+        // Untrusted text: `Debug` escapes control characters.
         Outcome::Forbidden { role, .. } => span.record("pod.iam.role", format!("{role:?}")),
         Outcome::NoRole | Outcome::Undecided { .. } => &span,
     };
     span
 }
 
-/// Logs what was decided. That a pod has no role is no news.
+/// Logs a decision. A pod without a role is not logged.
 pub(crate) fn log(pod: &Pod, outcome: &Outcome) {
     let (namespace, name) = (&pod.namespace, &pod.name);
     match outcome {
@@ -43,14 +43,14 @@ pub(crate) fn log(pod: &Pod, outcome: &Outcome) {
             pod.namespace = %namespace,
             pod.name = %name,
             pod.iam.role = ?role,
-            policy.explanation = reason,
+            policy.explanation = &**reason,
             "forbidden"
         ),
         Outcome::Undecided { awaiting } => tracing::info!(
             pod.namespace = %namespace,
             pod.name = %name,
-            policy.explanation = awaiting,
-            "undecided: something is awaited"
+            policy.explanation = &**awaiting,
+            "undecided"
         ),
     }
 }
@@ -89,7 +89,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let _span = span(pod, outcome).entered();
             log(pod, outcome);
-            tracing::info!("what follows from it");
+            tracing::info!("a consequence");
         });
         let bytes = lines.0.lock().unwrap();
         let text = std::str::from_utf8(&bytes).unwrap();
@@ -99,12 +99,12 @@ mod tests {
     }
 
     #[test]
-    fn a_decision_has_kiam_s_names_on_its_line_and_on_what_follows() {
+    fn decisions_and_their_consequences_have_the_fields_of_kiam() {
         let mut pod = pod("uid-1", "web", "till", "node-1");
         pod.addresses = Box::new(["10.0.0.1".parse().unwrap()]);
         let forbidden = Outcome::Forbidden {
-            role: "writer\u{1b}[31m".to_owned(),
-            reason: "namespace web permits no roles".to_owned(),
+            role: "writer\u{1b}[31m".into(),
+            reason: "namespace web permits no roles".into(),
         };
         let lines = logged(&pod, &forbidden);
         let own = &lines[0];
@@ -125,7 +125,7 @@ mod tests {
                 "{role}"
             );
         }
-        // No role is no news, and what follows is told with its span all the same.
+        // A pod without a role has no event, but its consequences still have the span.
         let lines = logged(&pod, &Outcome::NoRole);
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0]["span"]["policy.outcome"], "no_role");

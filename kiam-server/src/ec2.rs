@@ -1,4 +1,4 @@
-//! What the machine's own metadata service says of the account: the base ARN of its roles.
+//! Detection of the base ARN of roles from the EC2 metadata service of the machine.
 
 use std::time::Duration;
 
@@ -6,33 +6,28 @@ use aws_config::imds::Client;
 use kiam_common::role::{BaseArn, RoleError};
 use serde::Deserialize;
 
-/// Where the instance profile is named.
+/// The path of the ARN of the instance profile.
 const INFO: &str = "/latest/meta-data/iam/info";
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the base ARN was not detected.
+/// The error of [`base_arn`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum InstanceError {
-    /// The address of the metadata service is none.
-    #[error("the metadata service's address cannot be used: {0}")]
+pub enum Ec2Error {
+    /// The endpoint of the metadata service is invalid.
+    #[error("invalid endpoint of the metadata service: {0}")]
     Endpoint(String),
-    /// There is no answer.
+    /// The metadata service did not respond, or there is no instance profile.
     #[error(
-        "the metadata service of this machine names no instance profile ({0}); from a pod that needs IMDSv2 with a hop limit of 2, or hostNetwork; or give --role-base-arn"
+        "cannot read the instance profile from the metadata service: {0}; use a hop limit of 2 or hostNetwork, or set --role-base-arn"
     )]
     Unreachable(String),
-    /// The answer makes no sense.
-    #[error("the metadata service's {INFO} cannot be read: {0}")]
+    /// The response is malformed.
+    #[error("invalid response of the metadata service for {INFO}: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// The instance profile is none.
-    #[error("the instance profile {arn:?} cannot be used: {source}")]
-    Profile {
-        /// As the metadata service names it.
-        arn: String,
-        /// Why.
-        source: RoleError,
-    },
+    /// The ARN of the instance profile is invalid.
+    #[error("invalid instance profile {arn:?}: {source}")]
+    Profile { arn: String, source: RoleError },
 }
 
 #[derive(Deserialize)]
@@ -41,30 +36,30 @@ struct Info {
     instance_profile_arn: String,
 }
 
-/// The base ARN of the account and partition of the machine's instance profile, by IMDSv2.
+/// Returns the base ARN for the account and partition of the instance profile of the machine. Uses
+/// IMDSv2 at `endpoint`, or that of the AWS SDK's environment, or the default address.
 ///
 /// # Errors
-/// When the metadata service does not tell. It is asked at `endpoint`, else where the AWS SDK's
-/// environment says, else at its usual address.
-pub async fn base_arn(endpoint: Option<&str>) -> Result<BaseArn, InstanceError> {
+/// When the metadata service does not return a valid instance profile.
+pub(crate) async fn base_arn(endpoint: Option<&str>) -> Result<BaseArn, Ec2Error> {
     let mut client = Client::builder()
         .max_attempts(3)
         .connect_timeout(TIMEOUT)
         .read_timeout(TIMEOUT);
     if let Some(endpoint) = endpoint {
-        let invalid = |error| InstanceError::Endpoint(format!("{error}"));
+        let invalid = |error| Ec2Error::Endpoint(format!("{error}"));
         client = client.endpoint(endpoint).map_err(invalid)?;
     }
     let answer = client.build().get(INFO).await;
-    let text = answer.map_err(|error| InstanceError::Unreachable(innermost(&error)))?;
-    of_info(text.as_ref())
+    let text = answer.map_err(|error| Ec2Error::Unreachable(innermost(&error)))?;
+    base_of_info(text.as_ref())
 }
 
-fn of_info(text: &str) -> Result<BaseArn, InstanceError> {
+fn base_of_info(text: &str) -> Result<BaseArn, Ec2Error> {
     let Info {
         instance_profile_arn: arn,
     } = serde_json::from_str(text)?;
-    BaseArn::of_instance_profile(&arn).map_err(|source| InstanceError::Profile { arn, source })
+    BaseArn::of_instance_profile(&arn).map_err(|source| Ec2Error::Profile { arn, source })
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {
@@ -80,7 +75,7 @@ mod tests {
 
     const PROFILE: &str = "arn:aws-us-gov:iam::123456789012:instance-profile/nodes";
 
-    /// A metadata service that insists on IMDSv2, as far as this needs.
+    /// A minimal metadata service that requires IMDSv2.
     async fn metadata_service() -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -110,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_base_is_of_the_instance_profile_s_account_and_partition() {
+    async fn the_base_arn_has_account_and_partition_of_the_instance_profile() {
         let base = base_arn(Some(&metadata_service().await)).await.unwrap();
         assert_eq!(base.as_str(), "arn:aws-us-gov:iam::123456789012:role/");
         let error = base_arn(Some("http://127.0.0.1:1"))
@@ -121,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_profile_says_so() {
+    fn responses_without_a_valid_instance_profile_are_rejected() {
         for (text, part) in [
-            ("<html>", "cannot be read"),
+            ("<html>", "invalid response"),
             ("{}", "InstanceProfileArn"),
             ("{\"InstanceProfileArn\": \"arn:foo\"}", "arn:foo"),
         ] {
-            let error = of_info(text).unwrap_err().to_string();
+            let error = base_of_info(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }

@@ -1,8 +1,8 @@
-//! Tokens that were reviewed: so that an agent that comes back costs the API nothing, and can come
-//! back while the API is down.
+//! A cache of reviewed tokens, so that agents can reconnect without a request to the API, and while
+//! the API is down.
 //!
-//! Only what proved a node is remembered, by the token's hash, and never for longer than the token
-//! lives by its own word (which the API has verified by then) or than the agent's pod stays as it was.
+//! Only tokens that proved a node are cached, by their hash, until the expiration that they claim
+//! (the API has verified the claim by then) or until the pod of the agent changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use tokio::time::Instant;
 use super::agent_pod::AgentPod;
 use crate::cluster::object::Pod;
 
-/// For so long the API is not asked again.
+/// The time after a review without a further one.
 const FRESH: Duration = Duration::from_secs(5 * 60);
-/// Tokens that are remembered: two of each agent in the largest clusters.
-pub(super) const MAX_REMEMBERED: usize = 10_000;
+/// The size of the cache: two tokens for each agent of the largest clusters.
+pub(super) const MAX_TOKENS: usize = 10_000;
 
-/// A token's hash.
+/// The hash of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key([u8; 32]);
 
@@ -32,41 +32,40 @@ impl Key {
     }
 }
 
-/// What is known of a token without a question.
+/// The state of a token in the cache.
 #[derive(Debug)]
 pub(super) enum Known {
-    /// It was reviewed a moment ago.
+    /// Reviewed within [`FRESH`].
     Fresh(AgentPod),
-    /// It was good when it was reviewed; good enough while the API cannot be asked.
+    /// Reviewed before that: accepted while the API is unavailable.
     Stale(AgentPod),
-    /// Nothing.
     Unknown,
 }
 
-/// The tokens that proved a node.
+/// Tokens that proved a node.
 #[derive(Default)]
-pub(super) struct Remembered {
+pub(super) struct TokenCache {
     by_token: HashMap<Key, Entry>,
 }
 
 struct Entry {
     agent: AgentPod,
-    /// The agent's pod as it was when the API was asked.
+    /// The pod of the agent at the time of the review.
     pod: Arc<Pod>,
     fresh_until: Instant,
-    /// The token's end by both clocks: the wall clock may be set.
+    /// The expiration of the token, by both clocks: the wall clock may be set.
     expires: SystemTime,
-    ends: Instant,
+    deadline: Instant,
 }
 
 impl Entry {
-    fn lives(&self, now: SystemTime) -> bool {
-        now < self.expires && Instant::now() < self.ends
+    fn is_valid(&self, now: SystemTime) -> bool {
+        now < self.expires && Instant::now() < self.deadline
     }
 }
 
-impl Remembered {
-    /// What is known of a token now; `pod_of` finds a pod by its UID.
+impl TokenCache {
+    /// Returns the state of a token. `pod_of` finds a pod by its UID.
     pub(super) fn get(
         &mut self,
         key: &Key,
@@ -76,8 +75,8 @@ impl Remembered {
         let Some(entry) = self.by_token.get(key) else {
             return Known::Unknown;
         };
-        let same_pod = pod_of(&entry.agent.pod_uid).is_some_and(|pod| pod == entry.pod);
-        if !same_pod || !entry.lives(now) {
+        let same_pod = pod_of(entry.agent.pod_uid.as_str()).is_some_and(|pod| pod == entry.pod);
+        if !same_pod || !entry.is_valid(now) {
             self.by_token.remove(key);
             return Known::Unknown;
         }
@@ -89,7 +88,7 @@ impl Remembered {
         }
     }
 
-    /// Remembers what the API has just said of a token, if the token says how long it lives.
+    /// Adds a token that the API has just accepted, if it has an expiration.
     pub(super) fn put(
         &mut self,
         key: Key,
@@ -98,37 +97,37 @@ impl Remembered {
         pod: Arc<Pod>,
         now: SystemTime,
     ) {
-        let Some((expires, left)) =
+        let Some((expires, remaining)) =
             expiry(token).and_then(|expires| Some((expires, expires.duration_since(now).ok()?)))
         else {
             self.by_token.remove(&key);
             return;
         };
-        let Some(ends) = Instant::now().checked_add(left) else {
+        let Some(deadline) = Instant::now().checked_add(remaining) else {
             return;
         };
-        if self.by_token.len() >= MAX_REMEMBERED && !self.by_token.contains_key(&key) {
-            self.make_room(now);
+        if self.by_token.len() >= MAX_TOKENS && !self.by_token.contains_key(&key) {
+            self.evict(now);
         }
         let entry = Entry {
             agent: agent.clone(),
             pod,
             fresh_until: Instant::now() + FRESH,
             expires,
-            ends,
+            deadline,
         };
         self.by_token.insert(key, entry);
     }
 
-    /// The API no longer accepts it.
-    pub(super) fn forget(&mut self, key: &Key) {
+    /// Removes a token.
+    pub(super) fn remove(&mut self, key: &Key) {
         self.by_token.remove(key);
     }
 
-    /// Ends what has expired; without any, what expires first.
-    fn make_room(&mut self, now: SystemTime) {
-        self.by_token.retain(|_, entry| entry.lives(now));
-        if self.by_token.len() < MAX_REMEMBERED {
+    /// Removes the expired tokens, or the one that expires first.
+    fn evict(&mut self, now: SystemTime) {
+        self.by_token.retain(|_, entry| entry.is_valid(now));
+        if self.by_token.len() < MAX_TOKENS {
             return;
         }
         let first = self.by_token.iter().min_by_key(|(_, entry)| entry.expires);
@@ -143,7 +142,7 @@ impl Remembered {
     }
 }
 
-/// When a token ends, by its own claim (RFC 7519, `exp`). Nothing is verified here.
+/// Returns the expiration that a token claims (RFC 7519, `exp`), without verifying the token.
 fn expiry(token: &str) -> Option<SystemTime> {
     #[derive(Deserialize)]
     struct Claims {
@@ -160,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_s_end_is_read_and_nothing_else_is_taken_for_one() {
+    fn only_a_valid_expiration_claim_is_read() {
         let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         for (text, end) in [

@@ -1,11 +1,13 @@
-//! What is true, the replicas that learn of it, the agent that is told, and the invariants.
+//! The true state, the replicas that watch it, the agent, and the invariants.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kiam_agent::stream::{Client, Pace, Settings as StreamSettings, StreamMetrics as AgentMetrics};
+use kiam_agent::stream::{
+    Client, Settings as StreamSettings, StreamMetrics as AgentMetrics, Timeouts,
+};
 use kiam_agent::view::{Outcome as Seen, Projection, View};
 use kiam_common::readiness::Readiness;
 use kiam_common::role::BaseArn;
@@ -25,21 +27,21 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::network::{Link, Network};
-use crate::sts::{Mood, SimClock, Sts};
+use crate::sts::{SimClock, Sts, StsMode};
 use crate::{Planted, below, chance};
 
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 const NODE: &str = "node-1";
 const HOUR: Duration = Duration::from_secs(3600);
 const REPLICAS: u16 = 3;
-/// A watch tells no later than this, while the API is there.
+/// The maximum delay of a watch while the API is up.
 const LAG: Duration = Duration::from_secs(5);
-/// After this, with all well, all is as it should be.
+/// The time without faults after which the complete state is checked.
 const HEALED: Duration = Duration::from_secs(20 * 60);
-/// What the expiry contract promises while STS is well.
+/// The minimum remaining lifetime that the expiry contract guarantees while STS is up.
 const LEAST_LEFT: Duration = Duration::from_secs(25 * 60);
 
-/// What was met.
+/// The numbers of events that occurred.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) streams: u64,
@@ -47,9 +49,9 @@ pub(crate) struct Tally {
     pub(crate) restarts: u64,
     pub(crate) sts_calls: u64,
     pub(crate) failed_calls: u64,
-    /// Times that a pod was found with its credentials.
+    /// Checks in which a pod had its credentials.
     pub(crate) served: u64,
-    /// Times that it still had what it had before.
+    /// Checks in which a pod had to have kept its credentials.
     pub(crate) kept: u64,
 }
 
@@ -65,52 +67,52 @@ impl Tally {
     }
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Debug, Clone)]
-enum News {
+enum WatchEvent {
     Listed(Kind, Vec<Object>),
-    Is(Object),
-    Gone(ObjectKey),
+    Applied(Object),
+    Deleted(ObjectKey),
 }
 
 struct Replica {
     address: SocketAddr,
     store: Arc<Store>,
-    /// One watch of each kind: between kinds there is no order.
-    feeds: BTreeMap<Kind, mpsc::UnboundedSender<(Instant, News)>>,
+    /// One watch of each kind: events of different kinds have no order.
+    feeds: BTreeMap<Kind, mpsc::UnboundedSender<(Instant, WatchEvent)>>,
     _running: DropGuard,
 }
 
-/// A pod as it is in the API.
+/// The state of a pod in the API.
 #[derive(Debug, Clone)]
-struct Slot {
+struct ApiPod {
     uid: String,
     node: &'static str,
     role: Option<u64>,
 }
 
-pub(crate) struct World {
+pub(crate) struct Fixture {
     clock: SimClock,
     sts: Sts,
     network: Network,
-    /// What is true now, decided about by the real policies.
+    /// The true state.
     truth: Arc<Cluster>,
     objects: BTreeMap<Kind, BTreeMap<String, Object>>,
-    slots: BTreeMap<u64, Slot>,
+    slots: BTreeMap<u64, ApiPod>,
     born: u64,
     replicas: BTreeMap<u16, Replica>,
     api: watch::Sender<bool>,
     api_changed: Instant,
     link: (Link, Instant),
     changed: Instant,
-    /// The roles that a pod of this node ever named itself, or that it named none, by UID.
+    /// All roles that each pod of this node ever named, by UID. `None` if it named no role.
     named: BTreeMap<String, BTreeSet<Option<u64>>>,
-    /// The roles that the service account ever named, and that the namespace ever permitted. Watches
-    /// of different kinds have no order between them: a server may see one object as it was and
-    /// another as it is, for as long as a watch lags.
+    /// All roles that the service account ever named, and that the namespace ever permitted. Events of
+    /// different kinds have no order: while a watch lags, a server may have the old state of one
+    /// object and the new state of another.
     of_account: BTreeSet<u64>,
     permitted: BTreeSet<u64>,
-    /// What pods had when it was last looked: of which role, and until when.
+    /// The grant and the expiration of the credentials of each pod at the last check.
     had: BTreeMap<String, (String, SystemTime)>,
     view: View,
     agent: Option<DropGuard>,
@@ -129,8 +131,8 @@ fn settings() -> Settings {
     }
 }
 
-impl World {
-    pub(crate) async fn begin(planted: Planted) -> Self {
+impl Fixture {
+    pub(crate) async fn new(planted: Planted) -> Self {
         let clock = SimClock::new();
         let network = Network::new(planted);
         let (projection, view) = Projection::new();
@@ -139,9 +141,9 @@ impl World {
             server: "kiam-server:9610".to_owned(),
             token_file: None,
             guarded: true,
-            pace: Pace {
+            timeouts: Timeouts {
                 random: chance,
-                ..Pace::default()
+                ..Timeouts::default()
             },
         };
         let client = Client::new(
@@ -154,7 +156,7 @@ impl World {
         );
         let stop = CancellationToken::new();
         tokio::spawn(client.run(stop.clone()));
-        let mut world = Self {
+        let mut fixture = Self {
             clock,
             sts: Sts::new(clock, planted),
             network,
@@ -176,13 +178,13 @@ impl World {
             tally: Tally::default(),
         };
         for number in 0..REPLICAS {
-            world.start(number);
+            fixture.start(number);
         }
-        world.permit(Some(2));
-        world
+        fixture.permit(Some(2));
+        fixture
     }
 
-    /// One thing happens, and some time passes.
+    /// One random event occurs, and some time passes.
     pub(crate) async fn step(&mut self) {
         match below(18) {
             0..=3 => self.pod(below(6)),
@@ -192,16 +194,17 @@ impl World {
             7 => self.api(below(2) == 0),
             8 | 9 => {
                 let kinds = [
-                    Mood::Well,
-                    Mood::Slow,
-                    Mood::Hangs,
-                    Mood::Fails(IssueErrorKind::Network),
-                    Mood::Fails(IssueErrorKind::AccessDenied),
-                    Mood::Fails(IssueErrorKind::Throttled),
+                    StsMode::Up,
+                    StsMode::Slow,
+                    StsMode::Hangs,
+                    StsMode::Fails(IssueErrorKind::Network),
+                    StsMode::Fails(IssueErrorKind::AccessDenied),
+                    StsMode::Fails(IssueErrorKind::Throttled),
                 ];
-                let mood = kinds[below(6) as usize];
-                self.tally.failed_calls += u64::from(matches!(mood, Mood::Fails(_) | Mood::Hangs));
-                self.sts.be(mood);
+                let mode = kinds[below(6) as usize];
+                self.tally.failed_calls +=
+                    u64::from(matches!(mode, StsMode::Fails(_) | StsMode::Hangs));
+                self.sts.set_mode(mode);
             }
             10..=12 => {
                 let links = [Link::Fine, Link::Fine, Link::Slow, Link::Stuck, Link::Cut];
@@ -213,17 +216,17 @@ impl World {
                 self.stop(number);
                 self.start(number);
             }
-            // A watch begins again.
-            16 => self.list_anew(below(u64::from(REPLICAS)) as u16),
+            // A watch restarts.
+            16 => self.list_again(below(u64::from(REPLICAS)) as u16),
             _ => tokio::time::sleep(Duration::from_secs(60 * below(20))).await,
         }
         tokio::time::sleep(Duration::from_millis(below(8000))).await;
     }
 
-    /// Everything is well again, for long enough.
+    /// Ends all faults, and waits.
     pub(crate) async fn heal(&mut self) {
         self.link(Link::Fine);
-        self.sts.be(Mood::Well);
+        self.sts.set_mode(StsMode::Up);
         self.api(true);
         for number in 0..REPLICAS {
             if !self.replicas.contains_key(&number) {
@@ -233,7 +236,7 @@ impl World {
         tokio::time::sleep(HEALED).await;
     }
 
-    /// What must be so at every moment.
+    /// Checks the invariants.
     pub(crate) fn check(&mut self) {
         let now = self.clock.now();
         let snapshot = self.view.load();
@@ -268,7 +271,7 @@ impl World {
             }
         }
         self.tally.served += have.len() as u64;
-        // Nothing is lost that all replicas, and the agent, know to be as it was.
+        // No pod has lost credentials whose grant all replicas and the agent know to be unchanged.
         if self.is_certain() {
             let truth = self.truth_of();
             for (uid, (granted, until)) in &self.had {
@@ -286,8 +289,8 @@ impl World {
         }
     }
 
-    /// What must be so when all has been well for long.
-    pub(crate) fn settled(&self) {
+    /// Checks the complete state after a time without faults.
+    pub(crate) fn check_complete(&self) {
         let now = self.clock.now();
         let snapshot = self.view.load();
         let seen: BTreeMap<String, String> = snapshot
@@ -312,74 +315,82 @@ impl World {
                 (pod.facts.uid.to_string(), outcome)
             })
             .collect();
-        assert_eq!(seen, self.truth_of(), "the view is not what is true");
+        assert_eq!(
+            seen,
+            self.truth_of(),
+            "the view differs from the true state"
+        );
     }
 
-    /// The agent goes: nothing is held for it.
+    /// Stops the agent, and checks that no replica holds credentials for it.
     pub(crate) async fn end(mut self) -> Tally {
         self.agent.take();
         tokio::time::sleep(Duration::from_secs(300)).await;
         for replica in self.replicas.values() {
-            assert!(replica.store.is_empty(), "{} holds on", replica.address);
+            assert!(
+                replica.store.is_empty(),
+                "{} still holds credentials",
+                replica.address
+            );
         }
         (self.tally.streams, self.tally.cut) = self.network.tally();
         self.tally.sts_calls = self.sts.calls();
         self.tally
     }
 
-    /// Whether nothing is on its way: neither from the API to the replicas, nor from them to the
-    /// agent, as far as that can be had.
+    /// Returns whether no change is in flight, from the API to the replicas or from there to the
+    /// agent.
     fn is_certain(&self) -> bool {
         let (since, now) = (self.changed + LAG, Instant::now());
         let (link, link_since) = self.link;
-        let told = if *self.api.borrow() {
+        let delivered = if *self.api.borrow() {
             since < now && self.api_changed + LAG < now
         } else {
             since < self.api_changed
         };
-        let heard = if link == Link::Stuck {
+        let received = if link == Link::Stuck {
             since < link_since
         } else {
             link_since + LAG < now
         };
-        told && heard
+        delivered && received
     }
 
-    /// What the policies say of each pod of the node now.
+    /// Returns the decisions of the policies about the pods of the node.
     fn truth_of(&self) -> BTreeMap<String, String> {
         let settings = settings();
-        let members = self.truth.node(NODE).into_iter();
-        members
-            .map(|member| {
-                let outcome = match decide(&member, &settings) {
+        let contexts = self.truth.node(NODE).into_iter();
+        contexts
+            .map(|context| {
+                let outcome = match decide(&context, &settings) {
                     Outcome::NoRole => "no role".to_owned(),
                     Outcome::Granted(identity) => format!("granted {}", identity.role),
                     Outcome::Forbidden { reason, .. } => format!("forbidden {reason}"),
                     Outcome::Undecided { awaiting } => format!("awaiting {awaiting}"),
                 };
-                (member.pod.uid.to_string(), outcome)
+                (context.pod.uid.to_string(), outcome)
             })
             .collect()
     }
 
-    /// A pod is made, or its annotation changes.
+    /// Creates a pod, or changes its annotation.
     fn pod(&mut self, slot: u64) {
         let role = (below(4) > 0).then(|| below(4));
         let born = &mut self.born;
         let known = self.slots.entry(slot).or_insert_with(|| {
             *born += 1;
-            Slot {
+            ApiPod {
                 uid: format!("uid-{slot}-{born}"),
                 node: if below(5) == 0 { "node-2" } else { NODE },
                 role: None,
             }
         });
         known.role = role;
-        let Slot { uid, node, .. } = known.clone();
+        let ApiPod { uid, node, .. } = known.clone();
         if node == NODE {
             self.named.entry(uid.clone()).or_default().insert(role);
         }
-        self.is(Object::Pod(Pod {
+        self.put(Object::Pod(Pod {
             uid: uid.into(),
             namespace: "web".into(),
             name: format!("p{slot}").into(),
@@ -398,8 +409,8 @@ impl World {
     }
 
     fn delete(&mut self, slot: u64) {
-        if let Some(Slot { uid, .. }) = self.slots.remove(&slot) {
-            self.gone(ObjectKey::Pod(uid.into()));
+        if let Some(ApiPod { uid, .. }) = self.slots.remove(&slot) {
+            self.remove(ObjectKey::Pod(uid.into()));
         }
     }
 
@@ -407,7 +418,7 @@ impl World {
         self.permitted
             .extend(most.iter().flat_map(|most| 0..=*most));
         let expression = most.map(|most| format!("{BASE}r[0-{most}]"));
-        self.is(Object::Namespace(Namespace {
+        self.put(Object::Namespace(Namespace {
             name: "web".into(),
             permitted: Permitted::compile(expression.as_deref(), Anchoring::Whole),
         }));
@@ -415,7 +426,7 @@ impl World {
 
     fn account(&mut self, role: Option<u64>) {
         self.of_account.extend(role);
-        self.is(Object::ServiceAccount(ServiceAccount {
+        self.put(Object::ServiceAccount(ServiceAccount {
             namespace: "web".into(),
             name: "default".into(),
             role: role.map(|role| format!("r{role}").into()),
@@ -435,40 +446,40 @@ impl World {
         }
     }
 
-    fn is(&mut self, object: Object) {
+    fn put(&mut self, object: Object) {
         let key = object.key();
         let of_kind = self.objects.entry(kind_of(&key)).or_default();
         of_kind.insert(format!("{key:?}"), object.clone());
         self.truth.apply(object.clone());
-        self.tell(kind_of(&key), &News::Is(object));
+        self.send(kind_of(&key), &WatchEvent::Applied(object));
     }
 
-    fn gone(&mut self, key: ObjectKey) {
+    fn remove(&mut self, key: ObjectKey) {
         let kind = kind_of(&key);
         self.objects
             .entry(kind)
             .or_default()
             .remove(&format!("{key:?}"));
         self.truth.delete(&key);
-        self.tell(kind, &News::Gone(key));
+        self.send(kind, &WatchEvent::Deleted(key));
     }
 
-    fn tell(&mut self, kind: Kind, news: &News) {
+    fn send(&mut self, kind: Kind, event: &WatchEvent) {
         self.changed = Instant::now();
         for replica in self.replicas.values() {
-            drop(replica.feeds[&kind].send((soon(), news.clone())));
+            drop(replica.feeds[&kind].send((soon(), event.clone())));
         }
     }
 
-    fn list_anew(&self, number: u16) {
+    fn list_again(&self, number: u16) {
         let Some(replica) = self.replicas.get(&number) else {
             return;
         };
         for kind in Kind::ALL {
             let of_kind = self.objects.get(&kind);
             let objects = of_kind.into_iter().flat_map(|all| all.values().cloned());
-            let news = News::Listed(kind, objects.collect());
-            drop(replica.feeds[&kind].send((soon(), news)));
+            let event = WatchEvent::Listed(kind, objects.collect());
+            drop(replica.feeds[&kind].send((soon(), event)));
         }
     }
 
@@ -496,7 +507,7 @@ impl World {
             StoreMetrics::new(&registry).unwrap(),
         ));
         let age = StreamAge {
-            most: Duration::from_secs(10 * 60),
+            max: Duration::from_secs(10 * 60),
             random: chance,
         };
         let service = Service::new(
@@ -510,7 +521,7 @@ impl World {
         );
         let feed = |kind| {
             let (to, from) = mpsc::unbounded_channel();
-            tokio::spawn(follow(Arc::clone(&cluster), from, self.api.subscribe()));
+            tokio::spawn(watch_kind(Arc::clone(&cluster), from, self.api.subscribe()));
             (kind, to)
         };
         let replica = Replica {
@@ -521,7 +532,7 @@ impl World {
         };
         self.replicas.insert(number, replica);
         self.network.up(address, service);
-        self.list_anew(number);
+        self.list_again(number);
     }
 }
 
@@ -537,21 +548,21 @@ fn kind_of(key: &ObjectKey) -> Kind {
     }
 }
 
-/// One watch: tells in order, each when its time has come and the API is there.
-async fn follow(
+/// One watch: delivers its events in order, each at its time and while the API is up.
+async fn watch_kind(
     cluster: Arc<Cluster>,
-    mut from: mpsc::UnboundedReceiver<(Instant, News)>,
+    mut from: mpsc::UnboundedReceiver<(Instant, WatchEvent)>,
     mut api: watch::Receiver<bool>,
 ) {
-    while let Some((at, news)) = from.recv().await {
+    while let Some((at, event)) = from.recv().await {
         tokio::time::sleep_until(at).await;
         if api.wait_for(|up| *up).await.is_err() {
             return;
         }
-        match news {
-            News::Is(object) => cluster.apply(object),
-            News::Gone(key) => cluster.delete(&key),
-            News::Listed(kind, objects) => {
+        match event {
+            WatchEvent::Applied(object) => cluster.apply(object),
+            WatchEvent::Deleted(key) => cluster.delete(&key),
+            WatchEvent::Listed(kind, objects) => {
                 let keys: HashSet<_> = objects.iter().map(Object::key).collect();
                 objects.into_iter().for_each(|object| cluster.apply(object));
                 cluster.listed(kind, &keys);

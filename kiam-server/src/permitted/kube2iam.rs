@@ -1,32 +1,32 @@
-//! kube2iam's annotation by which a namespace allows roles: a JSON list of names, paths or ARNs, in
-//! which a `*` stands for anything.
+//! kube2iam's annotation of a namespace: a JSON list of role names, paths or ARNs, in which `*`
+//! matches anything.
 
 use kiam_common::role::BaseArn;
 
 /// The longest expression that is compiled, in bytes.
 pub const MAX_EXPRESSION_BYTES: usize = 4096;
 
-/// How kube2iam's annotation is read.
+/// Options for kube2iam's annotation.
 #[derive(Debug, Clone, Default)]
-pub struct AllowedRoles {
-    /// Completes what is no ARN.
+pub struct Kube2iamOptions {
+    /// Completes names that are not ARNs.
     pub base: Option<BaseArn>,
 }
 
-impl AllowedRoles {
-    /// The annotation as a regular expression that matches whole ARNs; or why it is none.
+impl Kube2iamOptions {
+    /// Converts the annotation into a regular expression that matches whole ARNs.
     pub(super) fn expression(&self, annotation: &str) -> Result<String, String> {
         if annotation.len() > MAX_EXPRESSION_BYTES {
             let bytes = annotation.len();
             return Err(format!(
-                "it is {bytes} bytes long; {MAX_EXPRESSION_BYTES} are allowed"
+                "it is {bytes} bytes long; the limit is {MAX_EXPRESSION_BYTES}"
             ));
         }
         let roles: Vec<String> = serde_json::from_str(annotation)
-            .map_err(|error| format!("it is no JSON list of texts: {error}"))?;
+            .map_err(|error| format!("it is not a JSON list of strings: {error}"))?;
         let patterns: Result<Vec<_>, _> = roles.iter().map(|role| self.pattern(role)).collect();
         Ok(match patterns?.as_slice() {
-            // What matches nothing.
+            // Matches nothing.
             [] => r"[^\s\S]".to_owned(),
             patterns => patterns.join("|"),
         })
@@ -37,7 +37,9 @@ impl AllowedRoles {
             role.to_owned()
         } else {
             let base = self.base.as_ref().ok_or_else(|| {
-                format!("{role:?} is no ARN, and the server has no --role-base-arn to complete it")
+                format!(
+                    "{role:?} is not an ARN, and the server has no --role-base-arn to complete it"
+                )
             })?;
             format!("{}{}", base.as_str(), role.trim_start_matches('/'))
         };
@@ -48,15 +50,15 @@ impl AllowedRoles {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Anchoring, Permitted, Reading, Verdict};
+    use super::super::{Anchoring, PermissionOptions, Permitted, Verdict};
     use super::*;
 
     const BASE: &str = "arn:aws:iam::123456789012:role/";
 
-    fn reading() -> Reading {
-        Reading {
+    fn options() -> PermissionOptions {
+        PermissionOptions {
             anchoring: Anchoring::Whole,
-            allowed: Some(AllowedRoles {
+            allowed: Some(Kube2iamOptions {
                 base: Some(BaseArn::parse(BASE).unwrap()),
             }),
         }
@@ -64,12 +66,12 @@ mod tests {
 
     fn permits(permitted: Option<&str>, allowed: Option<&str>, role: &str) -> bool {
         let role = format!("{BASE}{role}");
-        let read = Permitted::read(permitted, allowed, &reading());
+        let read = Permitted::read(permitted, allowed, &options());
         read.verdict(&role) == Verdict::Permitted
     }
 
     #[test]
-    fn a_list_allows_names_paths_and_arns_with_stars() {
+    fn a_list_permits_names_paths_and_arns_with_wildcards() {
         for (allowed, role, expected) in [
             (r#"["reader"]"#, "reader", true),
             (r#"["reader"]"#, "reader-2", false),
@@ -81,7 +83,7 @@ mod tests {
             (r#"["*"]"#, "anything/at/all", true),
             (r#"["arn:aws:iam::123456789012:role/a*"]"#, "abc", true),
             (r#"["arn:aws:iam::999999999999:role/*"]"#, "abc", false),
-            // Nothing of a pattern but the star means anything.
+            // Only the wildcard is special.
             (r#"["a.c"]"#, "abc", false),
             (r#"["a|b"]"#, "b", false),
             (r#"["(a"]"#, "(a", true),
@@ -96,30 +98,30 @@ mod tests {
     }
 
     #[test]
-    fn both_annotations_permit_what_either_does() {
+    fn a_role_is_permitted_if_either_annotation_permits_it() {
         let both = |role| permits(Some(&format!("{BASE}kiam-.*")), Some(r#"["k2i-*"]"#), role);
         assert!(both("kiam-x") && both("k2i-x"));
         assert!(!both("other") && !both("x/k2i-x") && !both("x-kiam-x"));
     }
 
     #[test]
-    fn what_is_no_list_permits_nothing_and_says_why() {
+    fn an_invalid_list_permits_nothing_and_is_explained() {
         let long = format!("[\"{}\"]", "x".repeat(MAX_EXPRESSION_BYTES));
         for (allowed, part) in [
-            ("reader", "no JSON list"),
-            (r#"{"a": 1}"#, "no JSON list"),
-            ("[1]", "no JSON list"),
+            ("reader", "not a JSON list"),
+            (r#"{"a": 1}"#, "not a JSON list"),
+            ("[1]", "not a JSON list"),
             (&long, "bytes long"),
         ] {
-            let read = Permitted::read(Some(".*"), Some(allowed), &reading());
+            let read = Permitted::read(Some(".*"), Some(allowed), &options());
             match read.verdict(&format!("{BASE}reader")) {
                 Verdict::Invalid(problem) => assert!(problem.contains(part), "{problem}"),
                 other => panic!("{allowed}: {other:?}"),
             }
         }
-        let without = Reading {
-            allowed: Some(AllowedRoles::default()),
-            ..Reading::default()
+        let without = PermissionOptions {
+            allowed: Some(Kube2iamOptions::default()),
+            ..PermissionOptions::default()
         };
         let read = Permitted::read(None, Some(r#"["reader"]"#), &without);
         let verdict = read.verdict("arn:aws:iam::1:role/reader");
@@ -129,11 +131,11 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_read_unless_asked_for() {
-        let read = Permitted::read(None, Some(r#"["*"]"#), &Reading::default());
+    fn the_annotation_is_ignored_by_default() {
+        let read = Permitted::read(None, Some(r#"["*"]"#), &PermissionOptions::default());
         assert_eq!(read.verdict(&format!("{BASE}reader")), Verdict::Nothing);
         assert_eq!(read.annotations(), "annotation iam.amazonaws.com/permitted");
-        let read = Permitted::read(None, Some(r#"["x"]"#), &reading());
+        let read = Permitted::read(None, Some(r#"["x"]"#), &options());
         assert_eq!(
             read.annotations(),
             "annotation iam.amazonaws.com/allowed-roles"

@@ -1,8 +1,8 @@
-//! Why a request is not answered with what it asks for: one line for the pod's owner, a status
-//! that SDKs treat rightly, a label for a metric.
+//! Denied requests: a message for the pod's owner, a status that SDKs handle correctly, and a label
+//! for metrics.
 //!
-//! 404: the pod has no role, and that is final. 403: refused, and final. 503: try again.
-//! 401: with another token.
+//! 404: the pod has no role; final. 403: denied; final. 503: the client should retry. 401: the
+//! client should send another token.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -11,73 +11,71 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 use super::passthrough::UpstreamError;
-use crate::caller;
+use crate::caller::Unidentified;
 use crate::view::Claimed;
 
-/// What is repeated of a text that the client made up, in characters.
+/// Maximum length of quoted text from the client, in characters.
 const MAX_ECHO_CHARS: usize = 128;
 
-/// A request that is not answered with what it asks for.
+/// Reason for a denied request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum Denial {
     #[error("{0}")]
-    Caller(caller::Refusal),
-    #[error(
-        "pod {pod} is not known yet as a running pod of this node that has credentials; try again"
-    )]
+    Unidentified(Unidentified),
+    #[error("pod {pod} is not yet known as a running pod of this node with credentials; try again")]
     UnknownPod { pod: String },
-    #[error("pod {pod} has gone: it was deleted, or has ended")]
+    #[error("pod {pod} was deleted or has ended")]
     PodGone { pod: String },
     #[error(
-        "the node's pods are not known yet: the agent has not heard from a kiam-server since it started; try again"
+        "the pods of this node are not yet known: no kiam-server has answered since the agent started; try again"
     )]
     NoView,
-    #[error("{0}, so that the agent cannot tell which one calls; try again when the other is gone")]
+    #[error("{0}, so the caller is ambiguous; try again when the other pod is gone")]
     Claimed(#[from] Claimed),
     #[error(
-        "this connection comes from {source_ip}, which is none of the addresses of pod {pod} that are known; try again"
+        "this connection comes from {source_ip}, which is not among the known addresses of pod {pod}; try again"
     )]
     Address { pod: String, source_ip: IpAddr },
     #[error(
-        "pod {pod} has no role: name one in the annotation iam.amazonaws.com/role of the pod or of its service account {service_account:?}"
+        "pod {pod} has no role; set the annotation iam.amazonaws.com/role on the pod or on its service account {service_account:?}"
     )]
     NoRole {
         pod: String,
         service_account: Box<str>,
     },
-    #[error("pod {pod} may not have the role {role:?}: {reason}")]
+    #[error("pod {pod} may not use the role {role:?}: {reason}")]
     Forbidden {
         pod: String,
         role: Box<str>,
         reason: Box<str>,
     },
     #[error(
-        "pod {pod} asked for the role {asked:?}, and its own is {own}: ask for that, or change the annotation iam.amazonaws.com/role"
+        "pod {pod} requested the role {asked:?}, but its role is {own}; request that one, or change the annotation iam.amazonaws.com/role"
     )]
     OtherRole {
         pod: String,
         asked: String,
         own: String,
     },
-    #[error("it is not decided yet which role pod {pod} may have, awaiting {awaiting}; try again")]
+    #[error("the role of pod {pod} is not yet decided: waiting for {awaiting}; try again")]
     Undecided { pod: String, awaiting: Box<str> },
-    #[error("the credentials of {role} for pod {pod} are still on their way; try again")]
+    #[error("the credentials of {role} for pod {pod} have not arrived yet; try again")]
     OnTheirWay { pod: String, role: String },
-    #[error("the credentials of {role} for pod {pod} expired at {expired}, and newer ones have not come{}; try again", because(error.as_deref()))]
+    #[error("the credentials of {role} for pod {pod} expired at {expired}, and newer ones have not arrived{}; try again", because(error.as_deref()))]
     Expired {
         pod: String,
         role: String,
         expired: String,
         error: Option<Box<str>>,
     },
-    #[error("there are no credentials of {role} for pod {pod} for now: {error}; try again")]
+    #[error("no credentials of {role} for pod {pod} at present: {error}; try again")]
     Failing {
         pod: String,
         role: String,
         error: Box<str>,
     },
     #[error(
-        "AWS refuses the role {role} of pod {pod}: {error}; correct the role's trust policy, or the annotation iam.amazonaws.com/role"
+        "AWS denies the role {role} to pod {pod}: {error}; correct the trust policy of the role, or the annotation iam.amazonaws.com/role"
     )]
     Denied {
         pod: String,
@@ -85,49 +83,49 @@ pub(super) enum Refusal {
         error: Box<str>,
     },
     #[error(
-        "there is no {path:?} here: of the metadata service pods get their own credentials, and what the agent's --allow-route-regexp lets through"
+        "{path:?} is not served: pods can read their own credentials, and the paths that --allow-route-regexp of the agent permits"
     )]
     Path { path: String },
     #[error("{0}")]
     Upstream(#[from] UpstreamError),
-    #[error("the server does not keep this agent informed: {0}")]
+    #[error("the agent is not connected to a server: {0}")]
     Stream(String),
     #[error(
-        "X-aws-ec2-metadata-token-ttl-seconds must be there, and a number of seconds from 1 to {}",
+        "X-aws-ec2-metadata-token-ttl-seconds must be a number of seconds from 1 to {}",
         super::tokens::MAX_TTL.as_secs()
     )]
     TokenTtl,
-    #[error("a token is given to a pod itself, and this request was forwarded (X-Forwarded-For)")]
+    #[error("tokens are not given for forwarded requests (X-Forwarded-For)")]
     TokenForwarded,
-    #[error("tokens are given at /latest/api/token only")]
+    #[error("tokens are given only at /latest/api/token")]
     TokenVersion,
     #[error(
-        "the token in X-aws-ec2-metadata-token is not this pod's, or has expired: PUT /latest/api/token gives a new one"
+        "the token in X-aws-ec2-metadata-token is expired, or was given to another pod; get a new one with PUT /latest/api/token"
     )]
     BadToken,
     #[error(
-        "this node's agent wants IMDSv2 (--imds-v2=required): PUT /latest/api/token gives the token to send along"
+        "the agent of this node requires IMDSv2 (--imds-v2=required); get a token with PUT /latest/api/token and send it"
     )]
     NoToken,
     #[error("{0}")]
     BadPath(super::path::PathError),
-    #[error("the request's body is longer than {limit} bytes, and no request here needs one")]
+    #[error("the body of the request is longer than {limit} bytes; no request here needs a body")]
     LongBody { limit: usize },
     #[error(
-        "the request's body was not whole in {}, and no request here needs one",
+        "the body of the request was incomplete after {}; no request here needs a body",
         kiam_common::duration::format(*.limit)
     )]
     LateBody { limit: Duration },
-    #[error("the request's body is not what its headers say")]
+    #[error("the body of the request does not match its headers")]
     BadBody,
-    #[error("{method} is no method for this path; allowed: {allowed}")]
+    #[error("method {method} is not allowed for this path; allowed: {allowed}")]
     Method {
         method: String,
         allowed: &'static str,
     },
 }
 
-impl Refusal {
+impl Denial {
     pub(super) fn echo(text: &str) -> String {
         let mut echo: String = text.chars().take(MAX_ECHO_CHARS).collect();
         if echo.len() < text.len() {
@@ -154,8 +152,8 @@ impl Refusal {
 
     pub(super) const fn status(&self) -> StatusCode {
         match self {
-            Self::Caller(
-                caller::Refusal::Unattested | caller::Refusal::Gone | caller::Refusal::Unknown,
+            Self::Unidentified(
+                Unidentified::Unattested | Unidentified::Gone | Unidentified::Unknown,
             )
             | Self::Address { .. }
             | Self::UnknownPod { .. }
@@ -165,7 +163,7 @@ impl Refusal {
             | Self::OnTheirWay { .. }
             | Self::Expired { .. }
             | Self::Failing { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Caller(caller::Refusal::NotAPod)
+            Self::Unidentified(Unidentified::NotAPod)
             | Self::PodGone { .. }
             | Self::Forbidden { .. }
             | Self::OtherRole { .. }
@@ -179,15 +177,15 @@ impl Refusal {
             Self::BadToken | Self::NoToken => StatusCode::UNAUTHORIZED,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Upstream(_) => StatusCode::BAD_GATEWAY,
-            // As kiam's probe had it.
+            // As in kiam's probe.
             Self::Stream(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// A label for a metric.
+    /// Returns the value of the label `reason`.
     pub(super) const fn reason(&self) -> &'static str {
         match self {
-            Self::Caller(refusal) => refusal.as_label(),
+            Self::Unidentified(denial) => denial.as_label(),
             Self::UnknownPod { .. } => "unknown_pod",
             Self::NoView => "no_view",
             Self::Claimed(_) => "address_claimed",

@@ -1,5 +1,5 @@
-//! How many notes were taken out, by bucket: memory that the guard reads, and that two agents
-//! count in together while one takes over from the other.
+//! Number of consumed attestations, by bucket: shared memory that the guard reads, and that two
+//! agents add to while one takes over from the other.
 #![expect(unsafe_code, reason = "shared memory of a map")]
 
 use std::io;
@@ -13,21 +13,21 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 const LENGTH: usize = BUCKETS as usize * size_of::<u64>();
 
-/// The counts.
-pub(in crate::kernel) struct Taken(NonNull<[AtomicU64]>);
+/// The mapped counts.
+pub(in crate::kernel) struct ConsumedCounts(NonNull<[AtomicU64]>);
 
 // SAFETY: the memory belongs to no thread, and is written by atomic additions only.
-unsafe impl Send for Taken {}
-// SAFETY: as above.
-unsafe impl Sync for Taken {}
+unsafe impl Send for ConsumedCounts {}
+// SAFETY: the same as for `Send`.
+unsafe impl Sync for ConsumedCounts {}
 
-impl Taken {
-    /// Maps the counts that `map` holds: an array of [`BUCKETS`] numbers of eight bytes.
+impl ConsumedCounts {
+    /// Maps the counts in `map`: an array of [`BUCKETS`] numbers of eight bytes.
     pub(in crate::kernel) fn new(map: &MapData) -> Result<Self, MapError> {
         let length = LENGTH.try_into().map_err(io::Error::other)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping, at a place of the kernel's choice. The kernel refuses a length
-        // that the map does not have (`array_map_mmap` in kernel/bpf/arraymap.c).
+        // SAFETY: a new mapping, at an address that the kernel chooses. The kernel rejects a length
+        // that differs from the map's (`array_map_mmap` in kernel/bpf/arraymap.c).
         let memory = unsafe {
             mmap(
                 None,
@@ -44,7 +44,7 @@ impl Taken {
     }
 
     pub(super) fn count(&self, bucket: u32) {
-        // SAFETY: mapped as long as this lives, aligned as a page is, and as long as it says.
+        // SAFETY: mapped as long as this value exists, aligned to a page, and of this length.
         let counts = unsafe { self.0.as_ref() };
         if let Some(count) = counts.get(bucket as usize) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for ConsumedCounts {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this length; nothing borrows from it any more.
         let _unmapped = unsafe { munmap(self.0.cast(), LENGTH) };

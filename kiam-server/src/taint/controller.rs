@@ -1,4 +1,4 @@
-//! Watches, plans, and acts.
+//! The controller: watches nodes and pods of agents, and changes the taint.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -18,28 +18,28 @@ use super::state::State;
 use crate::args::ServiceAccountName;
 use crate::node::Streams;
 
-/// What could not be done is tried again after this.
+/// The wait after a failed change.
 const RETRY: Duration = Duration::from_secs(15);
-/// For so long the watch may take to tell of a change that was made here.
-const ECHO: Duration = Duration::from_secs(5);
-/// A call that takes longer is given up.
+/// The time for the watch to deliver a change of this server.
+const WATCH_DELAY: Duration = Duration::from_secs(5);
+/// The limit for one change.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is counted about the taint.
+/// Metrics of the taint.
 #[derive(Debug, Clone)]
-pub struct TaintMetrics(IntCounterVec);
+pub(crate) struct TaintMetrics(IntCounterVec);
 
 impl TaintMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// When they are registered already.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let changes = IntCounterVec::new(
             Opts::new(
                 "kiam_node_taint_changes_total",
-                "Changes of nodes' taint by this server, by action (removed, put_back) and result \
-                 (ok, error).",
+                "Changes of the taint of nodes by this server, by action (removed, put_back) and \
+                 result (ok, error).",
             ),
             &["action", "result"],
         )?;
@@ -56,9 +56,9 @@ impl TaintMetrics {
 const REMOVED: &str = "removed";
 const PUT_BACK: &str = "put_back";
 
-/// Keeps nodes' taints as their agents are.
+/// The controller of the taint.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct TaintController {
     api: NodeApi,
     taint: Taint,
     state: State,
@@ -66,11 +66,10 @@ pub struct Keeper {
     metrics: TaintMetrics,
 }
 
-impl Keeper {
-    /// Keeps `taint` through `client`: off nodes whose agents guard them by `streams`, and back on
-    /// those whose agent's pod, of this service account, has been gone `after` so long.
-    #[must_use]
-    pub fn new(
+impl TaintController {
+    /// Removes `taint` from nodes whose agents in `streams` guard them, and adds it to nodes that have
+    /// had no pod of the service account `agents` for the time `after`.
+    pub(crate) fn new(
         client: Client,
         (taint, after): (Taint, Duration),
         agents: &ServiceAccountName,
@@ -86,15 +85,17 @@ impl Keeper {
         }
     }
 
-    /// Works until told to stop.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Runs until `stop` is cancelled.
+    pub(crate) async fn run(self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.keep() => {}
+            () = self.run_until_a_watch_ends() => {
+                tracing::error!("a watch for --node-taint ended");
+            }
         }
     }
 
-    async fn keep(mut self) {
+    async fn run_until_a_watch_ends(mut self) {
         let (nodes, agents) = (self.api.nodes(), self.api.agents());
         let (mut nodes, mut agents) = (pin!(nodes), pin!(agents));
         let mut streams = self.streams.changes();
@@ -103,8 +104,14 @@ impl Keeper {
         loop {
             let until = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
-                Some(event) = nodes.next() => self.node(event, &mut nodes_listed),
-                Some(event) = agents.next() => self.agent(event, &mut agents_listed),
+                event = nodes.next() => match event {
+                    Some(event) => self.node(event, &mut nodes_listed),
+                    None => return,
+                },
+                event = agents.next() => match event {
+                    Some(event) => self.agent(event, &mut agents_listed),
+                    None => return,
+                },
                 Ok(()) = streams.changed() => {}
                 () = tokio::time::sleep_until(until), if next.is_some() => {}
             }
@@ -127,10 +134,10 @@ impl Keeper {
                     listed.add(name);
                     self.state.node(name, api::trim(&node, &self.taint));
                 }
-                // It is left as it is.
+                // A malformed node is left unchanged.
                 Err(invalid) => {
                     let name = invalid.metadata.name.unwrap_or_default();
-                    tracing::error!(node = ?name, "unusable Node: {}", invalid.error);
+                    tracing::error!(node = ?name, "ignoring an invalid Node: {}", invalid.error);
                     self.state.node_gone(&name);
                 }
             },
@@ -141,8 +148,8 @@ impl Keeper {
                 };
                 self.state.node_gone(&name.unwrap_or_default());
             }
-            Ok(Event::InitDone) => self.state.nodes_are(&listed.end()),
-            Err(error) => broke("Node", &error),
+            Ok(Event::InitDone) => self.state.retain_nodes(&listed.end()),
+            Err(error) => log_broken_watch("Node", &error),
         }
     }
 
@@ -163,9 +170,9 @@ impl Keeper {
                         self.state.agent_gone(uid);
                     }
                 }
-                // What was known of it holds; before anything is done the API is asked again.
+                // The previous state stays. The API is asked again before any change.
                 Err(invalid) => {
-                    tracing::error!(pod = ?invalid.metadata.name, "unusable Pod: {}", invalid.error);
+                    tracing::error!(pod = ?invalid.metadata.name, "ignoring an invalid Pod: {}", invalid.error);
                     listed.add(invalid.metadata.uid.as_deref().unwrap_or_default());
                 }
             },
@@ -176,12 +183,12 @@ impl Keeper {
                 };
                 self.state.agent_gone(&uid.unwrap_or_default());
             }
-            Ok(Event::InitDone) => self.state.agents_are(&listed.end()),
-            Err(error) => broke("Pod", &error),
+            Ok(Event::InitDone) => self.state.retain_agents(&listed.end()),
+            Err(error) => log_broken_watch("Pod", &error),
         }
     }
 
-    /// Does what is to be done; returns when there is more, if nothing happens before.
+    /// Applies the due changes, and returns the time of the next one.
     async fn act(&mut self) -> Option<Instant> {
         let streams = self.streams.newest();
         let names = |guarded: bool| -> HashSet<String> {
@@ -202,11 +209,11 @@ impl Keeper {
         next
     }
 
-    /// Returns for how long the node is left alone then.
+    /// Applies one change, and returns the time until the node may be changed again.
     async fn change(&self, node: &str, on: bool) -> Duration {
         let changed = async {
             if on && self.api.has_agent(node).await? {
-                return Ok(Change::Needless);
+                return Ok(Change::Unnecessary);
             }
             self.api.change(node, on).await
         };
@@ -217,28 +224,28 @@ impl Keeper {
             Ok(Ok(Change::Made)) => {
                 count("ok");
                 if on {
-                    tracing::warn!(node, %taint, "put the taint back: the node has had no agent for long");
+                    tracing::warn!(node, %taint, "added the taint: the node has no agent");
                 } else {
                     tracing::info!(node, %taint, "removed the taint: the node is guarded");
                 }
-                ECHO
+                WATCH_DELAY
             }
-            Ok(Ok(Change::Needless)) => ECHO,
+            Ok(Ok(Change::Unnecessary)) => WATCH_DELAY,
             Ok(Err(error)) => {
                 count("error");
-                tracing::warn!(node, %taint, action, %error, "cannot change a node's taint; trying again");
+                tracing::warn!(node, %taint, action, %error, "cannot change the taint of a node; retrying");
                 RETRY
             }
             Err(_elapsed) => {
                 count("error");
-                tracing::warn!(node, %taint, action, "the API does not answer; trying again");
+                tracing::warn!(node, %taint, action, "cannot change the taint of a node: the API does not respond; retrying");
                 RETRY
             }
         }
     }
 }
 
-/// What a list has told so far.
+/// The progress of a list.
 #[derive(Debug, Default)]
 struct Listed {
     names: HashSet<String>,
@@ -252,7 +259,7 @@ impl Listed {
         self.listing = true;
     }
 
-    /// While nothing is listed there is nothing to remember.
+    /// Adds a name, while a list is in progress.
     fn add(&mut self, name: &str) {
         if self.listing {
             self.names.insert(name.to_owned());
@@ -266,6 +273,6 @@ impl Listed {
     }
 }
 
-fn broke(kind: &'static str, error: &watcher::Error) {
-    tracing::warn!(kind, %error, "the watch for --node-taint broke; trying again");
+fn log_broken_watch(kind: &'static str, error: &watcher::Error) {
+    tracing::warn!(kind, %error, "the watch for --node-taint broke; restarting it");
 }
