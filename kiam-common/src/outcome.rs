@@ -1,6 +1,6 @@
 //! The outcome of the policies for one pod.
 
-/// What the policies decided about a pod. `Grant` is what a granted pod has.
+/// The decision of the policies about a pod. `Grant` is the data of a granted pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome<Grant> {
     /// Neither the pod nor its service account names a role.
@@ -16,7 +16,7 @@ pub enum Outcome<Grant> {
     },
     /// The decision depends on something that is not known yet.
     Undecided {
-        /// What is not known yet.
+        /// The object that is not known yet.
         awaiting: Box<str>,
     },
 }
@@ -36,7 +36,7 @@ impl<Grant> Outcome<Grant> {
         }
     }
 
-    /// Replaces what a granted pod has; the other outcomes stay as they are.
+    /// Maps the data of a granted pod; the other outcomes stay as they are.
     pub fn map<T>(self, grant: impl FnOnce(Grant) -> T) -> Outcome<T> {
         match self {
             Self::NoRole => Outcome::NoRole,
@@ -46,7 +46,7 @@ impl<Grant> Outcome<Grant> {
         }
     }
 
-    /// Borrows what a granted pod has.
+    /// Returns the data of a granted pod.
     pub const fn grant(&self) -> Option<&Grant> {
         match self {
             Self::Granted(grant) => Some(grant),

@@ -45,7 +45,7 @@ pub struct Settings {
     pub session: SessionSettings,
 }
 
-/// What the policies decided about a pod. A granted pod gets the credentials of the identity.
+/// The decision of the policies about a pod. A granted pod gets the credentials of the identity.
 pub type Outcome = kiam_common::outcome::Outcome<Arc<Identity>>;
 
 /// Returns the role in the annotations of a pod, unresolved, and whether the annotation is that of

@@ -43,7 +43,7 @@ pub(crate) struct Status {
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    /// Whether the server has read the whole cluster.
+    /// True once the server has read the whole cluster.
     synced: bool,
     objects: Vec<Objects>,
     nodes: Nodes,

@@ -36,7 +36,7 @@ pub(crate) struct StsSettings {
     pub assume_role: Option<RoleArn>,
     /// The region, which overrides that of the environment.
     pub region: Option<String>,
-    /// Whether session tags are transitive.
+    /// True if session tags are transitive.
     pub transitive_tags: bool,
 }
 

@@ -62,18 +62,18 @@ pub struct Step {
     pub about: &'static str,
     /// The finding.
     pub found: String,
-    /// Whether the finding prevents the credentials.
+    /// True if the finding prevents the credentials.
     pub in_the_way: bool,
 }
 
-/// Why a pod gets its credentials, or why not.
+/// The explanation for one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
     /// `NAMESPACE/NAME`.
     pub pod: String,
     pub verdict: Verdict,
     pub steps: Vec<Step>,
-    /// What to do, if anything.
+    /// The remedy, if there is one.
     pub to_do: Option<String>,
 }
 

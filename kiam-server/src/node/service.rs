@@ -199,7 +199,7 @@ struct AgentPod {
     uid: PodUid,
     node: NodeName,
     cluster: Arc<Cluster>,
-    /// Whether this server has seen the pod: the API may know it earlier.
+    /// True once this server has seen the pod, which the API may know earlier.
     seen: bool,
 }
 

@@ -28,7 +28,7 @@ pub struct SessionSettings {
     pub tags: Vec<SessionTag>,
     /// The value of [`SessionTag::ClusterName`].
     pub cluster: String,
-    /// Whether sessions have a source identity of namespace and service account.
+    /// True if sessions have a source identity of namespace and service account.
     pub source_identity: bool,
 }
 

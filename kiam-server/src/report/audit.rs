@@ -187,7 +187,7 @@ fn lines(records: impl Iterator<Item = Record>) -> Vec<u8> {
 struct Appended {
     path: PathBuf,
     file: File,
-    /// Whether the last line may be incomplete.
+    /// True if the last line may be incomplete.
     torn: bool,
 }
 

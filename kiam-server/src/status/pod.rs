@@ -16,9 +16,9 @@ pub(crate) struct PodStatus {
     pub name: String,
     /// The node; `None` until the pod is bound.
     pub node: Option<String>,
-    /// Whether the agent of the node is connected to this server.
+    /// True if the agent of the node is connected to this server.
     pub attached: bool,
-    /// Whether the agent reports that it guards the node.
+    /// True if the agent reports that it guards the node.
     pub guarded: bool,
     /// The decision, see [`Outcome::as_label`].
     pub outcome: String,

@@ -5,16 +5,17 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use kiam_common::pod_uid::PodUid;
 use tokio::time::Instant;
 
 /// The state of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Node {
-    /// Whether it has the taint.
+    /// True if it has the taint.
     pub(super) tainted: bool,
-    /// Whether a server has removed the taint before.
+    /// True if a server has removed the taint before.
     pub(super) annotated: bool,
-    /// Whether it is being deleted.
+    /// True if it is being deleted.
     pub(super) leaving: bool,
 }
 
@@ -35,8 +36,8 @@ pub(super) struct State {
     /// The time without a pod of an agent after which a node gets the taint.
     after: Duration,
     nodes: HashMap<String, Node>,
-    /// The node of each pod of an agent, by the UID of the pod.
-    agents: HashMap<String, String>,
+    /// The node of each pod of an agent.
+    agents: HashMap<PodUid, String>,
     /// The time since which an annotated node has had no pod of an agent.
     without: HashMap<String, Instant>,
     /// The time before which a node is not changed.
@@ -64,7 +65,7 @@ impl State {
 
     /// Adds the pod of an agent.
     pub(super) fn agent(&mut self, uid: &str, node: &str) {
-        self.agents.insert(uid.to_owned(), node.to_owned());
+        self.agents.insert(uid.into(), node.to_owned());
     }
 
     pub(super) fn agent_gone(&mut self, uid: &str) {
@@ -78,7 +79,7 @@ impl State {
 
     /// Removes the pods of agents that are not in a complete list.
     pub(super) fn retain_agents(&mut self, listed: &HashSet<String>) {
-        self.agents.retain(|uid, _| listed.contains(uid));
+        self.agents.retain(|uid, _| listed.contains(uid.as_str()));
     }
 
     /// Defers changes of a node until a time.

@@ -18,7 +18,7 @@ use tonic::codegen::{Bytes, Service};
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 type Sender = mpsc::UnboundedSender<std::io::Result<Bytes>>;
 
-/// How the API handles requests.
+/// The behavior of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ApiMode {
     Up,
@@ -36,7 +36,7 @@ pub(crate) struct FakeApi(Arc<Mutex<State>>);
 struct State {
     mode: ApiMode,
     version: u64,
-    /// By plural name, then by name.
+    /// Keyed by plural name, then by name.
     objects: HashMap<&'static str, BTreeMap<String, Value>>,
     watchers: Vec<(&'static str, Sender)>,
     requests: usize,
