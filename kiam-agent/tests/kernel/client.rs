@@ -26,6 +26,8 @@ pub(crate) struct Report {
 pub(crate) struct Client {
     program: Program,
     input: ChildStdin,
+    // Its cgroup is removed, with the processes in it, with the last of these.
+    place: Place,
 }
 
 impl Client {
@@ -34,7 +36,11 @@ impl Client {
         let mut command = place.command("/usr/bin/python3");
         command.args(["-I", "-S", "-c", CLIENT]).args(args);
         let (program, input) = Program::start_with_input("the client", command).unwrap();
-        Self { program, input }
+        Self {
+            program,
+            input,
+            place: place.clone(),
+        }
     }
 
     /// Position of the next line of its output.
@@ -55,7 +61,11 @@ impl Client {
     /// Closes its input and waits for its end.
     #[track_caller]
     pub(crate) fn report(self) -> Report {
-        let Self { program, input } = self;
+        let Self {
+            program,
+            input,
+            place: _place,
+        } = self;
         drop(input);
         let ended = program.finish(hang_limit()).unwrap();
         let line = ended.stdout.lines().last();

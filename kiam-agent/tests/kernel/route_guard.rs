@@ -95,6 +95,14 @@ fn routing(node: &Node) -> String {
     all
 }
 
+#[track_caller]
+fn ip(node: &Node, command: &str) {
+    let args = ["-n", node.netns().name()].into_iter();
+    let args = args.chain(command.split(' '));
+    let output = Command::new("ip").args(args).output().unwrap();
+    assert!(output.status.success(), "{command}: {output:?}");
+}
+
 fn guards(node: &Node, pod: &Pod, service: &Service, marker: &str) {
     let before = routing(node);
     service.is_found(node);
@@ -183,7 +191,7 @@ fn a_removed_route_guard_is_restored() {
             ("-4 route flush table 169254", Cause::Period),
         ] {
             let before = restored();
-            node.ip(command);
+            ip(&node, command);
             clock.wait_for(cause, checks, || {
                 restored() > before && routing(&node) == whole
             });
