@@ -69,7 +69,7 @@ use tokens::Tokens;
 
 /// How long the agent keeps accepting connections during a shutdown.
 const ACCEPT_AFTER_STOP: Duration = Duration::from_millis(100);
-/// Pause after a failed accept, such as for want of file descriptors.
+/// Pause after a failed accept, such as when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time from the start to the second check of the accept queue.
 const SECOND_QUEUE_CHECK: Duration = Duration::from_secs(1);

@@ -89,7 +89,7 @@ pub struct First {
     pub answered: f64,
 }
 
-/// Runs the command: one line of JSON at its end.
+/// Runs the command, and prints one line of JSON when it ends.
 ///
 /// # Errors
 /// When an answer is not 200.

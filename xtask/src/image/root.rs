@@ -44,7 +44,7 @@ pub(super) struct Root {
     pub(super) packages: BTreeMap<String, String>,
 }
 
-/// Makes it anew in a folder.
+/// Creates the root file system in a folder, in place of an earlier one.
 pub(super) fn make(path: &Path, programs: &ImagePrograms, system: &System) -> Result<Root> {
     if path.exists() {
         std::fs::remove_dir_all(path)

@@ -51,7 +51,7 @@ pub enum Phase {
     Down,
     /// It was killed.
     Killed,
-    /// One starts anew before each attempt.
+    /// An agent that starts before each attempt.
     Starting,
     /// One takes over from another during each attempt.
     Upgrade,

@@ -337,7 +337,7 @@ pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
     })
 }
 
-/// Starts an agent and waits until it says that it is ready: its operator's port might be answered by
+/// Starts an agent and waits until it says that it is ready: its admin port might be answered by
 /// the one before.
 fn begin(cluster: &FileCluster, node: &FileClusterNode, programs: &Programs) -> Result<Agent> {
     let agent = cluster.launch_agent_of(programs, node, node.tls(), &[])?;

@@ -47,7 +47,7 @@ impl Cache {
         self.0.join(COMPLETE).is_file()
     }
 
-    /// Gives up what is there: it no longer works. It is made anew the next time.
+    /// Gives up what is there: it no longer works. It is created again the next time.
     ///
     /// # Errors
     /// When the folder cannot be written.
@@ -61,7 +61,7 @@ impl Cache {
     /// what the tools print.
     ///
     /// # Errors
-    /// When `fill` fails; the folder is made anew the next time.
+    /// When `fill` fails; the folder is created again the next time.
     pub fn fill(&self, fill: impl FnOnce(&Path, &Log) -> Result<()>) -> Result<()> {
         let parent = self.0.parent().context("the cache folder has a parent")?;
         std::fs::create_dir_all(parent)

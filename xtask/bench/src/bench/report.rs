@@ -139,7 +139,7 @@ pub struct Machine {
     pub kernel: String,
     /// Its memory, in GiB.
     pub memory_gib: f64,
-    /// Processes that ran or waited to run, over a minute, at the begin.
+    /// Load average over one minute, when the benchmark started.
     pub load: f64,
 }
 

@@ -7,7 +7,7 @@ pub(super) struct Reach {
     /// As attacks.py takes it.
     pub(super) words: &'static [&'static str],
     /// Whether it reaches the service where nothing guards it. A trick that gets nowhere by itself
-    /// is tried all the same: with the guard it may.
+    /// is still tried: with the guard it may.
     pub(super) works: bool,
 }
 

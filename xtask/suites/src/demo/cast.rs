@@ -52,7 +52,7 @@ pub(super) struct Obstacle {
     pub(super) lacks: Option<String>,
 }
 
-/// A connection as the kernel told of it.
+/// A connection as the kernel reported it.
 #[derive(Debug)]
 pub(super) struct Sighting {
     pub(super) peer: String,

@@ -163,7 +163,7 @@ impl World {
         Ok(server.program())
     }
 
-    /// What the server's operator's port answers to a path.
+    /// Response of the server's admin port to a path.
     pub(super) fn server_operator(&self, path: &str) -> Result<probe::Answer> {
         let server = self.server.as_ref().context("the server was stopped")?;
         server.admin(path)

@@ -18,7 +18,7 @@ use testbed::sandbox::{Place, Program};
 pub(super) const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);
 const INTERVAL: &str = "--interval=500";
 
-/// Begins anew each time, as a job does: with credentials that live so much shorter than AWS's, a
+/// Starts again each time, as a job does: with credentials that live so much shorter than AWS's, a
 /// botocore that lives on would keep what it has, for as long as it takes to be ended ones.
 const SDK: &str = r#"
 import json, time, botocore.session, botocore.config

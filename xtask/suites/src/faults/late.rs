@@ -1,4 +1,4 @@
-//! Never late: from the API's word that a pod is bound to its credentials on the node, with many
+//! Startup latency: from the API's word that a pod is bound to its credentials on the node, with many
 //! pods a second starting, none of which the API knows an address of.
 
 use std::time::Duration;

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::world::World;
 
-/// What is told of a token is enough to know it again: so much of its end.
+/// Length of the end of a token that identifies it in reports.
 const TAIL: usize = 24;
 const PAGES: [&str; 5] = ["/metrics", "/healthz", "/readyz", "/status", "/status.html"];
 const CONTROL: &str = "(control)";

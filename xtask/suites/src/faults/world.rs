@@ -329,7 +329,7 @@ impl World {
     }
 }
 
-/// That a client's line tells of credentials.
+/// Parses a client's line that reports credentials.
 fn credentials(line: &str) -> Option<()> {
     let asked: Asked = serde_json::from_str(line).ok()?;
     asked.key.map(drop)

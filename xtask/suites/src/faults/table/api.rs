@@ -56,7 +56,7 @@ pub(super) const FAULTS: &[Fault] = &[
     .recovers_within(WATCHES),
 ];
 
-/// The servers lose the API, a role changes, and the history that tells of it is gone.
+/// The servers lose the API, a role changes, and the history that contains the change is gone.
 async fn compact(world: &mut World) -> Result<()> {
     world.api_way.open(false);
     changes::role(world, Some(changes::OTHER_ROLE)).await?;

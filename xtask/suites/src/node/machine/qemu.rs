@@ -1,4 +1,4 @@
-//! What QEMU is told of a machine: its processor, disks and network, and the kernel's command line.
+//! Arguments of QEMU for a machine: processor, disks, network, and the kernel's command line.
 
 use std::ffi::OsString;
 use std::path::Path;
