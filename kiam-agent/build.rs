@@ -1,4 +1,4 @@
-//! Hands the kernel programs' object to the compiler, if it was built.
+//! Passes the path of the kernel programs' object to the compiler, if the object is built.
 
 use std::env;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ fn main() {
         },
         PathBuf::from,
     );
-    // A file that is not there yet counts as changed when it comes.
+    // A missing file counts as changed when it is created.
     println!("cargo:rerun-if-changed={}", object.display());
     if object.is_file() {
         println!("cargo:rustc-cfg=kiam_ebpf_object");

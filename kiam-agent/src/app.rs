@@ -1,5 +1,6 @@
 //! Assembly of the agent, in the order in which its parts start.
 
+mod descriptions;
 mod redirect;
 mod task;
 
@@ -18,6 +19,7 @@ use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide};
 use prometheus::core::Collector;
 use tokio_util::sync::CancellationToken;
 
+pub use descriptions::descriptions;
 pub(crate) use redirect::RedirectError;
 pub(crate) use redirect::{PreAttached, pre_attach};
 pub use task::BackgroundTask;
@@ -90,7 +92,7 @@ pub struct Redirected {
     pub check: Option<SelfCheck>,
     /// The key of tokens, shared with the next agent.
     pub token_key: TokenKey,
-    /// Whether pods can no longer reach the real metadata service.
+    /// True if pods can no longer reach the real metadata service.
     pub guarded: bool,
     /// The tasks that keep it in effect.
     pub tasks: Vec<BackgroundTask>,

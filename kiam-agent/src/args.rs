@@ -54,7 +54,7 @@ pub struct Args {
     #[command(flatten)]
     pub(crate) node: NodeFlags,
 
-    /// How to redirect pods' connections to the metadata service
+    /// Mechanism that redirects pods' connections to the metadata service
     #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "MODE")]
     pub redirect: Redirect,
 
@@ -75,11 +75,23 @@ pub struct Args {
     pub(crate) host_network: HostNetworkFlags,
 
     /// Maximum time that a request waits for a pod or credentials that have not arrived yet
-    #[arg(long, default_value = "800ms", value_name = "DURATION", value_parser = pod_wait)]
+    #[arg(
+        long,
+        default_value = "800ms",
+        value_name = "DURATION",
+        value_parser = pod_wait,
+        help_heading = "Metadata service"
+    )]
     pub pod_wait: Duration,
 
-    /// Whether to answer requests without a session token (IMDSv1)
-    #[arg(long, value_enum, default_value_t = ImdsV2::Optional, value_name = "MODE")]
+    /// Treatment of requests without a session token (IMDSv1)
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = ImdsV2::Optional,
+        value_name = "MODE",
+        help_heading = "Metadata service"
+    )]
     pub imds_v2: ImdsV2,
 
     #[command(flatten)]
@@ -133,7 +145,7 @@ pub(crate) struct NodeFlags {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "hostNetwork pods")]
 pub(crate) struct HostNetworkFlags {
-    /// What to do with connections of hostNetwork pods to the metadata service
+    /// Treatment of hostNetwork pods' connections to the metadata service
     #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "POLICY")]
     pub(crate) host_network_pods: HostNetwork,
 

@@ -24,6 +24,7 @@ mod message;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
+use kiam_common::metrics::Registry;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use prometheus::core::{Collector, Desc};
@@ -157,6 +158,11 @@ impl BypassMetric {
     pub fn new(counter: BypassCounter) -> prometheus::Result<Self> {
         let shape = shape()?;
         Ok(Self { counter, shape })
+    }
+
+    /// Registers what describes the metric.
+    pub(crate) fn describe(registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(shape()?))
     }
 
     fn read(&self) -> Option<Vec<MetricFamily>> {

@@ -156,6 +156,13 @@ pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Prints the descriptions of all metrics.
+pub fn metrics() -> anyhow::Result<ExitCode> {
+    let described = app::descriptions().context("cannot describe the metrics")?;
+    println!("{}", serde_json::to_string_pretty(&described)?);
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Asks the running agent whether it serves. The exit code is 1 if it does not.
 pub fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     let path = if args.ready { "/readyz" } else { "/healthz" };

@@ -38,6 +38,7 @@ impl Program for Agent {
             Command::Doctor(args) => commands::doctor(args),
             Command::Status(args) => commands::status(args),
             Command::Health(args) => commands::health(args),
+            Command::Metrics => commands::metrics(),
         };
         ended.map_err(ProgramError::failure)
     }

@@ -44,6 +44,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
 use kiam_common::listen;
+use kiam_common::metadata_address::METADATA_SERVICE;
 use regex::Regex;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -67,7 +68,7 @@ use passthrough::Upstream;
 use slots::{Limits, Slots};
 use tokens::Tokens;
 
-/// How long the agent keeps accepting connections during a shutdown.
+/// Time during which the agent still accepts connections in a shutdown.
 const ACCEPT_AFTER_STOP: Duration = Duration::from_millis(100);
 /// Pause after a failed accept, such as when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -87,9 +88,9 @@ pub struct Settings {
     pub allow_routes: Option<Regex>,
     /// Address of the node's metadata service.
     pub upstream: SocketAddr,
-    /// Whether to redirect the role's path without a trailing slash, as kiam did.
+    /// Redirect the role's path without a trailing slash, as kiam did.
     pub legacy_redirects: bool,
-    /// Whether to serve credentials in the format of SDKs in containers.
+    /// Serve credentials in the format of SDKs in containers.
     pub container: bool,
     /// Maximum number of connections of all pods. Beyond it, an idle connection of the pod with the
     /// most connections is closed.
@@ -113,7 +114,7 @@ impl Default for Settings {
             pod_wait: Duration::from_millis(800),
             imds_v2: ImdsV2::Optional,
             allow_routes: None,
-            upstream: passthrough::METADATA,
+            upstream: METADATA_SERVICE,
             legacy_redirects: false,
             container: false,
             max_connections: 4096,

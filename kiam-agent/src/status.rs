@@ -30,7 +30,7 @@ pub(crate) struct Status {
     pub(crate) connection: ConnectionStates,
     /// Clients that send no tokens.
     pub(crate) v1_users: V1Users,
-    /// Whether to serve other machines.
+    /// Serve other machines too.
     pub(crate) remote: bool,
 }
 

@@ -94,7 +94,7 @@ pub struct Settings {
     pub server: String,
     /// File with the token that proves the node's identity.
     pub token_file: Option<PathBuf>,
-    /// Whether redirection and guard are in effect on the node.
+    /// True if redirection and guard are in effect on the node.
     pub guarded: bool,
     /// Timeouts and retry intervals.
     pub timeouts: Timeouts,

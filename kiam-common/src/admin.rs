@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::metrics::Registry;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Registry, TextEncoder};
+use prometheus::TextEncoder;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ pub type PageResponse = Response<Full<Bytes>>;
 pub struct PageRequest<'a> {
     /// The path, unmodified.
     pub path: &'a str,
-    /// Whether the request came over loopback.
+    /// True if the request came over loopback.
     pub local: bool,
 }
 

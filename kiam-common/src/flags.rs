@@ -11,7 +11,8 @@ pub struct TelemetryFlags {
     #[arg(long)]
     pub json_log: bool,
 
-    /// Log level: debug, info, warn or error, or levels per module such as info,kiam_server::node=debug
+    /// Log level: debug, info, warn or error, or levels per module such as
+    /// info,kiam_server::node=debug
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     pub level: String,
 

@@ -14,7 +14,8 @@ const MAX_TEXT_CHARS: usize = 500;
 /// The style of all pages. The content security policy below contains its hash.
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem;color:#1b1f24;background:#fff}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid #d0d7de;overflow-wrap:break-word}th{background:#f6f8fa;white-space:nowrap}td:first-child{font-weight:600}";
 
-/// Headers that forbid a page to run scripts, load resources, be framed, submit forms, or be cached.
+/// Headers that forbid a page to run scripts, load resources, be framed, submit forms, or be
+/// cached.
 const GUARDS: [(HeaderName, &str); 3] = [
     (
         header::CONTENT_SECURITY_POLICY,

@@ -1,7 +1,7 @@
 //! IAM roles: full ARNs, and the short names that annotations use.
 //!
-//! An annotation contains a full ARN, or the name of a role with or without its path, which the base
-//! ARN of the server completes. Anything else is rejected with a reason: the text is untrusted
+//! An annotation contains a full ARN, or the name of a role with or without its path, which the
+//! base ARN of the server completes. Anything else is rejected with a reason: the text is untrusted
 //! input, from anyone who may annotate a pod.
 
 use std::fmt;

@@ -1,8 +1,8 @@
 //! Supervised background tasks.
 //!
 //! Every long-running future of a program is spawned through one [`Tasks`]. No task may end before
-//! the program does: the first one that returns or panics is reported by name, and the program shuts
-//! down.
+//! the program does: the first one that returns or panics is reported by name, and the program
+//! shuts down.
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Logs on standard error, as JSON or text, at a level that can change at run time; and the registry
-//! of metrics.
+//! Logs on standard error, as JSON or text, at a level that can change at run time; and the
+//! registry of metrics.
 
 use std::sync::OnceLock;
 
@@ -82,8 +82,8 @@ pub fn set_level(level: &str) -> Result<(), LevelError> {
 ///
 /// # Errors
 /// When these cannot be registered.
-pub fn registry() -> prometheus::Result<prometheus::Registry> {
-    let registry = prometheus::Registry::new();
+pub fn registry() -> prometheus::Result<crate::metrics::Registry> {
+    let registry = crate::metrics::Registry::new();
     let process = prometheus::process_collector::ProcessCollector::for_self();
     registry.register(Box::new(process))?;
     Ok(registry)

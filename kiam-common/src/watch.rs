@@ -52,8 +52,8 @@ impl Changes {
     }
 }
 
-/// Returns whether an event is a read: the caller reads the files after each change, and must not be
-/// woken by that.
+/// Returns whether an event is a read: the caller reads the files after each change, and must not
+/// be woken by that.
 const fn is_read(kind: EventKind) -> bool {
     matches!(kind, EventKind::Access(access) if !matches!(access, AccessKind::Close(AccessMode::Write)))
 }

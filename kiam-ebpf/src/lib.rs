@@ -294,7 +294,7 @@ pub struct Attestation {
     /// The cgroup whose quota the attestation counts against: that of the pod or container. Cgroups
     /// that these can make themselves are below it.
     pub quota_cgroup: u64,
-    /// When the SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
+    /// Time at which the SYN left, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub at: u64,
 }
 

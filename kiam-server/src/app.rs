@@ -1,5 +1,6 @@
 //! Assembly of the server: validates the configuration, binds all ports, then serves.
 
+mod descriptions;
 mod drain;
 mod health;
 mod reports;
@@ -16,13 +17,15 @@ use kiam_common::api;
 use kiam_common::api::legacy::kiam_service_server::KiamServiceServer;
 use kiam_common::api::node::v1::node_service_server::NodeServiceServer;
 use kiam_common::duration;
+use kiam_common::metrics::Registry;
 use kiam_common::readiness::Readiness;
 use kiam_common::role::RoleError;
 use kiam_common::tasks::{TaskError, Tasks};
 use kiam_common::tls::{Acceptor, ServerTls, TlsError, TlsMetrics, TlsSide};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use prometheus::Registry;
 use tokio::net::TcpListener;
+
+pub use descriptions::descriptions;
 
 use crate::args::{Args, ClusterFlags, NodeAuthorization, NodeFlags};
 use crate::clock::SystemClock;

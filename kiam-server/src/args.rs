@@ -140,7 +140,8 @@ pub struct RoleFlags {
     #[arg(long, value_name = "ARN")]
     pub role_base_arn: Option<String>,
 
-    /// Complete short role names with the account and partition of the instance profile of this machine
+    /// Complete short role names with the account and partition of the instance profile of this
+    /// machine
     ///
     /// They are read from the metadata service at start, with IMDSv2.
     #[arg(long, conflicts_with = "role_base_arn")]
@@ -178,8 +179,8 @@ pub struct RoleFlags {
 
     /// Also read kube2iam's annotation iam.amazonaws.com/allowed-roles of namespaces
     ///
-    /// The annotation is a JSON list of role names, paths or ARNs, in which * matches anything. A role
-    /// is permitted if either annotation permits it.
+    /// The annotation is a JSON list of role names, paths or ARNs, in which * matches anything. A
+    /// role is permitted if either annotation permits it.
     #[arg(long)]
     pub kube2iam_allowed_roles: bool,
 

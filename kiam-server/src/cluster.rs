@@ -91,8 +91,8 @@ impl Cluster {
         self.write().index_addresses();
     }
 
-    /// Returns the pod with an address: the newest if several claim it, and never one in the network
-    /// namespace of its node.
+    /// Returns the pod with an address: the newest if several claim it, and never one in the
+    /// network namespace of its node.
     pub fn by_address(&self, address: IpAddr) -> Option<PodContext> {
         self.read().by_address(address)
     }

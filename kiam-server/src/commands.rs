@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use kiam_common::program::{self, ProgramError};
 
+use crate::app;
 use crate::args::Command;
 pub use explain::{ExplainError, Explanation, Step, Verdict, explain};
 pub use health::{HealthError, health};
@@ -29,6 +30,11 @@ pub async fn run(command: Command) -> Result<ExitCode, ProgramError> {
             let (text, granted) = explained.map_err(|error| ProgramError::new(UNKNOWN, error))?;
             let printed = program::print(text.as_bytes());
             Ok(if granted { printed } else { ExitCode::FAILURE })
+        }
+        Command::Metrics => {
+            let described = app::descriptions().map_err(ProgramError::failure)?;
+            let text = serde_json::to_vec_pretty(&described).map_err(ProgramError::failure)?;
+            Ok(program::print(&text))
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each identity has one entry and one refresh loop, regardless of the number of readers: at most
 //! one call to AWS is in flight for it, and no reader can cancel it. After a failure the loop backs
-//! off, and valid credentials stay in use. An entry without readers is dropped. The credentials come
-//! from an [`Issuer`]; the module does not depend on AWS or tonic.
+//! off, and valid credentials stay in use. An entry without readers is dropped. The credentials
+//! come from an [`Issuer`]; the module does not depend on AWS or tonic.
 
 mod ages;
 mod entry;

@@ -24,8 +24,8 @@ pub use service::Service;
 pub use session::{Closed, Message, Sender, Session};
 pub use streams::{Attached, StreamAge, StreamMetrics, Streams};
 
-/// The validated name of a Kubernetes node: a DNS subdomain (Kubernetes documentation, "Object Names
-/// and IDs").
+/// The validated name of a Kubernetes node: a DNS subdomain (Kubernetes documentation, "Object
+/// Names and IDs").
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct NodeName(Arc<str>);
 

@@ -6,8 +6,8 @@ use regex_automata::meta::{BuildError, Config, Regex};
 
 pub use kube2iam::{Kube2iamOptions, MAX_EXPRESSION_BYTES};
 
-/// The largest compiled expression, in bytes: anyone who may annotate a namespace must not be able to
-/// exhaust the memory of the server.
+/// The largest compiled expression, in bytes: anyone who may annotate a namespace must not be able
+/// to exhaust the memory of the server.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 const KIAM: &str = "annotation iam.amazonaws.com/permitted";
@@ -89,8 +89,9 @@ pub enum Verdict<'a> {
 }
 
 impl Permitted {
-    /// Compiles the annotation `iam.amazonaws.com/permitted`. An expression that must match the whole
-    /// ARN is anchored as `^(?:expression)$`, so that both ends of each alternative are anchored.
+    /// Compiles the annotation `iam.amazonaws.com/permitted`. An expression that must match the
+    /// whole ARN is anchored as `^(?:expression)$`, so that both ends of each alternative are
+    /// anchored.
     pub fn compile(annotation: Option<&str>, anchoring: Anchoring) -> Self {
         let Some(expression) = annotation.filter(|text| !text.is_empty()) else {
             return Self::Nothing;

@@ -3,8 +3,8 @@
 //! 1. The annotation of the pod, or that of its service account, names the role.
 //! 2. The expression in `iam.amazonaws.com/permitted` of the namespace matches the ARN of the role.
 //!
-//! Every refusal has one line for the owner of the pod: which policy refused, and which annotation to
-//! change. The module does not depend on kube, tonic or AWS.
+//! Every refusal has one line for the owner of the pod: which policy refused, and which annotation
+//! to change. The module does not depend on kube, tonic or AWS.
 
 mod session;
 mod session_name;

@@ -12,17 +12,17 @@
 //! # Content of the audit log
 //!
 //! - A **grant**: the policies permit the role of a pod on a connected node, and there are
-//!   credentials, which are sent to the agent next. The record has their access key ID. Renewals are
-//!   not grants (the server logs each of them: `issued credentials`).
-//! - A **refusal**: the policies forbid the role of a pod, or AWS permanently refuses it to the server
-//!   (access denied, request rejected). Temporary failures are not refusals.
+//!   credentials, which are sent to the agent next. The record has their access key ID. Renewals
+//!   are not grants (the server logs each of them: `issued credentials`).
+//! - A **refusal**: the policies forbid the role of a pod, or AWS permanently refuses it to the
+//!   server (access denied, request rejected). Temporary failures are not refusals.
 //! - A **revocation**: a grant ended, because the pod was deleted or the decision changed.
 //!
-//! Sessions end and restart all the time (an agent is updated, the lifetime of a stream is over), and
-//! do not end grants: the agent keeps them. The ledger is therefore kept per node in the server, not
-//! in the session: see `ledger`. Each replica records the grants that it made; for a node that moves
-//! to another replica, both record the grant and its end. The ledger is lost with the process: after
-//! a restart, existing grants are recorded once more.
+//! Sessions end and restart all the time (an agent is updated, the lifetime of a stream is over),
+//! and do not end grants: the agent keeps them. The ledger is therefore kept per node in the
+//! server, not in the session: see `ledger`. Each replica records the grants that it made; for a
+//! node that moves to another replica, both record the grant and its end. The ledger is lost with
+//! the process: after a restart, existing grants are recorded once more.
 
 pub(crate) mod audit;
 pub(crate) mod events;

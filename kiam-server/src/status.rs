@@ -1,7 +1,7 @@
 //! `/status`: the state and the failures of this server, as JSON and as HTML.
 //!
-//! It contains no secrets: no access key IDs, external IDs or session tags. Its size is bounded: each
-//! list has the most important entries, and the total number.
+//! It contains no secrets: no access key IDs, external IDs or session tags. Its size is bounded:
+//! each list has the most important entries, and the total number.
 
 mod pod;
 mod render;
@@ -73,7 +73,8 @@ struct Node {
     stream_age_seconds: u64,
 }
 
-/// The identities whose credentials are held. Failing ones come first, then those that expire first.
+/// The identities whose credentials are held. Failing ones come first, then those that expire
+/// first.
 #[derive(Debug, Serialize)]
 struct Identities {
     held: usize,

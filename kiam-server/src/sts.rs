@@ -1,5 +1,5 @@
-//! STS through the AWS SDK. The credentials of the server come from the SDK's default provider chain,
-//! region and endpoint from its standard environment variables.
+//! STS through the AWS SDK. The credentials of the server come from the SDK's default provider
+//! chain, region and endpoint from its standard environment variables.
 
 use std::error::Error;
 use std::time::{Duration, SystemTime};
@@ -48,7 +48,8 @@ pub(crate) struct Sts {
 }
 
 impl Sts {
-    /// Reads the environment of the SDK. The credentials of the server are loaded at the first call.
+    /// Reads the environment of the SDK. The credentials of the server are loaded at the first
+    /// call.
     pub(crate) async fn from_environment(settings: StsSettings) -> Self {
         let StsSettings {
             assume_role,

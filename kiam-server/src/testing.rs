@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::metrics::Registry;
 use kiam_common::role::BaseArn;
-use prometheus::Registry;
 use tokio::time::Instant;
 
 use crate::clock::Clock;

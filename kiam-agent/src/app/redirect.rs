@@ -93,7 +93,7 @@ pub(crate) struct PreAttached {
     pub(crate) pods: PathBuf,
     /// Lookup of pods below it.
     pub(crate) lookup: Pods,
-    /// Whether the programs are new; otherwise those of an earlier agent stay.
+    /// True if the programs are new; otherwise those of an earlier agent stay.
     pub(crate) new: bool,
 }
 

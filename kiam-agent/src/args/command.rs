@@ -38,6 +38,9 @@ pub enum Command {
 
     /// Check whether the running agent serves; for probes
     Health(HealthArgs),
+
+    /// List the metrics that an agent can have, as JSON
+    Metrics,
 }
 
 /// Flags of `kiam-agent attach`: those of the agent that will run.
@@ -50,7 +53,7 @@ pub struct AttachArgs {
     #[command(flatten)]
     pub(crate) node: NodeFlags,
 
-    /// What to do with connections of hostNetwork pods to the metadata service
+    /// Treatment of hostNetwork pods' connections to the metadata service
     #[arg(long, value_enum, default_value_t = HostNetwork::Passthrough, value_name = "POLICY")]
     pub(crate) host_network_pods: HostNetwork,
 
@@ -97,7 +100,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     pub(crate) node: NodeFlags,
 
-    /// How pods' connections are redirected
+    /// Mechanism that redirects pods' connections
     ///
     /// With iptables the kernel programs are not checked.
     #[arg(long, value_enum, default_value_t = Redirect::Ebpf, value_name = "MODE")]

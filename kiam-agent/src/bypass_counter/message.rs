@@ -49,7 +49,7 @@ const LOOPBACK: u32 = 1;
 /// `NFT_REG_1`
 const REGISTER: u32 = 1;
 
-/// Where the metadata service is.
+/// Addresses of the metadata service.
 const METADATA: [IpAddr; 2] = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
 
 /// A message: a header, a family and attributes.

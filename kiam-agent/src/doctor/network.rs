@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http_body_util::Empty;
 use kiam_common::http_client::{self, HttpError};
+use kiam_common::metadata_address::{METADATA_SERVICE, METADATA_V4};
 use nix::sched::{CloneFlags, setns};
 
 use super::Finding;
@@ -18,7 +19,6 @@ use crate::iptables::CHAIN;
 use crate::kernel::cgroup::Mount;
 
 const LIMIT: Duration = Duration::from_secs(2);
-const METADATA: SocketAddr = kiam_common::metadata_address::METADATA_SERVICE;
 /// Maximum size of the answer; the list of the real service is much shorter.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Maximum number of processes to inspect for one in a pod.
@@ -158,8 +158,9 @@ fn rules(redirect: Redirect) -> Finding {
 /// Returns the rules of other agents. With `--redirect=iptables` the agent's own are left out.
 fn redirects(saved: &str, redirect: Redirect) -> Vec<String> {
     let own = format!("-j {CHAIN}");
+    let metadata = METADATA_V4.to_string();
     let rules = saved.lines().filter(|line| line.starts_with("-A "));
-    let rules = rules.filter(|rule| rule.contains("169.254.169.254") && rule.contains("-j "));
+    let rules = rules.filter(|rule| rule.contains(&metadata) && rule.contains("-j "));
     let others = rules.filter(|rule| redirect == Redirect::Ebpf || !rule.ends_with(&own));
     others.map(str::to_owned).collect()
 }
@@ -185,10 +186,10 @@ async fn metadata_service() -> Finding {
 
 async fn status() -> Result<u16, HttpError> {
     let request = http::Request::get("/latest/meta-data/")
-        .header(http::header::HOST, METADATA.ip().to_string())
+        .header(http::header::HOST, METADATA_V4.to_string())
         .body(Empty::new())
         .expect("a path and a host always form a request");
-    let answer = http_client::send(METADATA, request, MAX_ANSWER_BYTES).await?;
+    let answer = http_client::send(METADATA_SERVICE, request, MAX_ANSWER_BYTES).await?;
     Ok(answer.status().as_u16())
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kiam_common::flags::TlsFlags;
+use kiam_common::metrics::Registry;
 use kiam_common::tls::{self, ClientTls, TlsMetrics, TlsSide};
-use prometheus::Registry;
 
 use super::Finding;
 use crate::args::DoctorArgs;

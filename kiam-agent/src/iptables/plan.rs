@@ -11,6 +11,8 @@
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use kiam_common::metadata_address::{METADATA_V4, METADATA_V6};
+
 use super::HostInterface;
 
 /// Name of the agent's chain in each table.
@@ -44,10 +46,10 @@ impl Family {
     }
 
     /// Returns the address of the metadata service as iptables prints it.
-    const fn metadata(self) -> &'static str {
+    fn metadata(self) -> String {
         match self {
-            Self::V4 => "169.254.169.254/32",
-            Self::V6 => "fd00:ec2::254/128",
+            Self::V4 => format!("{METADATA_V4}/32"),
+            Self::V6 => format!("{METADATA_V6}/128"),
         }
     }
 
@@ -162,7 +164,7 @@ impl Rules {
         if table == Table::Nat && !self.redirects(family) {
             return Vec::new();
         }
-        let mut from = vec![family.metadata().to_owned()];
+        let mut from = vec![family.metadata()];
         if (family, table) == (Family::V4, Table::Nat) {
             from.extend(self.container.map(|address| format!("{address}/32")));
         }
@@ -236,7 +238,7 @@ fn is_jump(rule: &str) -> bool {
 }
 
 fn is_stale(rule: &str) -> bool {
-    let to = |family: Family| has(rule, &["-d", family.metadata()]);
+    let to = |family: Family| has(rule, &["-d", &family.metadata()]);
     (to(Family::V4) || to(Family::V6))
         && has(rule, &["--dport", "80"])
         && has(rule, &["-j", "DNAT"])

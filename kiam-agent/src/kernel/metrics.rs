@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kiam_common::metrics::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, Opts};
@@ -26,6 +27,13 @@ impl KernelMetrics {
     pub(crate) fn new(programs: Arc<Programs>) -> prometheus::Result<Self> {
         let shapes = shapes()?;
         Ok(Self { programs, shapes })
+    }
+
+    /// Registers what describes the metrics.
+    pub(crate) fn describe(registry: &Registry) -> prometheus::Result<()> {
+        let (verdicts, closed) = shapes()?;
+        registry.register(Box::new(verdicts))?;
+        registry.register(Box::new(closed))
     }
 
     fn read(&self) -> Result<Vec<MetricFamily>, KernelError> {

@@ -37,7 +37,7 @@ pub struct Redirect {
     pub host_netns_cookie: u64,
     /// Treatment of `hostNetwork` pods that [`HostPods`] has no entry for.
     pub host_network: HostNetwork,
-    /// Whether to drop pods' packets to the metadata service.
+    /// Drop pods' packets to the metadata service.
     pub guard_egress: bool,
     /// A second address whose port 80 is redirected to the agent.
     pub container: Option<Ipv4Addr>,
@@ -263,4 +263,20 @@ fn configure(object: &mut Ebpf, config: &Config) -> Result<(), KernelError> {
 
 fn take(object: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
     object.take_map(name).ok_or(KernelError::Missing { name })
+}
+
+#[cfg(test)]
+mod tests {
+    use kiam_common::metadata_address;
+    use kiam_ebpf::{METADATA_V4, METADATA_V6};
+
+    #[test]
+    fn the_programs_and_the_agent_use_the_same_addresses() {
+        assert_eq!(
+            METADATA_V4.to_ne_bytes(),
+            metadata_address::METADATA_V4.octets()
+        );
+        let v6 = METADATA_V6.map(u32::to_ne_bytes).concat();
+        assert_eq!(v6, metadata_address::METADATA_V6.octets());
+    }
 }

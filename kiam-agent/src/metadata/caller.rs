@@ -9,7 +9,7 @@ use crate::caller::{PodRef, Unidentified};
 pub(super) struct Caller {
     pub(super) who: Result<PodRef, Unidentified>,
     pub(super) source: IpAddr,
-    /// Whether the connection comes from the agent's own address, and so from the node.
+    /// True if the connection comes from the agent's own address, and so from the node.
     pub(super) on_node: bool,
 }
 

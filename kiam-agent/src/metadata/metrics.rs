@@ -1,7 +1,8 @@
 //! Metrics of the service. Those of kiam keep their names.
 
+use kiam_common::metrics::Registry;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     exponential_buckets,
 };
 

@@ -15,14 +15,13 @@ use http::header::{CONTENT_TYPE, ETAG, HOST, HeaderName, LAST_MODIFIED};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Empty;
 use kiam_common::http_client::{self, HttpError};
+use kiam_common::metadata_address::METADATA_SERVICE;
 use regex::Regex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::headers::{TOKEN, TOKEN_TTL};
 
-/// Where the real metadata service is.
-pub(super) const METADATA: SocketAddr = kiam_common::metadata_address::METADATA_SERVICE;
 /// Timeout of a request, with a new session if one is needed. The real service answers in
 /// milliseconds, unless it throttles.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -144,7 +143,7 @@ impl Upstream {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, METADATA.ip().to_string())
+            .header(HOST, METADATA_SERVICE.ip().to_string())
             .header(name, value)
             .body(Empty::new())
             .expect("paths are checked for what a request can hold");

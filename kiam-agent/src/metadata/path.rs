@@ -23,7 +23,7 @@ pub enum Route<'a> {
     Info,
     /// `{version}/api/token`: a token of IMDSv2.
     Token {
-        /// Whether the version is `latest`, the only one of the real service.
+        /// True if the version is `latest`, the only one of the real service.
         latest: bool,
     },
     /// `v1/credentials`: credentials for SDKs in containers.

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::StatusCode;
 use http::request::Parts;
+use kiam_common::metrics::Registry;
 use kiam_common::pod_uid::PodUid;
-use prometheus::Registry;
 use tokio::time::Instant;
 
 use super::caller::Caller;

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kiam_common::metrics::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, Opts};
 
 use super::decide::find;
 use super::sdk::Sdk;
@@ -51,6 +52,11 @@ impl V1Users {
         };
         registry.register(Box::new(users.clone()))?;
         Ok(users)
+    }
+
+    /// Registers what describes the metric.
+    pub(crate) fn describe(registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(shape()?))
     }
 
     /// Counts a request.

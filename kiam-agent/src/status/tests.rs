@@ -3,9 +3,9 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 use kiam_common::admin::PageRequest;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::metrics::Registry;
 use kiam_common::pod_uid::PodUid;
 use kiam_common::role::RoleArn;
-use prometheus::Registry;
 use tokio::sync::watch;
 
 use super::*;

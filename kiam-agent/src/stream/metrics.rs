@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
+use kiam_common::metrics::Registry;
+use prometheus::{Gauge, IntCounterVec, IntGauge, Opts};
 
 /// The metrics of the node stream.
 #[derive(Debug, Clone)]

@@ -10,9 +10,9 @@ use futures::stream::BoxStream;
 use kiam_common::api::node::v1::node_service_server::{NodeService, NodeServiceServer};
 use kiam_common::api::node::v1::watch_response::Update as Wire;
 use kiam_common::flags::TlsFlags;
+use kiam_common::metrics::Registry;
 use kiam_common::readiness::Readiness;
 use kiam_common::tls::{Acceptor, ClientTls, ServerTls, TlsMetrics, TlsSide};
-use prometheus::Registry;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };

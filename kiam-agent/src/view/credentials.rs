@@ -47,10 +47,7 @@ pub struct Issued {
 
 impl Issued {
     /// Writes the documents of `iam/security-credentials/`, `…-extended/` and `v1/credentials`.
-    pub fn new(
-        credentials: &SessionCredentials,
-        role: &RoleArn,
-    ) -> Result<Self, CredentialsError> {
+    pub fn new(credentials: &SessionCredentials, role: &RoleArn) -> Result<Self, CredentialsError> {
         let SessionCredentials {
             access_key_id,
             secret_access_key,

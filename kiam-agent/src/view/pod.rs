@@ -17,7 +17,7 @@ use super::update::{Failure, PodFacts};
 pub struct Pod {
     /// Properties of the pod.
     pub facts: Arc<PodFacts>,
-    /// What the policies decided, with credentials.
+    /// The decision of the policies, with credentials.
     pub outcome: Outcome<Grant>,
 }
 

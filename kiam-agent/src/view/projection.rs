@@ -80,7 +80,7 @@ struct PodState {
     outcome: Outcome<GrantedRole>,
     /// Credentials of the same role from an earlier stream.
     carried: Option<Arc<Issued>>,
-    /// Whether the pod keeps its state from an earlier stream until this one is synced.
+    /// True if the pod keeps its state from an earlier stream until this one is synced.
     held: bool,
 }
 

@@ -40,7 +40,7 @@ pub struct GrantedRole {
 pub struct Failure {
     /// The error, on one line.
     pub error: Box<str>,
-    /// Whether a retry cannot help until the configuration is changed.
+    /// True if a retry cannot help until the configuration is changed.
     pub permanent: bool,
 }
 

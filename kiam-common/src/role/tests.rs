@@ -1,4 +1,5 @@
-//! Cases of kiam's own tests (kiam's `arn_resolver_test`), cases that it gets wrong, and properties.
+//! Cases of kiam's own tests (kiam's `arn_resolver_test`), cases that it gets wrong, and
+//! properties.
 
 use proptest::prelude::*;
 

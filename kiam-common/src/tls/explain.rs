@@ -7,8 +7,8 @@ use rustls::{AlertDescription, CertificateError, Error as Rustls};
 
 /// Finds the TLS error among the sources of `error`, and explains its cause and remedy.
 ///
-/// In TLS 1.3 a client learns only after its handshake that the server rejected its certificate: the
-/// error surfaces in the first call.
+/// In TLS 1.3 a client learns only after its handshake that the server rejected its certificate:
+/// the error surfaces in the first call.
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {

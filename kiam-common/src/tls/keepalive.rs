@@ -1,5 +1,5 @@
-//! Detection of dead connections by TCP keepalive. A server has thousands of idle connections, and a
-//! keepalive probe is handled by the kernels: unlike an HTTP/2 ping it wakes no process.
+//! Detection of dead connections by TCP keepalive. A server has thousands of idle connections, and
+//! a keepalive probe is handled by the kernels: unlike an HTTP/2 ping it wakes no process.
 
 use std::io;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! TLS configurations that are reloaded when their files change.
 //!
-//! The folders of the files are watched, because the kubelet updates a mounted secret by replacing a
-//! symbolic link beside the files. A configuration is replaced only by a valid one: after a torn
+//! The folders of the files are watched, because the kubelet updates a mounted secret by replacing
+//! a symbolic link beside the files. A configuration is replaced only by a valid one: after a torn
 //! write, with a missing file or with a key of another certificate, the old one stays in use.
 
 use std::fmt;
@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::metrics::Registry;
 use arc_swap::ArcSwap;
-use prometheus::{Gauge, IntGauge, Opts, Registry};
+use prometheus::{Gauge, IntGauge, Opts};
 use rustls::{ClientConfig, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +21,8 @@ use crate::watch;
 
 /// The wait after a change, so that a writer can replace all three files.
 const SETTLE: Duration = Duration::from_millis(200);
-/// The interval of unconditional reloads: files behind symbolic links that leave the watched folders
-/// change without an event.
+/// The interval of unconditional reloads: files behind symbolic links that leave the watched
+/// folders change without an event.
 const REREAD: Duration = Duration::from_secs(300);
 
 /// The configuration of a server.

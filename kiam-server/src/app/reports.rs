@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use kiam_common::metrics::Registry;
 use kiam_common::tasks::Tasks;
-use prometheus::Registry;
 
 use super::StartError;
 use crate::clock::{Clock, SystemClock};

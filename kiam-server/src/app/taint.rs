@@ -1,7 +1,7 @@
 //! Assembly of the controller of `--node-taint`.
 
+use kiam_common::metrics::Registry;
 use kiam_common::tasks::Tasks;
-use prometheus::Registry;
 
 use super::StartError;
 use crate::args::NodeFlags;

@@ -21,10 +21,13 @@ pub enum Command {
 
     /// Explain why a pod gets the credentials of its role, or why not and what to do
     ///
-    /// Reads the Kubernetes API, and asks a running server if it is reachable (in its pod, or through
-    /// kubectl port-forward). The exit code is 0 if the pod gets its credentials, 1 if not, and 2 if
-    /// that is unknown.
+    /// Reads the Kubernetes API, and asks a running server if it is reachable (in its pod, or
+    /// through kubectl port-forward). The exit code is 0 if the pod gets its credentials, 1 if not,
+    /// and 2 if that is unknown.
     Explain(Box<ExplainArgs>),
+
+    /// List the metrics that a server can have, as JSON
+    Metrics,
 }
 
 /// Flags of `kiam-server explain`.
@@ -98,8 +101,8 @@ pub struct HealthArgs {
     pub compat: HealthCompatFlags,
 }
 
-/// Flags of `kiam health` that have no effect: the command logs nothing, and `--timeout` is the only
-/// limit.
+/// Flags of `kiam health` that have no effect: the command logs nothing, and `--timeout` is the
+/// only limit.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct HealthCompatFlags {
     #[arg(long, hide = true)]

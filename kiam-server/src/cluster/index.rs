@@ -69,7 +69,8 @@ impl Index {
             if **known == pod {
                 return;
             }
-            // Kubernetes binds a pod once. If one moved nevertheless, its old node must not keep it.
+            // Kubernetes binds a pod once. If one moved nevertheless, its old node must not keep
+            // it.
             if known.node != pod.node {
                 self.remove_pod(pod.uid.as_str());
             }

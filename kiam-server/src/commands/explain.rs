@@ -1,4 +1,5 @@
-//! `kiam-server explain pod`: why a pod gets the credentials of its role, or why not and what to do.
+//! `kiam-server explain pod`: why a pod gets the credentials of its role, or why not and what to
+//! do.
 
 mod steps;
 #[cfg(test)]

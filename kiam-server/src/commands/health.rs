@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kiam_common::duration;
+use kiam_common::metrics::Registry;
 use kiam_common::server_address::ServerAddress;
 use kiam_common::tls::{ClientTls, TlsError, TlsMetrics, TlsSide, connect};
-use prometheus::Registry;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;

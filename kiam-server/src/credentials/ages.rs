@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use kiam_common::metrics::Registry;
+use prometheus::Gauge;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, Registry};
 
 use super::Store;
 use crate::clock::Clock;
@@ -30,23 +31,39 @@ impl CredentialAges {
         store: Arc<Store>,
         clock: Arc<dyn Clock>,
     ) -> prometheus::Result<()> {
+        let [age, left, failing] = gauges()?;
         registry.register(Box::new(Self {
             store,
             clock,
-            age: Gauge::new(
-                "kiam_sts_credentials_oldest_age_seconds",
-                "Age of the oldest credentials that are held.",
-            )?,
-            left: Gauge::new(
-                "kiam_sts_credentials_least_remaining_seconds",
-                "Remaining lifetime of the credentials that expire first; negative after that.",
-            )?,
-            failing: Gauge::new(
-                "kiam_sts_identities_failing",
-                "Identities whose last call to STS failed.",
-            )?,
+            age,
+            left,
+            failing,
         }))
     }
+
+    /// Registers what describes the gauges.
+    pub(crate) fn describe(registry: &Registry) -> prometheus::Result<()> {
+        let mut gauges = gauges()?.into_iter();
+        gauges.try_for_each(|gauge| registry.register(Box::new(gauge)))
+    }
+}
+
+/// The gauges of age, of lifetime and of failing identities.
+fn gauges() -> prometheus::Result<[Gauge; 3]> {
+    Ok([
+        Gauge::new(
+            "kiam_sts_credentials_oldest_age_seconds",
+            "Age of the oldest credentials that are held.",
+        )?,
+        Gauge::new(
+            "kiam_sts_credentials_least_remaining_seconds",
+            "Remaining lifetime of the credentials that expire first; negative after that.",
+        )?,
+        Gauge::new(
+            "kiam_sts_identities_failing",
+            "Identities whose last call to STS failed.",
+        )?,
+    ])
 }
 
 impl Collector for CredentialAges {

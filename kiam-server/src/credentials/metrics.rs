@@ -1,6 +1,7 @@
 //! Metrics of credentials and STS calls. Those with a counterpart in kiam have its names.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use kiam_common::metrics::Registry;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
 
 use super::IssueErrorKind;
 

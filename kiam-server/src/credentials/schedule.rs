@@ -62,9 +62,9 @@ impl ExpiryContract {
         self.duration
     }
 
-    /// Returns the renewal time of credentials that were issued at `now` and expire at `expiration`:
-    /// `refresh` before the expiration, and up to a tenth of the wait earlier, so that credentials
-    /// that were issued together are not renewed together. `random` is in 0..1.
+    /// Returns the renewal time of credentials that were issued at `now` and expire at
+    /// `expiration`: `refresh` before the expiration, and up to a tenth of the wait earlier, so
+    /// that credentials that were issued together are not renewed together. `random` is in 0..1.
     ///
     /// A session shorter than requested is renewed at half of its lifetime at the latest.
     pub fn renew_at(&self, now: SystemTime, expiration: SystemTime, random: f64) -> SystemTime {
@@ -101,8 +101,8 @@ impl Retries {
         Backoff::new(Duration::from_secs(first), Duration::from_secs(limit))
     }
 
-    /// Returns the wait after a failure. It is at most half of `remaining`, the remaining lifetime of
-    /// the credentials in use, so that they do not expire because of a failure that is over.
+    /// Returns the wait after a failure. It is at most half of `remaining`, the remaining lifetime
+    /// of the credentials in use, so that they do not expire because of a failure that is over.
     pub(super) fn after_failure(
         &mut self,
         kind: IssueErrorKind,

@@ -220,7 +220,7 @@ async fn metrics_report_the_oldest_credentials_and_the_first_to_expire() {
     let clock = TestClock::new();
     let issuer = TestIssuer::new(&clock);
     let store = Arc::new(store(&issuer, &clock, PLENTY));
-    let registry = prometheus::Registry::new();
+    let registry = kiam_common::metrics::Registry::new();
     CredentialAges::register(&registry, Arc::clone(&store), Arc::new(clock.clone())).unwrap();
     let read = |name: &str| {
         let families = registry.gather();

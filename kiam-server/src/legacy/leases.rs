@@ -28,7 +28,8 @@ struct TimedLease {
 }
 
 impl Leases {
-    /// Ends a lease `ttl` after the last request. An SDK asks again within the duration of a session.
+    /// Ends a lease `ttl` after the last request. An SDK asks again within the duration of a
+    /// session.
     pub(crate) fn new(store: Arc<Store>, ttl: Duration) -> Self {
         Self {
             store,
@@ -37,8 +38,8 @@ impl Leases {
         }
     }
 
-    /// Returns the credentials of an identity, or the failure to get them. Waits for the first result
-    /// if there is none yet. Dropping the future ends the wait, and not the call to STS.
+    /// Returns the credentials of an identity, or the failure to get them. Waits for the first
+    /// result if there is none yet. Dropping the future ends the wait, and not the call to STS.
     pub(crate) async fn get(&self, identity: &Arc<Identity>) -> Snapshot {
         let signal = Arc::new(Notify::new());
         let lease = self.store.lease(identity, Arc::clone(&signal));

@@ -18,7 +18,8 @@ fn response(update: Update) -> WatchResponse {
     }
 }
 
-/// A pod and its outcome. `identity` is the number of its identity on the stream, if it was granted.
+/// A pod and its outcome. `identity` is the number of its identity on the stream, if it was
+/// granted.
 pub(super) fn pod_applied(pod: &Pod, outcome: &Outcome, identity: Option<u64>) -> WatchResponse {
     let outcome = match outcome {
         Outcome::NoRole => pod_applied::Outcome::NoRole(NoRole {}),

@@ -45,8 +45,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Decides about the pods in `cluster` according to `settings`, for agents that prove their node.
-    /// Streams end after `age`, and when `stop` is cancelled.
+    /// Decides about the pods in `cluster` according to `settings`, for agents that prove their
+    /// node. Streams end after `age`, and when `stop` is cancelled.
     pub fn new(
         cluster: Arc<Cluster>,
         store: Arc<Store>,

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kiam_common::metrics::Registry;
 use kiam_common::outcome::OUTCOME_LABELS;
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounterVec, IntGauge, Opts};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -107,7 +108,7 @@ pub struct Attached {
     pub node: NodeName,
     /// The version that the agent reports, truncated.
     pub agent_version: String,
-    /// Whether the agent reports that it guards its node.
+    /// True if the agent reports that it guards its node.
     pub guarded: bool,
     /// The start of the stream.
     pub since: Instant,

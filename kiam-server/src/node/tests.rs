@@ -270,8 +270,8 @@ proptest! {
     }
 }
 
-/// In one wake-up, the last pod with a role is deleted and another one is granted the role: the agent
-/// has dropped the credentials by then, and must receive them again.
+/// In one wake-up, the last pod with a role is deleted and another one is granted the role: the
+/// agent has dropped the credentials by then, and must receive them again.
 #[tokio::test(start_paused = true)]
 async fn credentials_are_sent_again_when_a_role_moves_to_another_pod() {
     let pod = |number| Change::Pod {

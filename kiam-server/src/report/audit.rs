@@ -1,9 +1,9 @@
 //! The writer of the audit log, with one line of JSON for each record.
 //!
 //! A separate thread writes, so that a blocked file system or reader of standard output blocks
-//! nothing else: the records wait in their queue, and are dropped and counted when it is full. A file
-//! that was renamed, for example by logrotate, is created again. Records that cannot be written are
-//! lost, counted and logged.
+//! nothing else: the records wait in their queue, and are dropped and counted when it is full. A
+//! file that was renamed, for example by logrotate, is created again. Records that cannot be
+//! written are lost, counted and logged.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -1,10 +1,10 @@
 //! The records of this replica for the pods of each node, so that each grant is recorded once.
 //!
-//! Each node has a page, which the sessions of the node share and which outlives them: a new session
-//! finds the existing grants, and records only changes. While a node has no session, the ledger
-//! itself watches the pods of the node: when one is deleted, it records the end of the grant and
-//! drops the entry. A page therefore never has more entries than the node has pods. Other changes are
-//! recorded when the agent reconnects; until then it keeps its grants.
+//! Each node has a page, which the sessions of the node share and which outlives them: a new
+//! session finds the existing grants, and records only changes. While a node has no session, the
+//! ledger itself watches the pods of the node: when one is deleted, it records the end of the grant
+//! and drops the entry. A page therefore never has more entries than the node has pods. Other
+//! changes are recorded when the agent reconnects; until then it keeps its grants.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -1,6 +1,7 @@
 //! Metrics of audit records and Events.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use kiam_common::metrics::Registry;
+use prometheus::{IntCounter, IntCounterVec, Opts};
 
 /// Metrics of audit records and Events.
 #[derive(Debug, Clone)]

@@ -135,8 +135,8 @@ impl Notices {
     }
 }
 
-/// Publishes notices within the rate limit, until `stop` is cancelled. Skips notices of pods that were
-/// deleted meanwhile.
+/// Publishes notices within the rate limit, until `stop` is cancelled. Skips notices of pods that
+/// were deleted meanwhile.
 pub(crate) async fn publish(
     mut notices: Receiver<Notice>,
     publisher: impl Publisher,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::metrics::Registry;
 use kiam_common::role::resolve;
-use prometheus::Registry;
 use tokio::time::Instant;
 
 use super::audit::Writer;
@@ -94,8 +94,8 @@ async fn a_broken_role_in_a_thousand_pods_causes_few_events() {
     }
     let dropped = 1000 - MAX_NOTICES as u64;
     assert_eq!(metrics.event("dropped").get(), dropped);
-    let told = &pods[..MAX_NOTICES];
-    for pod in told {
+    let queued = &pods[..MAX_NOTICES];
+    for pod in queued {
         node.decided(pod, &forbidden("no"));
     }
     assert_eq!(metrics.event("suppressed").get(), MAX_NOTICES as u64);

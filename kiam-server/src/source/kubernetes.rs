@@ -45,7 +45,8 @@ impl fmt::Debug for Watches {
 type Trimmed = Result<Result<Object, ObjectKey>, ManifestError>;
 
 impl Watches {
-    /// Watches through `client`, into `cluster`. `options` says which annotations of namespaces count.
+    /// Watches through `client`, into `cluster`. `options` says which annotations of namespaces
+    /// count.
     pub(crate) fn new(
         client: Client,
         cluster: Arc<Cluster>,

@@ -116,8 +116,8 @@ pub(super) fn pod(manifest: PodManifest) -> Result<Result<Pod, ObjectKey>, Manif
             .into(),
         addresses: addresses.into(),
         host_network: spec.host_network.unwrap_or_default(),
-        // The kubelet sets the hash of mirror pods only; any other pod may have been annotated by its
-        // owner.
+        // The kubelet sets the hash of mirror pods only; any other pod may have been annotated by
+        // its owner.
         static_hash: annotation(&metadata, "kubernetes.io/config.mirror")
             .and_then(|_| annotation(&metadata, "kubernetes.io/config.hash")),
         annotations: annotations.boxed(),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use kiam_common::metrics::Registry;
 use kube::api::ObjectMeta;
 use kube::runtime::watcher;
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts};
 
 use crate::clock::Clock;
 use crate::cluster::object::Kind;

@@ -211,14 +211,14 @@ fn sent(name: &str, edit: impl Fn(&mut serde_json::Value)) -> DeserializeGuard<P
     serde_json::from_value(pod).unwrap()
 }
 
-fn metrics(registry: &prometheus::Registry) -> WatchMetrics {
+fn metrics(registry: &kiam_common::metrics::Registry) -> WatchMetrics {
     WatchMetrics::new(registry, Arc::new(crate::clock::SystemClock)).unwrap()
 }
 
 #[tokio::test]
 async fn a_broken_watch_keeps_the_known_objects_and_counts_the_reason() {
     let cluster = Cluster::new();
-    let registry = prometheus::Registry::new();
+    let registry = kiam_common::metrics::Registry::new();
     let trim = |pod| manifest::pod(pod).map(|pod| pod.map(Object::Pod));
     let gone = kube::core::Status {
         code: 410,
@@ -256,7 +256,7 @@ impl crate::clock::Clock for FixedClock {
 
 #[tokio::test]
 async fn the_lag_is_the_time_from_the_write_to_its_event() {
-    let (cluster, registry) = (Cluster::new(), prometheus::Registry::new());
+    let (cluster, registry) = (Cluster::new(), kiam_common::metrics::Registry::new());
     let now = std::time::UNIX_EPOCH + Duration::from_secs(1_767_225_607);
     let metrics = WatchMetrics::new(&registry, Arc::new(FixedClock(now))).unwrap();
     let at = |time: &'static str| {
@@ -298,7 +298,7 @@ async fn a_restarted_watch_removes_deleted_objects_and_skips_invalid_ones() {
     let play = async |events: Vec<Event<DeserializeGuard<PodManifest>>>| {
         apply_events(
             &cluster,
-            &metrics(&prometheus::Registry::new()),
+            &metrics(&kiam_common::metrics::Registry::new()),
             Kind::Pod,
             stream::iter(events.into_iter().map(Ok)),
             trim,

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use http_body_util::BodyExt as _;
 use kiam_common::admin::PageRequest;
+use kiam_common::metrics::Registry;
 use kiam_common::role::RoleArn;
-use prometheus::Registry;
 use serde_json::Value;
 use tokio::sync::Notify;
 

@@ -101,7 +101,8 @@ impl NodeApi {
         watcher::watcher(self.agents.clone(), config).default_backoff()
     }
 
-    /// Returns whether a node has a pod of an agent, by a list rather than by the watch, which may lag.
+    /// Returns whether a node has a pod of an agent, by a list rather than by the watch, which may
+    /// lag.
     pub(super) async fn has_agent(&self, node: &str) -> kube::Result<bool> {
         let fields = format!("{},spec.nodeName={node}", self.account);
         let pods = self

@@ -5,10 +5,11 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use kiam_common::metrics::Registry;
 use kube::Client;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, Opts};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -67,8 +68,8 @@ pub(crate) struct TaintController {
 }
 
 impl TaintController {
-    /// Removes `taint` from nodes whose agents in `streams` guard them, and adds it to nodes that have
-    /// had no pod of the service account `agents` for the time `after`.
+    /// Removes `taint` from nodes whose agents in `streams` guard them, and adds it to nodes that
+    /// have had no pod of the service account `agents` for the time `after`.
     pub(crate) fn new(
         client: Client,
         (taint, after): (Taint, Duration),

@@ -87,8 +87,8 @@ impl State {
         self.later.insert(name.to_owned(), until);
     }
 
-    /// Plans the due changes. `attached` are the nodes whose agents are connected to this server, and
-    /// `guarded` those of them that their agents guard.
+    /// Plans the due changes. `attached` are the nodes whose agents are connected to this server,
+    /// and `guarded` those of them that their agents guard.
     pub(super) fn plan(
         &mut self,
         guarded: &HashSet<String>,

@@ -9,6 +9,7 @@ use kiam_agent::stream::{
     Client, Settings as StreamSettings, StreamMetrics as AgentMetrics, Timeouts,
 };
 use kiam_agent::view::{Outcome as Seen, Projection, View};
+use kiam_common::metrics::Registry;
 use kiam_common::readiness::Readiness;
 use kiam_common::role::BaseArn;
 use kiam_server::clock::Clock as _;
@@ -21,7 +22,6 @@ use kiam_server::node::proof::NodeProof;
 use kiam_server::node::{Service, StreamAge, StreamMetrics};
 use kiam_server::permitted::{Anchoring, Permitted};
 use kiam_server::policy::{Outcome, SessionSettings, Settings, decide};
-use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -107,8 +107,8 @@ pub(crate) struct Fixture {
     changed: Instant,
     /// All roles that each pod of this node ever named, by UID. `None` if it named no role.
     named: BTreeMap<String, BTreeSet<Option<u64>>>,
-    /// All roles that the service account ever named, and that the namespace ever permitted. Events of
-    /// different kinds have no order: while a watch lags, a server may have the old state of one
+    /// All roles that the service account ever named, and that the namespace ever permitted. Events
+    /// of different kinds have no order: while a watch lags, a server may have the old state of one
     /// object and the new state of another.
     of_account: BTreeSet<u64>,
     permitted: BTreeSet<u64>,

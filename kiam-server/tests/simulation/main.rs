@@ -1,9 +1,9 @@
 //! Simulation of the stream protocol and the credential store: the sessions and stores of real
-//! servers, the stream and view of a real agent, and between them a network, an API and an STS whose
-//! faults are drawn from a seed.
+//! servers, the stream and view of a real agent, and between them a network, an API and an STS
+//! whose faults are drawn from a seed.
 //!
-//! Time is tokio's paused clock, so that hours pass in milliseconds. The invariants are checked after
-//! each step, and the complete state at times when all faults are over.
+//! Time is tokio's paused clock, so that hours pass in milliseconds. The invariants are checked
+//! after each step, and the complete state at times when all faults are over.
 //!
 //! ```text
 //! fixture  the true state, the replicas that watch it, the agent, and the invariants

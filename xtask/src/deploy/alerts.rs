@@ -1,6 +1,7 @@
 //! `deploy/prometheus` and `deploy/grafana`, checked by promtool and against the programs' metrics.
 
-use std::collections::BTreeSet;
+mod queries;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use toolchain::{Plan, exec, find_program, workspace};
 
-use suites::metrics;
+use queries::Known;
 
 /// Adds promtool.
 pub(crate) fn plan(plan: &mut Plan) {
@@ -95,7 +96,7 @@ struct Thresholds {
 /// Checks all of it.
 #[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
 pub(super) fn check() -> Result<()> {
-    let known = known_names()?;
+    let known = Known::ask()?;
     let folder = workspace().join("deploy/prometheus");
     promtool(&folder, &["check", "rules", "alerts.yaml"])?;
     promtool(&folder, &["test", "rules", "alerts_test.yaml"])?;
@@ -110,7 +111,7 @@ pub(super) fn check() -> Result<()> {
         annotations,
     } in &rules
     {
-        exist(expr, &known).with_context(|| alert.clone())?;
+        known.check(expr).with_context(|| alert.clone())?;
         ensure!(
             tests.contains(&format!("{{alertname=\"{alert}\"}}")),
             "no test makes {alert} fire"
@@ -122,52 +123,6 @@ pub(super) fn check() -> Result<()> {
         rules.len()
     );
     dashboards(&known)
-}
-
-/// Names of all series that the programs can have.
-fn known_names() -> Result<BTreeSet<String>> {
-    let mut known = BTreeSet::from(["up".to_owned()]);
-    for (program, tls_side) in metrics::PROGRAMS {
-        for (name, metric) in metrics::of(program, tls_side)? {
-            if metric.kind == "histogram" {
-                known.extend(["bucket", "sum", "count"].map(|part| format!("{name}_{part}")));
-            } else {
-                known.insert(name);
-            }
-        }
-    }
-    // The prometheus crate's own, on Linux.
-    known.extend(
-        [
-            "process_cpu_seconds_total",
-            "process_open_fds",
-            "process_resident_memory_bytes",
-            "process_start_time_seconds",
-        ]
-        .map(str::to_owned),
-    );
-    Ok(known)
-}
-
-/// Each metric that a query names is one of these.
-fn exist(query: &str, known: &BTreeSet<String>) -> Result<()> {
-    let mut outside = String::new();
-    for (at, part) in query.split('"').enumerate() {
-        if at % 2 == 0 {
-            outside.push_str(part);
-        }
-    }
-    let words = outside.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let prefixes = ["kiam_", "grpc_", "process_"];
-    let mut named = words
-        .filter(|word| *word == "up" || prefixes.iter().any(|prefix| word.starts_with(prefix)));
-    let first = named.next().context("it names no metric")?;
-    let unknown = [first]
-        .into_iter()
-        .chain(named)
-        .find(|word| !known.contains(*word));
-    ensure!(unknown.is_none(), "no program has the metric {unknown:?}");
-    Ok(())
 }
 
 fn runbook(alert: &str, severity: &str, url: &str) -> Result<()> {
@@ -197,7 +152,7 @@ fn runbook(alert: &str, severity: &str, url: &str) -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
-fn dashboards(known: &BTreeSet<String>) -> Result<()> {
+fn dashboards(known: &Known) -> Result<()> {
     let folder = workspace().join("deploy/grafana");
     let mut rules = "groups:\n  - name: queries\n    rules:\n".to_owned();
     let (mut panels, mut queries) = (0, 0);
@@ -223,7 +178,7 @@ fn dashboards(known: &BTreeSet<String>) -> Result<()> {
             ensure!(!targets.is_empty(), "{name} shows nothing");
             panels += 1;
             for Target { expr } in targets {
-                exist(&expr, known).with_context(|| name.clone())?;
+                known.check(&expr).with_context(|| name.clone())?;
                 let expr = VARIABLES
                     .iter()
                     .fold(expr, |expr, (name, value)| expr.replace(name, value));
@@ -242,7 +197,9 @@ fn dashboards(known: &BTreeSet<String>) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     std::fs::write(scratch.path().join("queries.yaml"), rules)?;
     promtool(scratch.path(), &["check", "rules", "queries.yaml"])?;
-    println!("alerts: {queries} queries of {panels} panels parse and name metrics that exist");
+    println!(
+        "alerts: {queries} queries of {panels} panels parse, and name metrics and labels that exist"
+    );
     Ok(())
 }
 
@@ -256,18 +213,4 @@ fn promtool(folder: &Path, arguments: &[&str]) -> Result<()> {
 
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_of_a_query_are_those_outside_of_its_strings() {
-        let known = BTreeSet::from(["kiam_a_total".to_owned()]);
-        exist(r#"rate(kiam_a_total{x="kiam_b_total"}[5m])"#, &known).unwrap();
-        let error = exist("sum(kiam_b_total) / kiam_a_total", &known).unwrap_err();
-        assert!(error.to_string().contains("kiam_b_total"), "{error}");
-        assert!(exist("1 + 1", &known).is_err());
-    }
 }

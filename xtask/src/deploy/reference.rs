@@ -76,17 +76,19 @@ fn commands(help: &str) -> Vec<&str> {
 
 fn metrics_page() -> Result<String> {
     let mut page = format!(
-        "# Metrics\n\nMade by `{COMMAND}` from the source. Both programs serve them at `/metrics` of \
-         `--prometheus-listen-addr`,\nwith those of the process itself (`process_*`). Histograms have the \
-         suffixes `_bucket`, `_sum` and `_count`.\n"
+        "# Metrics\n\nMade by `{COMMAND}` from what the programs list (`kiam-agent metrics`, `kiam-server metrics`).\n\
+         They serve them at `/metrics` of `--prometheus-listen-addr`, with those of the process itself\n\
+         (`process_*`). Histograms have the suffixes `_bucket`, `_sum` and `_count`.\n"
     );
-    for (program, tls_side) in metrics::PROGRAMS {
+    for program in metrics::PROGRAMS {
         write!(
             page,
             "\n## {program}\n\n| name | type | labels | |\n|---|---|---|---|\n"
         )?;
-        for (name, metric) in metrics::of(program, tls_side)? {
-            let metrics::Metric { kind, help, labels } = metric;
+        for (name, metric) in metrics::of(program)? {
+            let metrics::Metric {
+                kind, help, labels, ..
+            } = metric;
             let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
             let help = help.replace('|', "\\|");
             writeln!(

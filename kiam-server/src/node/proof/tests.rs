@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use prometheus::Registry;
+use kiam_common::metrics::Registry;
 use serde_json::{Value, json};
 
 use super::agent_pod::AgentPod;
@@ -114,7 +114,7 @@ impl Fixture {
 fn agent() -> Reviewed {
     Reviewed {
         user: "system:serviceaccount:kube-system:kiam-agent".to_owned(),
-        pod_uid: Some("agent-1".to_owned()),
+        pod_uid: Some("agent-1".into()),
         node: Some("node-1".to_owned()),
     }
 }
@@ -167,7 +167,7 @@ async fn a_token_proves_the_node_of_its_pod_and_no_other() {
             "node-1",
             with(|r| {
                 r.node = None;
-                r.pod_uid = Some("gone".to_owned());
+                r.pod_uid = Some("gone".into());
             }),
             "not known yet",
         ),

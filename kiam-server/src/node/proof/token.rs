@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use kiam_common::metrics::Registry;
+use kiam_common::pod_uid::PodUid;
 use kube::api::{Api, PostParams};
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, Opts};
 use tokio::sync::Semaphore;
 
 use super::ProofError;
@@ -24,7 +26,8 @@ const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 /// Concurrent reviews: all agents of a cluster may connect to one server at the same time.
 const MAX_REVIEWS: usize = 64;
-/// The limit for one review. After it the API counts as unavailable, and cached tokens are accepted.
+/// The limit for one review. After it the API counts as unavailable, and cached tokens are
+/// accepted.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The subject of a reviewed token.
@@ -33,7 +36,7 @@ pub struct Reviewed {
     /// `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
     /// The UID of the pod that the token is bound to.
-    pub pod_uid: Option<String>,
+    pub pod_uid: Option<PodUid>,
     /// The node of the pod, if the API returns it.
     pub node: Option<String>,
 }
@@ -206,7 +209,10 @@ impl TokenProof {
             unbound("it is not bound to a pod; mount it as a projected serviceAccountToken volume")
         })?;
         // If both are known, the claimed node must be the node of the pod.
-        let pod = self.cluster.pod(&uid).and_then(|pod| pod.node.clone());
+        let pod = self
+            .cluster
+            .pod(uid.as_str())
+            .and_then(|pod| pod.node.clone());
         let node = match (reviewed.node, pod) {
             (Some(claimed), Some(bound)) if *claimed != *bound => {
                 return Err(unbound("its node claim is not the node of its pod"));
@@ -220,10 +226,7 @@ impl TokenProof {
         let node = node
             .parse()
             .map_err(|_unparsable| unbound("the name of its node is invalid"))?;
-        Ok(AgentPod {
-            pod_uid: uid.into(),
-            node,
-        })
+        Ok(AgentPod { pod_uid: uid, node })
     }
 
     fn cache(&self) -> MutexGuard<'_, TokenCache> {
@@ -276,7 +279,8 @@ impl TokenReviews for Tokens {
             let problem = status.error.unwrap_or_else(|| "it is not valid".to_owned());
             return Err(ReviewError::Refused(problem));
         }
-        // An API server without support for audiences returns none: it reviewed the token for itself.
+        // An API server without support for audiences returns none: it reviewed the token for
+        // itself.
         if !status
             .audiences
             .unwrap_or_default()
@@ -296,7 +300,7 @@ fn reviewed(user: UserInfo) -> Reviewed {
     let mut claim = |name: &str| extra.remove(name).and_then(|mut values| values.pop());
     Reviewed {
         user: user.username.unwrap_or_default(),
-        pod_uid: claim(POD_UID),
+        pod_uid: claim(POD_UID).map(PodUid::from),
         node: claim(NODE_NAME),
     }
 }

@@ -29,7 +29,7 @@ impl Fixture {
     fn new() -> Self {
         let (cluster, clock) = (Arc::new(Cluster::new()), TestClock::new());
         let issuer = TestIssuer::new(&clock);
-        let metrics = ReportMetrics::new(&prometheus::Registry::new()).unwrap();
+        let metrics = ReportMetrics::new(&kiam_common::metrics::Registry::new()).unwrap();
         let (reports, records) =
             Reports::off().with_audit(Arc::clone(&cluster), Arc::new(clock.clone()), &metrics);
         let (reports, notices) = reports.with_events(Arc::new(clock.clone()), &metrics);

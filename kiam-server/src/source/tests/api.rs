@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiam_common::metrics::Registry;
 use kiam_common::tasks::Tasks;
-use prometheus::Registry;
 use serde_json::{Value, json};
 
 use super::{metrics, pods};

@@ -13,6 +13,7 @@ use divan::{Bencher, black_box};
 use kiam_agent::metadata::path;
 use kiam_agent::view::{self, GrantedRole, Outcome, PodFacts, Projection, Update};
 use kiam_common::credentials::SessionCredentials;
+use kiam_common::metrics::Registry;
 use kiam_common::pod_uid::PodUid;
 use kiam_common::role::{BaseArn, RoleArn, resolve};
 use kiam_server::clock::SystemClock;
@@ -23,7 +24,6 @@ use kiam_server::identity::Identity;
 use kiam_server::node::{Message, Session};
 use kiam_server::permitted::{Anchoring, Permitted};
 use kiam_server::policy::{SessionSettings, Settings, decide};
-use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 

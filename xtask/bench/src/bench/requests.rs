@@ -11,9 +11,9 @@ use super::plot::Plot;
 use super::report::{Aim, Figure, Section};
 use super::{Against, Args, METADATA, ROLE_PATH, client_command};
 use pod_client::flood::{How, Outcome};
+use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::METADATA_PORT;
 use testbed::sandbox::{NodeOptions, Place, Pod, Program};
-use testbed::stage::{Stage, StageNode};
 
 /// A quarter of what the agent answers of one pod at once: none has to wait for its turn.
 const PER_POD: usize = 16;
@@ -46,24 +46,28 @@ struct Bench<'a> {
 ///
 /// # Errors
 /// When the sandbox fails, or an answer is not 200.
-pub(super) fn measure(args: &Args, stage: &Stage, pod_client: &Path) -> Result<Vec<Section>> {
-    let node = stage.node("node-1", NodeOptions::default())?;
+pub(super) fn measure(
+    args: &Args,
+    cluster: &FileCluster,
+    pod_client: &Path,
+) -> Result<Vec<Section>> {
+    let node = cluster.node("node-1", NodeOptions::default())?;
     let pods = (1..=8)
         .map(|number| {
             let name = format!("worker-{number}");
-            stage.pod(&node, ("team-a", &name), Some("a-reader"))
+            cluster.pod(&node, ("team-a", &name), Some("a-reader"))
         })
         .collect::<Result<_>>()?;
-    let _agent = stage.start_agent(&node, &[])?;
+    let _agent = cluster.start_agent(&node, &[])?;
     let bench = Bench {
         args,
         pod_client,
         pods,
     };
     // Another node, whose agent uses the firewall in place of kernel programs.
-    let other = stage.node("node-2", NodeOptions::default())?;
-    let pod = stage.pod(&other, ("team-a", "worker-9"), Some("a-reader"))?;
-    let _firewall = stage.start_agent(&other, &["--redirect=iptables", "--host-interface=p+"])?;
+    let other = cluster.node("node-2", NodeOptions::default())?;
+    let pod = cluster.pod(&other, ("team-a", "worker-9"), Some("a-reader"))?;
+    let _firewall = cluster.start_agent(&other, &["--redirect=iptables", "--host-interface=p+"])?;
     let firewalled = Bench {
         args,
         pod_client,
@@ -74,7 +78,7 @@ pub(super) fn measure(args: &Args, stage: &Stage, pod_client: &Path) -> Result<V
         address: METADATA,
         path: ROLE_PATH.into(),
     };
-    let body = stage.sandbox().scratch().join("body");
+    let body = cluster.sandbox().scratch().join("body");
     bench.run((How::Connect, 1), &agent, Some(&body))?;
     let limit = bare(&node, &body, pod_client, LIMIT_PORT, false)?;
     let parrot = bare(&node, &body, pod_client, PARROT_PORT, true)?;
@@ -148,7 +152,13 @@ struct Bare {
 }
 
 /// A bare server on the node, in a place as the agent's.
-fn bare(node: &StageNode, body: &Path, pod_client: &Path, port: u16, bare: bool) -> Result<Bare> {
+fn bare(
+    node: &FileClusterNode,
+    body: &Path,
+    pod_client: &Path,
+    port: u16,
+    bare: bool,
+) -> Result<Bare> {
     let place = node.node().service(&format!("bench-limit-{port}"))?;
     let mut command = place.command(pod_client);
     command.arg("limit");

@@ -7,21 +7,13 @@ use super::super::world::World;
 use crate::metrics::{Metrics, PROGRAMS, of};
 
 pub(super) async fn documented(world: &mut World) -> Result<Facts> {
-    let [(agent, agent_side), (server, server_side)] = PROGRAMS;
-    let told = [
-        (
-            agent,
-            of(agent, agent_side)?,
-            world.agent.admin("/metrics")?,
-        ),
-        (
-            server,
-            of(server, server_side)?,
-            world.server_operator("/metrics")?,
-        ),
+    let [agent, server] = PROGRAMS;
+    let served = [
+        (agent, of(agent)?, world.agent.admin("/metrics")?),
+        (server, of(server)?, world.server_operator("/metrics")?),
     ];
     let mut facts = Facts::new();
-    for (program, documented, told) in told {
+    for (program, documented, told) in served {
         ensure!(told.status == 200, "{program}: {}", told.body);
         let served = compare(&documented, &told.body).context(program)?;
         facts.push(format!(
@@ -52,7 +44,7 @@ fn compare(documented: &Metrics, told: &str) -> Result<usize> {
             .with_context(|| format!("{name} is not documented"))?;
         let expected = match what {
             "HELP" => metric.help.as_str(),
-            _ => metric.kind,
+            _ => metric.kind.as_str(),
         };
         ensure!(
             text == expected,
