@@ -168,13 +168,8 @@ pub mod event_level {
 /// Size of the ring buffer of [`Event`]s, in bytes: a power of two, and whole pages.
 pub const EVENTS_SIZE: u32 = 128 * 1024;
 
-/// Version of [`Config`] and of the verdict counts. The planted one stands for the next version, in
-/// tests of a node that is upgraded and downgraded between the two.
-pub const LAYOUT: u32 = if cfg!(feature = "planted-next-layout") {
-    2
-} else {
-    1
-};
+/// Version of [`Config`] and of the verdict counts.
+pub const LAYOUT: u32 = 1;
 
 /// Maximum number of connections to the agent that are not yet identified, from the SYN on. Beyond
 /// it the newest are refused: no attestation is evicted for another.
@@ -225,9 +220,6 @@ pub struct Config {
     pub host_netns_cookie: u64,
     /// Id of the cgroup of all pods, which the programs are attached to.
     pub pods_cgroup: u64,
-    /// Something that an earlier version does not know.
-    #[cfg(feature = "planted-next-layout")]
-    pub planted: [u64; 3],
 }
 
 impl Config {
@@ -241,8 +233,6 @@ impl Config {
         reserved: 0,
         host_netns_cookie: 0,
         pods_cgroup: 0,
-        #[cfg(feature = "planted-next-layout")]
-        planted: [0; 3],
     };
 }
 
@@ -361,18 +351,11 @@ pub enum Verdict {
     Flooding = 8,
     /// A SYN to the agent was dropped: there is no space for another attestation.
     Overflow = 9,
-    /// Something that an earlier version does not know.
-    #[cfg(feature = "planted-next-layout")]
-    Planted = 10,
 }
 
 impl Verdict {
     /// All verdicts, in the order of their indexes.
-    pub const ALL: [Self; if cfg!(feature = "planted-next-layout") {
-        11
-    } else {
-        10
-    }] = [
+    pub const ALL: [Self; 10] = [
         Self::Redirected,
         Self::ConnectRefused,
         Self::Unconfigured,
@@ -383,8 +366,6 @@ impl Verdict {
         Self::Contested,
         Self::Flooding,
         Self::Overflow,
-        #[cfg(feature = "planted-next-layout")]
-        Self::Planted,
     ];
 
     /// Returns whether the connect was refused or the packet dropped.
@@ -405,8 +386,6 @@ impl Verdict {
             Self::Contested => "contested",
             Self::Flooding => "flooding",
             Self::Overflow => "overflow",
-            #[cfg(feature = "planted-next-layout")]
-            Self::Planted => "planted",
         }
     }
 }
@@ -436,7 +415,6 @@ mod user {
     unsafe impl aya::Pod for Attestation {}
 }
 
-#[cfg(not(feature = "planted-next-layout"))]
 const _: () = assert!(size_of::<Config>() == 4 + 4 + 2 + 6 + 8 + 8);
 const _: () = assert!(size_of::<Peer>() == 4 + 2 + 2);
 const _: () = assert!(size_of::<Attestation>() == 3 * 8);
@@ -467,7 +445,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(not(feature = "planted-next-layout"))]
     fn layouts_of_pinned_maps_match_their_versions() {
         // A changed layout needs a new version, not only another line here.
         let known = [

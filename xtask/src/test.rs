@@ -12,7 +12,8 @@ use std::sync::mpsc;
 use anyhow::{Context as _, Result, bail};
 use toolchain::{Consent, cargo, kernel, prepare};
 
-use testbed::kiam::{NEXT_LAYOUT, PROGRAMS, Programs};
+use suites::patched::Patch;
+use testbed::kiam::PROGRAMS;
 use testbed::test_output::Outcome;
 use testbed::{sandbox, sdk};
 
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
         plan.program("chromium", "chromium", "shows the status page, headless");
         Ok(())
     })?;
-    let programs = Programs::build_beside(NEXT_LAYOUT)?;
+    let programs = Patch::NextLayout.build_beside()?;
     let missing = sandbox::missing();
     let mut command = cargo();
     command

@@ -20,8 +20,6 @@ pub struct KernelIdentity {
     pods: Pods,
     // Cgroup ids are not reused until the machine reboots, so entries stay valid.
     known: Mutex<HashMap<u64, PodRef>>,
-    #[cfg(feature = "planted-address-trusted")]
-    addresses: Mutex<HashMap<std::net::IpAddr, PodRef>>,
 }
 
 impl KernelIdentity {
@@ -31,8 +29,6 @@ impl KernelIdentity {
             attestor,
             pods,
             known: Mutex::default(),
-            #[cfg(feature = "planted-address-trusted")]
-            addresses: Mutex::default(),
         }
     }
 
@@ -70,14 +66,6 @@ impl Identify for KernelIdentity {
             .ok_or(Unidentified::Unattested)?
             .cgroup;
         let pod = self.pod(cgroup)?;
-        #[cfg(feature = "planted-address-trusted")]
-        let pod = {
-            let mut addresses = self
-                .addresses
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            addresses.entry(peer.ip()).or_insert(pod).clone()
-        };
         tracing::debug!(%peer, cgroup, pod.uid = %pod, "the kernel identified a caller");
         Ok(pod)
     }

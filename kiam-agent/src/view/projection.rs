@@ -205,11 +205,6 @@ impl Projection {
             return Err(UpdateError::TooManyPods { uid });
         }
         let earlier = self.states.remove(&uid);
-        #[cfg(feature = "planted-role-kept")]
-        let outcome = match &earlier {
-            Some(state) if matches!(state.outcome, Outcome::Granted(_)) => state.outcome.clone(),
-            _ => outcome,
-        };
         if let Some(state) = &earlier {
             self.release(&uid, &state.outcome, &outcome);
         }

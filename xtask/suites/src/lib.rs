@@ -10,6 +10,7 @@
 //! faults       what pods notice while one part after another breaks
 //! node         real kernels and nodes, in virtual machines
 //! room         a sandbox to try something in by hand
+//! patched      agents built from a patched copy of the source
 //! metrics      metrics that the programs define, read from their sources
 //! ```
 
@@ -21,5 +22,6 @@ pub mod e2e;
 pub mod faults;
 pub mod metrics;
 pub mod node;
+pub mod patched;
 pub mod restarts;
 pub mod room;

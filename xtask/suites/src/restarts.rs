@@ -20,11 +20,12 @@ use serde::Serialize;
 use toolchain::{Consent, kernel, prepare};
 
 use crate::clients::Surroundings;
+use crate::patched::Patch;
 pub use clients::ClientCounts;
 use clients::Clients;
 use pod_client::steady::{self, End, Try};
 use testbed::file_cluster::{FileCluster, FileClusterNode};
-use testbed::kiam::{self, Agent, NEXT_LAYOUT, Programs, rust_client};
+use testbed::kiam::{self, Agent, Programs, rust_client};
 use testbed::probe::METADATA_SERVICE;
 use testbed::sandbox;
 use testbed::sandbox::{NodeOptions, Pod, Program, patient};
@@ -249,7 +250,7 @@ pub fn run(args: &Args) -> Result<()> {
             crate::clients::plan(plan)
         })?;
     }
-    let build = || Programs::build_beside(NEXT_LAYOUT);
+    let build = || Patch::NextLayout.build_beside();
     let programs = Programs::found_or(args.programs.as_deref(), build)?;
     let report = play(args, &programs)?;
     if args.json {
@@ -265,7 +266,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// # Errors
 /// When the agent of the next version was not built, or the sandbox fails.
 pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
-    let next = programs.planted(NEXT_LAYOUT)?;
+    let next = programs.patched(Patch::NextLayout.name())?;
     let mut versions = [&next, programs].into_iter().cycle();
     let cluster = FileCluster::new(programs)?;
     let node = cluster.node("node-1", NodeOptions::default())?;

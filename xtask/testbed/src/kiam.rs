@@ -18,8 +18,8 @@ mod programs;
 use programs::Rights;
 pub use programs::last_executable;
 pub use programs::{
-    ImagePrograms, NEXT_LAYOUT, PROGRAMS, Programs, pod_client, requests_release, rust_client,
-    xtask, xtask_release,
+    ImagePrograms, PROGRAMS, Programs, pod_client, requests_release, rust_client, xtask,
+    xtask_release,
 };
 
 /// The server's address for agents, in the sandbox.

@@ -40,26 +40,18 @@ const PROFILE: &str = "bpf";
 /// # Errors
 /// When no toolchain can build it, or it does not compile.
 pub fn run(_args: &Args) -> anyhow::Result<BuiltObject> {
-    build(None)
+    build(&workspace(), CRATE)
 }
 
-/// Builds the object with what a feature plants into it, beside the other.
+/// Builds the object of a source, and gives it a name beside the other.
 ///
 /// # Errors
 /// As [`run`].
-pub fn planted(feature: &str) -> anyhow::Result<BuiltObject> {
-    build(Some(feature))
-}
-
-fn build(planted: Option<&str>) -> anyhow::Result<BuiltObject> {
+pub fn build(source: &Path, name: &str) -> anyhow::Result<BuiltObject> {
     let toolchain = find_toolchain()?;
-    let root = workspace();
-    let out = root.join("target/kiam-ebpf");
+    let out = workspace().join("target/kiam-ebpf");
     let build = out.join("build");
-    let mut command = cargo(&toolchain, &root, &build)?;
-    if let Some(feature) = planted {
-        command.args(["--features", feature]);
-    }
+    let mut command = cargo(&toolchain, source, &build)?;
     let status = command
         .status()
         .with_context(|| format!("cannot run {}", toolchain.cargo.display()))?;
@@ -68,7 +60,7 @@ fn build(planted: Option<&str>) -> anyhow::Result<BuiltObject> {
         "the kernel programs do not compile ({status})"
     );
     let built = build.join(TARGET).join(PROFILE).join(CRATE);
-    let object = out.join(format!("{}.o", planted.unwrap_or(CRATE)));
+    let object = out.join(format!("{name}.o"));
     replace(&built, &object)?;
     eprintln_object(&object, &toolchain)?;
     Ok(BuiltObject { path: object })

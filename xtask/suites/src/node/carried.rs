@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use toolchain::{cargo, exec, find_program};
 
 use super::{Check, disk};
-use testbed::kiam::{self, NEXT_LAYOUT, Programs, last_executable};
+use crate::patched::Patch;
+use testbed::kiam::{self, Programs, last_executable};
 
 /// What to put on the disk.
 #[derive(Debug, Clone, Copy)]
@@ -38,14 +39,14 @@ impl Carried<'_> {
 
 fn built(staging: &Path, checks: &[Check]) -> Result<()> {
     let programs = if checks.contains(&Check::Restarts) {
-        let programs = Programs::build_beside(NEXT_LAYOUT)?;
-        let next = programs.planted(NEXT_LAYOUT)?;
-        let planted = next.agent().strip_prefix(programs.folder());
-        let planted = staging.join(planted.context("the planted agent is elsewhere")?);
-        if let Some(parent) = planted.parent() {
+        let programs = Patch::NextLayout.build_beside()?;
+        let next = programs.patched(Patch::NextLayout.name())?;
+        let patched = next.agent().strip_prefix(programs.folder());
+        let patched = staging.join(patched.context("the patched agent is elsewhere")?);
+        if let Some(parent) = patched.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        put(next.agent(), &planted)?;
+        put(next.agent(), &patched)?;
         programs
     } else {
         Programs::build()?

@@ -20,14 +20,11 @@ pub struct Programs {
     image: Option<Containers>,
 }
 
-/// An agent of the next version, which keeps other maps.
-pub const NEXT_LAYOUT: &str = "planted-next-layout";
-
 /// Names the folder of kiam's programs, for the sandbox tests.
 pub const PROGRAMS: &str = "KIAM_TEST_PROGRAMS";
 
-fn planted(folder: &Path, feature: &str) -> PathBuf {
-    folder.join("planted").join(feature)
+fn patched(folder: &Path, name: &str) -> PathBuf {
+    folder.join("patched").join(name)
 }
 
 const POD_CLIENT: &str = "pod-client";
@@ -90,42 +87,35 @@ impl Programs {
         }
     }
 
-    /// Builds the programs with an agent that has a planted defect: a feature of its package.
+    /// Builds an agent from another source around these kernel programs, for [`Self::patched`].
+    /// It is where cargo puts the agent, until [`Self::build`] puts this source's there again.
     ///
     /// # Errors
-    /// When something does not compile.
-    pub fn build_planted(feature: &str) -> Result<Self> {
-        Self::build_beside(feature)?.planted(feature)
-    }
-
-    /// Builds the programs, and beside them an agent with a planted defect, for [`Self::planted`].
-    ///
-    /// # Errors
-    /// When something does not compile.
-    pub fn build_beside(feature: &str) -> Result<Self> {
+    /// When it does not compile.
+    pub fn build_patched(name: &str, source: &Path, object: &Path) -> Result<()> {
+        let target = std::env::var_os("CARGO_TARGET_DIR");
+        let target = target.map_or_else(|| workspace().join("target"), PathBuf::from);
         let mut command = cargo();
         command
-            .args(["build", "--quiet", "--locked", MESSAGES])
-            .args(["-p", "kiam-agent", "--features", feature]);
-        if feature == NEXT_LAYOUT {
-            command.env("KIAM_EBPF_OBJECT", kernel::planted(feature)?.path);
-        } else {
-            kernel::run(&kernel::Args::default())?;
-        }
+            .args(["build", "--quiet", "--locked", MESSAGES, "-p", "kiam-agent"])
+            .current_dir(source)
+            .env("CARGO_TARGET_DIR", target)
+            .env("KIAM_EBPF_OBJECT", object);
         let agent = executable("kiam-agent", &exec(&mut command)?)?;
-        let folder = planted(agent.parent().unwrap_or(&agent), feature);
+        let folder = patched(agent.parent().unwrap_or(&agent), name);
         std::fs::create_dir_all(&folder)?;
-        std::fs::copy(&agent, folder.join("kiam-agent"))?;
-        // In its place again, so that what is planted is never taken for it.
-        Self::build()
+        let copy = folder.join("kiam-agent");
+        std::fs::copy(&agent, &copy)
+            .map(drop)
+            .with_context(|| format!("cannot write {}", copy.display()))
     }
 
-    /// These, with the agent that has been built with something planted into it.
+    /// Returns these programs with the agent of a patch in place of theirs.
     ///
     /// # Errors
-    /// When it has not.
-    pub fn planted(&self, feature: &str) -> Result<Self> {
-        let agent = planted(self.folder(), feature).join("kiam-agent");
+    /// When it was not built.
+    pub fn patched(&self, name: &str) -> Result<Self> {
+        let agent = patched(self.folder(), name).join("kiam-agent");
         ensure!(agent.is_file(), "there is no {}", agent.display());
         Ok(Self {
             agent,
