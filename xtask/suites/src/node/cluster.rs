@@ -34,6 +34,7 @@ use identity::Identity;
 use kubectl::Kubectl;
 use names::Names;
 use payload::KiamImage;
+use pods::{Answer, KnownBy};
 use table::Table;
 use testbed::cluster;
 use testbed::cluster::ControlPlane;
@@ -130,6 +131,15 @@ impl Args {
     /// Whether only what there is time for at every change is asked for, of either level.
     pub(super) const fn short(&self) -> bool {
         self.short
+    }
+
+    /// How the agents know pods, by the chart's values.
+    fn known_by(&self) -> KnownBy {
+        if self.set.iter().any(|it| it == "agent.redirect=iptables") {
+            KnownBy::Address
+        } else {
+            KnownBy::Cgroup
+        }
     }
 
     /// What a column of the table is of: a kernel, and what is not as it is by default.
@@ -315,6 +325,11 @@ impl Cluster {
             })?;
         }
         Ok(())
+    }
+
+    /// Fails unless each of a container's answers names this role.
+    fn all_of(&self, log: &str, role: &str) -> Result<Vec<Answer>> {
+        pods::all_of(log, role, self.run.args.known_by())
     }
 
     /// The role that a check expects of pods with `iam.amazonaws.com/role: NAME-role`: another one if

@@ -6,6 +6,7 @@ mod life;
 
 use anyhow::Result;
 
+use super::pods::KnownBy;
 use super::{Args, Cluster};
 
 /// Something that must be so.
@@ -86,11 +87,8 @@ const UPGRADE: &[Check] = &[check("upgrade from the version before", life::upgra
 /// Checks to do, in order.
 pub(super) fn list(args: &Args) -> Vec<Check> {
     let upgrade = if args.before.is_some() { UPGRADE } else { &[] };
-    let by_iptables = args
-        .set
-        .iter()
-        .any(|value| value == "agent.redirect=iptables");
-    let ebpf = if args.short || by_iptables { &[] } else { EBPF };
+    let by_address = args.known_by() == KnownBy::Address;
+    let ebpf = if args.short || by_address { &[] } else { EBPF };
     let long = if args.short { &[] } else { LONG };
     let all = SHORT.iter().chain(upgrade).chain(ebpf).chain(long).copied();
     let wanted = |check: &Check| {

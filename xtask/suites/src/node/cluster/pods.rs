@@ -52,10 +52,24 @@ pub(super) fn answers(log: &str) -> Vec<Answer> {
     answers
 }
 
-/// Fails unless each answer names this role, from the first on, and there is one.
-pub(super) fn all_of(log: &str, role: &str) -> Result<Vec<Answer>> {
+/// How a node knows its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownBy {
+    /// At once.
+    Cgroup,
+    /// As soon as the API tells it: requests until then are answered 503, and SDKs repeat them.
+    Address,
+}
+
+/// Fails unless each answer names this role, from the first on that it can be known, and there is
+/// one.
+pub(super) fn all_of(log: &str, role: &str, known: KnownBy) -> Result<Vec<Answer>> {
     not_the_nodes(log)?;
-    let answers = answers(log);
+    let mut answers = answers(log);
+    if known == KnownBy::Address {
+        let early = answers.iter().take_while(|answer| answer.status == 503);
+        answers.drain(..early.count());
+    }
     ensure!(!answers.is_empty(), "it has asked for nothing: {log}");
     for (number, answer) in answers.iter().enumerate() {
         ensure!(
@@ -134,12 +148,16 @@ mod tests {
 
     #[test]
     fn another_role_a_refusal_and_silence_are_told() {
-        all_of("+0.1 200 a-role [ok 1 bad 0]\n", "a-role").unwrap();
-        let error = all_of(LOG, "a-role").unwrap_err().to_string();
+        all_of("+0.1 200 a-role [ok 1 bad 0]\n", "a-role", KnownBy::Cgroup).unwrap();
+        let error = all_of(LOG, "a-role", KnownBy::Cgroup)
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "answer 2 of 3 is 403 \"no role\", not a-role");
-        let error = all_of(LOG, "b-role").unwrap_err().to_string();
+        let error = all_of(LOG, "b-role", KnownBy::Cgroup)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("answer 1 of 3 is 200"), "{error}");
-        assert!(all_of("", "a-role").is_err() && all_refused("").is_err());
+        assert!(all_of("", "a-role", KnownBy::Address).is_err() && all_refused("").is_err());
         all_refused("+1.0 bad 404 nothing [ok 0 bad 1]\n").unwrap();
         assert!(all_refused(LOG).is_err());
     }

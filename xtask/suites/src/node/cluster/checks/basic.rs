@@ -69,19 +69,19 @@ pub(super) fn service_account(cluster: &mut Cluster) -> Result<()> {
 /// A pod that ends after one question; its keys sign as its role.
 pub(super) fn job(cluster: &mut Cluster) -> Result<()> {
     let log = cluster.kubectl.logs(NAMESPACE, "job/job", "c")?;
-    pods::all_of(&log, &cluster.role("job"))?;
+    cluster.all_of(&log, &cluster.role("job"))?;
     cluster.sign(&log, "job")
 }
 
 pub(super) fn static_pod(cluster: &mut Cluster) -> Result<()> {
     let log = cluster.answered(&cluster.static_pod(), "c")?;
-    pods::all_of(&log, &cluster.role("static")).map(drop)
+    cluster.all_of(&log, &cluster.role("static")).map(drop)
 }
 
 /// What `kubectl exec` runs is the pod's; its keys sign as its role.
 pub(super) fn exec(cluster: &mut Cluster) -> Result<()> {
     let log = cluster.exec("besteffort", &["ask", "-c"])?;
-    pods::all_of(&log, &cluster.role("besteffort"))?;
+    cluster.all_of(&log, &cluster.role("besteffort"))?;
     cluster.sign(&log, "besteffort")
 }
 
@@ -127,7 +127,7 @@ pub(super) fn ephemeral_container(cluster: &mut Cluster) -> Result<()> {
     let limit = cluster.limit(STEP);
     cluster.kubectl.wait("through", &args, limit, ended)?;
     let log = cluster.kubectl.logs(NAMESPACE, "account", "added")?;
-    pods::all_of(&log, &cluster.role("account")).map(drop)
+    cluster.all_of(&log, &cluster.role("account")).map(drop)
 }
 
 /// It gets nothing, the node's least of all.
@@ -155,7 +155,7 @@ pub(super) fn grace_period(cluster: &mut Cluster) -> Result<()> {
     ];
     cluster.kubectl.run(&delete)?;
     let ended = follow.finish(cluster.limit(STEP))?;
-    let answers = pods::all_of(&ended.stdout, &cluster.role("burstable"))?;
+    let answers = cluster.all_of(&ended.stdout, &cluster.role("burstable"))?;
     let after = answers.iter().filter(|answer| answer.terminating).count();
     ensure!(after > 1, "it asked {after} times after it was told to end");
     Ok(())
@@ -243,7 +243,7 @@ impl Cluster {
             object["status"]
         );
         let log = self.answered(pod, container)?;
-        pods::all_of(&log, &self.role(pod)).map(drop)
+        self.all_of(&log, &self.role(pod)).map(drop)
     }
 
     /// What a container has printed, once it has been answered.

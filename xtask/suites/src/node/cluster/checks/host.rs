@@ -14,7 +14,7 @@ pub(super) fn annotated(cluster: &mut Cluster) -> Result<()> {
     cluster.rolled_out()?;
     cluster.host_network_pod("annotated", Some("annotated"))?;
     let log = cluster.kubectl.logs(NAMESPACE, "annotated", "c")?;
-    pods::all_of(&log, &cluster.role("annotated"))?;
+    cluster.all_of(&log, &cluster.role("annotated"))?;
     cluster.delete("pod", "annotated")?;
     basic::no_packet(cluster)
 }
@@ -88,7 +88,7 @@ pub(super) fn uninstall(cluster: &mut Cluster) -> Result<()> {
     cluster.kubectl.wait("gone", &args, limit, gone)?;
     let ended = cluster.try_exec("account", &["ask"])?;
     if cluster.run.args.planted {
-        pods::all_of(&ended.stdout, &cluster.role("account"))?;
+        cluster.all_of(&ended.stdout, &cluster.role("account"))?;
     } else {
         pods::all_refused(&ended.stdout)?;
     }

@@ -18,7 +18,7 @@ pub(super) fn stateful_set(cluster: &mut Cluster) -> Result<()> {
         cluster.kubectl.apply(&SET.replace("ROLE", &role))?;
         cluster.of_role("set-0", &role)?;
         let log = cluster.answered("set-0", "c")?;
-        pods::all_of(&log, &cluster.role(generation))?;
+        cluster.all_of(&log, &cluster.role(generation))?;
     }
     cluster.delete("statefulset", "set")
 }
@@ -35,7 +35,7 @@ pub(super) fn host_users(cluster: &mut Cluster) -> Result<()> {
         "it has the node's users: {map}"
     );
     let log = cluster.answered("users", "c")?;
-    pods::all_of(&log, &cluster.role("users"))?;
+    cluster.all_of(&log, &cluster.role("users"))?;
     cluster.delete("pod", "users")
 }
 
@@ -115,7 +115,7 @@ fn started_again(cluster: &mut Cluster, power_cut: bool) -> Result<()> {
         let role = cluster.role(pod);
         cluster.until(limit, || {
             let log = cluster.exec(pod, &["ask"])?;
-            pods::all_of(&log, &role).map(drop)
+            cluster.all_of(&log, &role).map(drop)
         })?;
         let log = cluster.kubectl.logs(NAMESPACE, pod, "c")?;
         pods::not_the_nodes(&log)?;
@@ -151,9 +151,9 @@ impl Cluster {
         let role = self.role("account");
         // Once more when it is over: what was left behind would show.
         let log = self.exec("account", &["ask"])?;
-        pods::all_of(&log, &role)?;
+        self.all_of(&log, &role)?;
         let log = self.kubectl.logs(NAMESPACE, "account", "c")?;
-        let all = pods::all_of(&log, &role)?;
+        let all = self.all_of(&log, &role)?;
         ensure!(all.len() > before, "it has not asked meanwhile");
         basic::no_packet(self)
     }
