@@ -14,11 +14,11 @@ const WHY: &str = "unmodified clients that ask for credentials in the sandbox's 
 
 /// Clients from PyPI besides the AWS CLI and boto3.
 pub(super) const PYTHON: Python = Python::new(
-    "awscrt, pyarrow and opendal",
+    "awscrt, pyarrow, opendal and chdb",
     WHY,
     "clients.txt",
     include_str!("../../../toolchain/python/clients.txt"),
-    "awscrt.auth, pyarrow.fs, opendal",
+    "awscrt.auth, pyarrow.fs, opendal, chdb",
 );
 
 const NEXT_TO: &str = "xtask/suites/clients";
@@ -34,6 +34,8 @@ pub(crate) fn plan(plan: &mut Plan) -> Result<()> {
         ("javac", "openjdk-17-jdk-headless"),
         ("mvn", "maven"),
         ("s3fs", "s3fs"),
+        ("pgbackrest", "pgbackrest"),
+        ("openssl", "openssl"),
         ("python3", "python3"),
     ] {
         if find_program(program).is_none() {

@@ -67,7 +67,7 @@ const BASE: Client = Client {
 const NO_CONTAINERS: &str = "it does not ask containers' endpoints";
 
 /// All of them.
-pub(super) const ALL: [Client; 17] = [
+pub(super) const ALL: [Client; 19] = [
     Client {
         name: "cli",
         title: "AWS CLI",
@@ -101,6 +101,14 @@ pub(super) const ALL: [Client; 17] = [
         title: "opendal",
         family: Family::Python,
         pinned: Pinned::In(CLIENTS_TXT, "\nopendal=="),
+        ..BASE
+    },
+    Client {
+        name: "clickhouse",
+        title: "ClickHouse (chdb)",
+        family: Family::Python,
+        many: 20,
+        pinned: Pinned::In(CLIENTS_TXT, "\nchdb=="),
         ..BASE
     },
     Client {
@@ -207,6 +215,17 @@ pub(super) const ALL: [Client; 17] = [
         ],
         ..BASE
     },
+    Client {
+        name: "pgbackrest",
+        title: "pgBackRest",
+        many: 20,
+        pinned: Pinned::Package("pgbackrest"),
+        lacks: &[
+            (State::RelativeUri, NO_CONTAINERS),
+            (State::FullUri, NO_CONTAINERS),
+        ],
+        ..BASE
+    },
 ];
 
 impl Client {
@@ -248,6 +267,9 @@ impl Client {
             Family::Rust => place.command(rust),
             Family::Debian if self.name == "ruby" => {
                 script("/usr/bin/ruby".into(), "ruby/client.rb")
+            }
+            Family::Debian if self.name == "pgbackrest" => {
+                script("/usr/bin/python3".into(), "pgbackrest/client.py")
             }
             Family::Debian => {
                 // What it mounts is seen by nobody else, and goes with it.
