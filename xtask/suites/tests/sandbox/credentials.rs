@@ -119,14 +119,14 @@ fn a_process_outside_of_pods_gets_no_credentials() {
     );
     let answer = get(node.place(), &agent);
     assert!(
-        answer.status == 503 && answer.body.contains("no pod"),
+        answer.status == 503 && answer.body.contains("no attestation"),
         "{answer:?}"
     );
     // From the network, where no kernel program of the node attests the caller.
     let control = fixture.cluster.sandbox().control();
     let answer = get(control, &agent);
     assert!(
-        answer.status == 503 && answer.body.contains("no pod"),
+        answer.status == 503 && answer.body.contains("no attestation"),
         "{answer:?}"
     );
     // A pod that connects to the agent's port is attested like any other.
