@@ -15,12 +15,22 @@ use kiam_agent::kernel::{KernelError, PinsError, Programs, Removed, cleanup, tok
 use kiam_ebpf::MAX_PER_QUOTA_CGROUP;
 
 use crate::agent::{Agent, pod, redirect};
+use crate::client::Report;
 use crate::fixture::{AGENT, METADATA, METADATA_V6, Node};
 
 const UID: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 
 fn metadata() -> SocketAddr {
     format!("{METADATA}:80").parse().unwrap()
+}
+
+/// Asserts that no attempt of a client succeeded. On a slow machine, a pod may exceed its quota,
+/// beyond which its connections are dropped in place of refused.
+#[track_caller]
+fn assert_all_refused(report: &Report) {
+    let errors = report.error.as_deref();
+    let refused = [Some("ECONNREFUSED"), Some("EAGAIN ECONNREFUSED")];
+    assert!(refused.contains(&errors), "{report:?}");
 }
 
 #[test]
@@ -113,8 +123,7 @@ fn pods_are_guarded_throughout_takeovers() {
         // The client attempts it all the time, and at least once in each turn.
         client.wait_for_line(mark);
     }
-    let report = client.report();
-    assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
+    assert_all_refused(&client.report());
     real.assert_no_connection();
 }
 
@@ -245,8 +254,7 @@ fn pods_are_guarded_while_maps_of_another_version_are_replaced() {
         assert_eq!(packets, 0);
         client.wait_for_line(mark);
     }
-    let report = client.report();
-    assert_eq!(report.error.as_deref(), Some("ECONNREFUSED"));
+    assert_all_refused(&client.report());
     real.assert_no_connection();
     // New connections are identified by the new maps.
     let agent = Agent::start(&node);
