@@ -105,10 +105,10 @@ pub(super) const ALL: [Client; 19] = [
     },
     Client {
         name: "clickhouse",
-        title: "ClickHouse (chdb)",
+        title: "ClickHouse",
         family: Family::Python,
         many: 20,
-        pinned: Pinned::In(CLIENTS_TXT, "\nchdb=="),
+        pinned: Pinned::In(CLIENTS_TXT, "\nchdb-core=="),
         ..BASE
     },
     Client {
@@ -220,10 +220,6 @@ pub(super) const ALL: [Client; 19] = [
         title: "pgBackRest",
         many: 20,
         pinned: Pinned::Package("pgbackrest"),
-        lacks: &[
-            (State::RelativeUri, NO_CONTAINERS),
-            (State::FullUri, NO_CONTAINERS),
-        ],
         ..BASE
     },
 ];
