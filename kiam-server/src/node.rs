@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 pub use service::Service;
 pub use session::{Closed, Message, Sender, Session};
-pub use streams::{Attached, StreamAge, StreamMetrics, Streams};
+pub use streams::{ConnectedAgent, StreamAge, StreamMetrics, Streams};
 
 /// The validated name of a Kubernetes node: a DNS subdomain (Kubernetes documentation, "Object
 /// Names and IDs").

@@ -100,11 +100,11 @@ pub struct Streams {
     changed: watch::Sender<()>,
 }
 
-type ByNode = Arc<Mutex<HashMap<NodeName, Vec<Arc<Attached>>>>>;
+type ByNode = Arc<Mutex<HashMap<NodeName, Vec<Arc<ConnectedAgent>>>>>;
 
 /// A connected agent.
 #[derive(Debug)]
-pub struct Attached {
+pub struct ConnectedAgent {
     pub node: NodeName,
     /// The version that the agent reports, truncated.
     pub agent_version: String,
@@ -119,7 +119,7 @@ pub struct Attached {
 pub(crate) struct StreamSlot {
     gauge: IntGauge,
     by_node: ByNode,
-    attached: Arc<Attached>,
+    attached: Arc<ConnectedAgent>,
     changed: watch::Sender<()>,
 }
 
@@ -144,7 +144,7 @@ impl Streams {
         if streams.len() >= MAX_PER_NODE {
             return None;
         }
-        let attached = Arc::new(Attached {
+        let attached = Arc::new(ConnectedAgent {
             node: node.clone(),
             agent_version: agent_version.chars().take(MAX_VERSION).collect(),
             guarded,
@@ -168,7 +168,7 @@ impl Streams {
     }
 
     /// Returns the newest stream of each node: there are two while an agent is replaced.
-    pub fn newest(&self) -> Vec<Arc<Attached>> {
+    pub fn newest(&self) -> Vec<Arc<ConnectedAgent>> {
         let by_node = lock(&self.by_node);
         by_node
             .values()
