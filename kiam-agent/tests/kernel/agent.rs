@@ -9,7 +9,8 @@ use kiam_agent::kernel::{HostNetwork, KernelLog, Programs, Redirect};
 use kiam_common::pod_uid::PodUid;
 use kiam_ebpf::Verdict;
 
-use crate::fixture::{AGENT, Node, hang_limit};
+use crate::fixture::{AGENT, Node};
+use crate::hang_limit::hang_limit;
 use crate::listener::Listener;
 
 /// Attached programs, and a listener that answers with the identity of its caller.

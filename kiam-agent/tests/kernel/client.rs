@@ -5,7 +5,7 @@ use std::process::ChildStdin;
 use serde::Deserialize;
 use testbed::sandbox::{Place, Program};
 
-use crate::fixture::hang_limit;
+use crate::hang_limit::hang_limit;
 
 const CLIENT: &str = include_str!("client.py");
 

@@ -9,10 +9,9 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kiam_agent::kernel::own_netns_cookie;
-use testbed::sandbox::{Cgroup, Netns, NodeOptions, Place, PodOptions, Sandbox, patient};
+use testbed::sandbox::{Cgroup, Netns, NodeOptions, Place, PodOptions, Sandbox};
 use testbed::sandbox::{Node as SandboxNode, Pod as SandboxPod};
 use tokio_util::sync::CancellationToken;
 
@@ -26,11 +25,6 @@ pub(crate) const METADATA: &str = "169.254.169.254";
 pub(crate) const METADATA_V6: &str = "fd00:ec2::254";
 
 const MARKER: u16 = 9;
-
-/// A limit that only ends a hang.
-pub(crate) fn hang_limit() -> Duration {
-    patient(Duration::from_secs(60))
-}
 
 /// A node in a sandbox of its own, which is removed with it.
 #[derive(Debug)]

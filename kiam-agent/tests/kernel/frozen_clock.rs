@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::fixture::hang_limit;
+use crate::hang_limit::hang_limit;
 
 /// Longer than the rest after each check.
 const REST: Duration = Duration::from_millis(1100);

@@ -8,8 +8,9 @@ use kiam_agent::iptables::{self, CHAIN, Firewall, FirewallMetrics, Rules, Varian
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 
-use crate::fixture::{AGENT, AGENT_V6, METADATA, METADATA_V6, NODE, Node, beside, hang_limit};
+use crate::fixture::{AGENT, AGENT_V6, METADATA, METADATA_V6, NODE, Node, beside};
 use crate::frozen_clock::{Cause, frozen_clock};
+use crate::hang_limit::hang_limit;
 use crate::listener::Listener;
 
 const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";

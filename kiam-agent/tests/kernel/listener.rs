@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-use crate::fixture::hang_limit;
+use crate::hang_limit::hang_limit;
 
 /// Accepts connections; dropping it closes the socket.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ mod client;
 mod fixture;
 mod frozen_clock;
 mod guard;
+mod hang_limit;
 mod iptables;
 mod listener;
 mod pins;

@@ -6,8 +6,9 @@ use std::process::Command;
 use kiam_agent::route_guard::{self, RouteGuard, RouteGuardMetrics};
 use testbed::sandbox::Netns;
 
-use crate::fixture::{METADATA, METADATA_V6, NODE, Node, Pod, beside, hang_limit};
+use crate::fixture::{METADATA, METADATA_V6, NODE, Node, Pod, beside};
 use crate::frozen_clock::{Cause, frozen_clock};
+use crate::hang_limit::hang_limit;
 
 pub(crate) const A: &str = "aaaaaaaa-0000-4000-8000-00000000000a";
 const PORT: u16 = 4000;
