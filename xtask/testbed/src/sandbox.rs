@@ -17,6 +17,7 @@ mod address;
 mod bpffs;
 mod cgroup;
 mod janitor;
+mod kubelet;
 mod netns;
 mod node;
 mod patience;
@@ -36,11 +37,12 @@ use toolchain::Plan;
 
 pub use bpffs::Bpffs;
 pub use cgroup::{Cgroup, mount as cgroup_mount};
+pub use kubelet::{CgroupDriver, Qos, Runtime};
 pub use netns::{Guest, Netns};
 pub use node::{Node, NodeOptions};
 pub use patience::{PATIENCE, patient};
 pub use place::Place;
-pub use pod::{CgroupDriver, Container, Pod, PodOptions, Qos, Runtime, random_uuid};
+pub use pod::{Container, Pod, PodOptions, random_uuid};
 pub use program::{Finished, Program, run};
 
 use janitor::Janitor;
@@ -108,7 +110,7 @@ impl Sandbox {
         let cgroup = Cgroup::make(&janitor::cgroup(&run)?)?;
         let netns = Netns::make(&format!("kiam-{run}-control"))?;
         tools::ip(
-            Some(&netns),
+            Some(netns.name()),
             "link set lo up
              link add fabric type bridge
              link set fabric up

@@ -47,7 +47,7 @@ impl Netns {
     /// # Errors
     /// With what `ip` printed, when one of them fails.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        tools::ip(Some(self), lines)
+        tools::ip(Some(self.name()), lines)
     }
 
     /// Does something inside of it, on a thread of its own.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Result, ensure};
 use kiam_common::metadata_address::{METADATA_V4, METADATA_V6};
 
-use super::pod::{CgroupDriver, Pod, PodOptions, Qos, Runtime};
+use super::kubelet::{CgroupDriver, Qos, Runtime};
 use super::{Bpffs, Cgroup, Netns, Place, Sandbox, address, tools};
 
 /// The metadata service's addresses.
@@ -62,7 +62,7 @@ impl Node {
         let (pods_v4, pods_v6) = (address::pods_v4(number), address::pods_v6(number));
         let control = sandbox.control().netns();
         tools::ip(
-            Some(control),
+            Some(control.name()),
             &format!(
                 "link add n{number} type veth peer name eth0 netns {}
                  link set n{number} master fabric up
@@ -72,7 +72,7 @@ impl Node {
             ),
         )?;
         tools::ip(
-            Some(&netns),
+            Some(netns.name()),
             &format!(
                 "link set lo up
                  link set eth0 up
@@ -160,13 +160,9 @@ impl Node {
             .collect()
     }
 
-    /// Makes a pod's namespaces and cgroups, as kubelet and CNI do.
-    ///
-    /// # Errors
-    /// When a tool fails.
-    pub fn pod(&self, options: PodOptions) -> Result<Pod> {
-        let number = self.0.pods.fetch_add(1, Ordering::Relaxed) + 1;
-        Pod::make(self.clone(), number, options)
+    /// The number of the next pod, from 1 on.
+    pub(super) fn next_pod(&self) -> u32 {
+        self.0.pods.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {

@@ -6,41 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 
+use super::kubelet::Qos;
 use super::{Cgroup, Netns, Node, Place, address, tools};
-
-/// Naming scheme of the kubelet for cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CgroupDriver {
-    /// Slices and scopes of systemd.
-    #[default]
-    Systemd,
-    /// Plain folders.
-    Cgroupfs,
-}
-
-/// Container runtime, which determines the name of a container's cgroup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Runtime {
-    /// `cri-containerd-ID.scope`
-    #[default]
-    Containerd,
-    /// `crio-ID.scope`
-    Crio,
-    /// `docker-ID.scope`
-    Docker,
-}
-
-/// Quality-of-service class of a pod, which is part of the path of its cgroup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Qos {
-    /// All limits equal the requests.
-    Guaranteed,
-    /// Some requests.
-    #[default]
-    Burstable,
-    /// No requests.
-    BestEffort,
-}
 
 /// Properties of a new pod.
 #[derive(Debug, Clone, Default)]
@@ -87,58 +54,18 @@ impl Container {
     }
 }
 
-impl CgroupDriver {
-    pub(super) const fn kubepods(self) -> &'static str {
-        match self {
-            Self::Systemd => "kubepods.slice",
-            Self::Cgroupfs => "kubepods",
-        }
-    }
-
-    /// The cgroup of a class, below that of all pods.
-    pub(super) fn qos(self, qos: Qos) -> Option<String> {
-        let class = qos.word()?;
-        Some(match self {
-            Self::Systemd => format!("kubepods-{class}.slice"),
-            Self::Cgroupfs => class.to_owned(),
-        })
-    }
-
-    fn pod(self, qos: Qos, uid: &str) -> String {
-        match (self, qos.word()) {
-            (Self::Cgroupfs, _) => format!("pod{uid}"),
-            (Self::Systemd, None) => format!("kubepods-pod{}.slice", uid.replace('-', "_")),
-            (Self::Systemd, Some(class)) => {
-                format!("kubepods-{class}-pod{}.slice", uid.replace('-', "_"))
-            }
-        }
-    }
-
-    fn container(self, runtime: Runtime, id: &str) -> String {
-        let prefix = match runtime {
-            Runtime::Containerd => "cri-containerd",
-            Runtime::Crio => "crio",
-            Runtime::Docker => "docker",
-        };
-        match self {
-            Self::Systemd => format!("{prefix}-{id}.scope"),
-            Self::Cgroupfs => id.to_owned(),
-        }
-    }
-}
-
-impl Qos {
-    const fn word(self) -> Option<&'static str> {
-        match self {
-            Self::Guaranteed => None,
-            Self::Burstable => Some("burstable"),
-            Self::BestEffort => Some("besteffort"),
-        }
+impl Node {
+    /// Makes a pod's namespaces and cgroups, as kubelet and CNI do.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub fn pod(&self, options: PodOptions) -> Result<Pod> {
+        Pod::make(self.clone(), self.next_pod(), options)
     }
 }
 
 impl Pod {
-    pub(super) fn make(node: Node, number: u32, options: PodOptions) -> Result<Self> {
+    fn make(node: Node, number: u32, options: PodOptions) -> Result<Self> {
         let PodOptions {
             uid,
             ip,
@@ -220,7 +147,7 @@ impl Drop for Pod {
         if let Some(link) = self.link.take() {
             // A namespace is torn down in the background; the address must be free at once.
             let link = format!("link delete {link}");
-            let _ = tools::ip(Some(self.node.place().netns()), &link);
+            let _ = tools::ip(Some(self.node.place().netns().name()), &link);
         }
     }
 }
@@ -241,7 +168,7 @@ fn network(node: &Node, number: u32, link: &str, ips: (Ipv4Addr, Ipv6Addr)) -> R
     let ((v4, v6), host, host_v6) = (ips, node.ip(), node.ipv6());
     // The node has the metadata service's addresses, too, and would speak to its pods from those.
     tools::ip(
-        Some(node.place().netns()),
+        Some(node.place().netns().name()),
         &format!(
             "link add {link} type veth peer name eth0 netns {name}
              link set {link} up
@@ -251,7 +178,7 @@ fn network(node: &Node, number: u32, link: &str, ips: (Ipv4Addr, Ipv6Addr)) -> R
         ),
     )?;
     tools::ip(
-        Some(&netns),
+        Some(netns.name()),
         &format!(
             "link set lo up
              link set eth0 up
@@ -277,26 +204,6 @@ pub fn random_uuid() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cgroups_are_named_as_the_kubelet_names_them() {
-        let systemd = CgroupDriver::Systemd;
-        assert_eq!(systemd.pod(Qos::Guaranteed, "a-b"), "kubepods-poda_b.slice");
-        assert_eq!(
-            systemd.pod(Qos::BestEffort, "a-b"),
-            "kubepods-besteffort-poda_b.slice"
-        );
-        assert_eq!(
-            systemd.qos(Qos::Burstable).unwrap(),
-            "kubepods-burstable.slice"
-        );
-        assert_eq!(systemd.container(Runtime::Crio, "1f"), "crio-1f.scope");
-        let cgroupfs = CgroupDriver::Cgroupfs;
-        assert_eq!(cgroupfs.pod(Qos::Burstable, "a-b"), "poda-b");
-        assert_eq!(cgroupfs.qos(Qos::Burstable).unwrap(), "burstable");
-        assert_eq!(cgroupfs.qos(Qos::Guaranteed), None);
-        assert_eq!(cgroupfs.container(Runtime::Docker, "1f"), "1f");
-    }
 
     #[test]
     fn uids_are_of_version_4() {

@@ -9,8 +9,6 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use toolchain::words;
 
-use super::Netns;
-
 /// Numbers of capabilities, from `linux/capability.h`.
 const CAPABILITIES: [(&str, u32); 3] = [
     ("CAP_NET_ADMIN", 12),
@@ -62,14 +60,14 @@ fn has_capability(number: u32) -> bool {
 }
 
 /// Runs lines of iproute2's commands, in a namespace or in the one that this process is in.
-pub(super) fn ip(netns: Option<&Netns>, lines: &str) -> Result<()> {
+pub(super) fn ip(netns: Option<&str>, lines: &str) -> Result<()> {
     let lines: String = lines
         .lines()
         .map(|line| format!("{}\n", line.trim()))
         .collect();
     let mut command = Command::new("ip");
     if let Some(netns) = netns {
-        command.args(["-n", netns.name()]);
+        command.args(["-n", netns]);
     }
     command.args(["-batch", "-"]);
     let mut child = command
