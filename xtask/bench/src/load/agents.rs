@@ -165,7 +165,7 @@ impl Told {
                     let pod_number = number(&pod.uid)?;
                     ensure!(
                         self.fleet.node_of(pod_number) == node,
-                        "node-{node} is told of {}/{}, which is another's",
+                        "node-{node} receives {}/{}, a pod of another node",
                         pod.namespace,
                         pod.name
                     );
