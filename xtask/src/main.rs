@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ::bench::{bench, bench_ebpf, instructions, load};
 use clap::{Parser, Subcommand};
-use suites::{attack, clients, conformance, demo, e2e, faults, node, restarts, room};
+use suites::{attack, clients, conformance, demo, e2e, faults, node, restarts, sandbox};
 use toolchain::kernel;
 use xtask::{deploy, fuzz, image, lint, test};
 
@@ -43,7 +43,7 @@ enum Command {
     /// Check the workflows of .github
     Workflows(deploy::WorkflowsArgs),
     /// Make nodes and pods to try something in by hand
-    Sandbox(room::Args),
+    Sandbox(sandbox::Args),
     /// Try kiam on the kernels of Debian's suites, in virtual machines
     Node(node::Args),
     /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
@@ -93,7 +93,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lint(args) => lint::run(&args),
         Command::Book(args) => deploy::book(&args),
         Command::Workflows(args) => deploy::workflows(&args),
-        Command::Sandbox(args) => room::run(&args),
+        Command::Sandbox(args) => sandbox::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Clients(args) => clients::run(&args),

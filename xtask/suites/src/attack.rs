@@ -5,10 +5,10 @@
 //! counted at the service: packets that are delivered to its addresses. The same attempts are made
 //! first where nothing guards the node, so that one which never works cannot pass.
 
+mod fixture;
 mod list;
 mod phases;
 mod report;
-mod scene;
 mod theft;
 
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
+use self::fixture::Fixture;
 use self::list::REACH;
 use self::phases::Change;
 use self::report::Reached;
 pub use self::report::{Report, Theft};
-use self::scene::Scene;
 use self::theft::Thefts;
 use testbed::kiam::{self, Programs};
 use testbed::probe::Prober;
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
         [] => &Phase::ALL[..],
         some => some,
     };
-    let report = play(&programs, phases)?;
+    let report = run_suite(&programs, phases)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -96,30 +96,30 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// When the sandbox fails. That an attempt succeeds is in the report.
-pub fn play(programs: &Programs, phases: &[Phase]) -> Result<Report> {
-    let scene = Scene::new(programs)?;
+pub fn run_suite(programs: &Programs, phases: &[Phase]) -> Result<Report> {
+    let fixture = Fixture::new(programs)?;
     let mut reach: Vec<_> = REACH
         .iter()
         .map(|attack| {
             Ok(Reached {
                 attack: attack.name,
-                unguarded: scene.attempt(attack)?,
+                unguarded: fixture.attempt(attack)?,
                 works: attack.works,
                 packets: Vec::new(),
             })
         })
         .collect::<Result<_>>()?;
-    let server = scene.cluster.start_server(&[])?;
-    let old_connection = scene.old_connection()?;
-    let mut change = Change::new(&scene, kiam::pod_client()?);
+    let server = fixture.cluster.start_server(&[])?;
+    let old_connection = fixture.old_connection()?;
+    let mut change = Change::new(&fixture, kiam::pod_client()?);
     for phase in phases {
         change.begin(*phase)?;
         for (attack, reached) in REACH.iter().zip(&mut reach) {
-            let packets = change.during(*phase, || scene.attempt(attack))?;
+            let packets = change.during(*phase, || fixture.attempt(attack))?;
             reached.packets.push((*phase, packets));
         }
     }
-    let theft = thefts(&scene, &mut change, &Prober::new()?, phases)?;
+    let theft = thefts(&fixture, &mut change, &Prober::new()?, phases)?;
     let load = change.end();
     drop(server);
     Ok(Report {
@@ -131,7 +131,7 @@ pub fn play(programs: &Programs, phases: &[Phase]) -> Result<Report> {
 }
 
 fn thefts(
-    scene: &Scene,
+    fixture: &Fixture,
     change: &mut Change<'_>,
     prober: &Prober,
     phases: &[Phase],
@@ -141,22 +141,22 @@ fn thefts(
         return Ok(Vec::new());
     }
     change.begin(Phase::Up)?;
-    let thefts = Thefts::prepare(scene, prober)?;
+    let thefts = Thefts::prepare(fixture, prober)?;
     let mut outcomes = Vec::new();
     for attempt in &thefts.attempts {
-        let heard = attempt.make(scene, &scene.victim)?;
+        let heard = attempt.make(fixture, &fixture.victim)?;
         let own = attempt.is_answered(&heard);
         outcomes.push(Theft::new(attempt.name, Some(own)));
     }
     for phase in phases {
         change.begin(*phase)?;
         for (attempt, outcome) in thefts.attempts.iter().zip(&mut outcomes) {
-            let heard = change.during(*phase, || attempt.make(scene, &scene.attacker))?;
+            let heard = change.during(*phase, || attempt.make(fixture, &fixture.attacker))?;
             outcome.add(*phase, attempt.is_theft(&heard), &heard);
         }
     }
     change.begin(Phase::Up)?;
-    let (attempt, heard) = thefts.reuse(scene)?;
+    let (attempt, heard) = thefts.reuse(fixture)?;
     let mut reused = Theft::new(attempt.name, None);
     reused.add(Phase::Up, attempt.is_theft(&heard), &heard);
     outcomes.push(reused);

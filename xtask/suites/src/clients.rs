@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut table = Table::new(&clients);
     for agents in Agents::ALL {
         let states = states.iter().filter(|state| state.agents() == agents);
-        matrix.play(agents, &clients, states.copied(), &mut table)?;
+        matrix.run(agents, &clients, states.copied(), &mut table)?;
     }
     println!("{table}");
     let leaked = matrix.node.imds().traffic().bytes();
@@ -152,7 +152,7 @@ impl Matrix {
     }
 
     /// Tries clients in those states that need this agent.
-    fn play(
+    fn run(
         &self,
         agents: Agents,
         clients: &[Client],
@@ -292,7 +292,7 @@ impl Outcome {
         } else if good < count {
             Cell::Failed(self.turn.error.clone())
         } else if self.keys.is_empty() {
-            Cell::Failed("it says that it was served, but signed nothing".to_owned())
+            Cell::Failed("it reports that it was served, but signed nothing".to_owned())
         } else {
             Cell::Good(if many {
                 count.to_string()

@@ -6,8 +6,8 @@
 //! the real programs, the kernel programs are real; STS is a double, and so is the node's own
 //! metadata service, which counts what reaches it.
 
-mod cast;
 mod page;
+mod pods;
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use nix::sys::signal::Signal;
 use tokio::time::Instant;
 use toolchain::{AWS, Consent, kernel, prepare};
 
-use cast::{Cast, Role};
 use page::Page;
+use pods::{DemoPod, DemoPods};
 use testbed::doubles::imds::NODE_ROLE;
 use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::{METADATA_PORT, Programs, SERVER_PORT};
@@ -31,14 +31,14 @@ pub struct Args {
     #[command(flatten)]
     consent: Consent,
 
-    /// Leave everything running, with commands to play with it, until Ctrl-C
+    /// Leave everything running and print commands to try, until Ctrl-C
     #[arg(long)]
     keep: bool,
 }
 
 const CLIENT_LIMIT: Duration = Duration::from_secs(60);
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
-/// The agent tells whom the kernel named.
+/// Log level at which the agent reports the pod of each connection.
 const AGENT_LOG: [&str; 2] = ["--json-log", "--level=info,kiam_agent::caller=debug"];
 
 /// Runs the command.
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     let cluster = FileCluster::new(&programs)?;
     let node = cluster.node("node-1", NodeOptions::default())?;
-    let cast = Cast::enter(&cluster, &node)?;
+    let pods = DemoPods::create(&cluster, &node)?;
     page.set(
         "node",
         node.node().ip(),
@@ -87,25 +87,25 @@ pub fn run(args: &Args) -> Result<()> {
 
     page.heading("Four pods run the same unmodified AWS CLI, with nothing configured");
     page.command("aws sts get-caller-identity");
-    let clients = ask_as_all(&cluster, &cast)?;
+    let clients = ask_as_all(&cluster, &pods)?;
     let mut as_it_should = Vec::new();
-    for (role, client) in cast.roles().iter().zip(clients) {
-        page.pod(role);
-        let seen = cast::sightings(agent.program(), role.pod())?;
+    for (demo_pod, client) in pods.all().iter().zip(clients) {
+        page.pod(demo_pod);
+        let seen = pods::sightings(agent.program(), demo_pod.pod())?;
         page.kernel(
-            role.pod(),
+            demo_pod.pod(),
             seen.first()
                 .context("the kernel saw no connection of the pod")?,
         );
-        as_it_should.push(if role.is_permitted() {
-            granted(&page, role, &client)
+        as_it_should.push(if demo_pod.is_permitted() {
+            granted(&page, demo_pod, &client)
         } else {
-            forbidden(&page, &cast, role, &client)?
+            forbidden(&page, &pods, demo_pod, &client)?
         });
     }
 
     page.heading("And others who would like some");
-    as_it_should.extend(others(&page, &cluster, &node, &cast)?);
+    as_it_should.extend(others(&page, &cluster, &node, &pods)?);
 
     page.heading("The node's own metadata service, behind the agent's back");
     let traffic = node.imds().traffic();
@@ -124,7 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
         ] {
             program.tee(&cluster.sandbox().scratch().join(format!("{name}.log")))?;
         }
-        page.play(&cast, cluster.sandbox().scratch());
+        page.show_commands(&pods, cluster.sandbox().scratch());
         wait_for_interrupt()?;
         page.goodbye();
     }
@@ -132,18 +132,20 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// All at once, as they would be.
-fn ask_as_all(cluster: &FileCluster, cast: &Cast) -> Result<Vec<Finished>> {
-    let ask = |role: &Role| {
-        let mut command = role.pod().place().command(AWS.program("aws"));
+fn ask_as_all(cluster: &FileCluster, pods: &DemoPods) -> Result<Vec<Finished>> {
+    let ask = |demo_pod: &DemoPod| {
+        let mut command = demo_pod.pod().place().command(AWS.program("aws"));
         command
             .args(["sts", "get-caller-identity", "--query=Arn", "--output=text"])
             .env_clear()
-            .envs(cast::environment(cluster)?);
+            .envs(pods::environment(cluster)?);
         run_program("the AWS CLI", command, CLIENT_LIMIT)
     };
     std::thread::scope(|scope| {
-        let roles = cast.roles().iter();
-        let clients: Vec<_> = roles.map(|role| scope.spawn(move || ask(role))).collect();
+        let pods = pods.all().iter();
+        let clients: Vec<_> = pods
+            .map(|demo_pod| scope.spawn(move || ask(demo_pod)))
+            .collect();
         let join = |client: std::thread::ScopedJoinHandle<'_, _>| {
             client
                 .join()
@@ -153,9 +155,9 @@ fn ask_as_all(cluster: &FileCluster, cast: &Cast) -> Result<Vec<Finished>> {
     })
 }
 
-fn granted(page: &Page, role: &Role, client: &Finished) -> bool {
+fn granted(page: &Page, demo_pod: &DemoPod, client: &Finished) -> bool {
     let arn = client.stdout.trim();
-    let own = arn.contains(&format!(":assumed-role/{}/", role.wants()));
+    let own = arn.contains(&format!(":assumed-role/{}/", demo_pod.wants()));
     if own {
         page.got(arn);
     } else {
@@ -164,12 +166,12 @@ fn granted(page: &Page, role: &Role, client: &Finished) -> bool {
     own
 }
 
-fn forbidden(page: &Page, cast: &Cast, role: &Role, client: &Finished) -> Result<bool> {
-    let url = format!("{METADATA_SERVICE}{ROLES}{}", role.wants());
-    let answer = Prober::new()?.get(role.pod().place(), &url)?.answer()?;
-    page.told(answer.status, answer.body.trim());
-    page.cli_said(client.stderr.trim());
-    page.mend(&cast.obstacle(role)?);
+fn forbidden(page: &Page, pods: &DemoPods, demo_pod: &DemoPod, client: &Finished) -> Result<bool> {
+    let url = format!("{METADATA_SERVICE}{ROLES}{}", demo_pod.wants());
+    let answer = Prober::new()?.get(demo_pod.pod().place(), &url)?.answer()?;
+    page.refused(answer.status, answer.body.trim());
+    page.cli_error(client.stderr.trim());
+    page.fix(&pods.obstacle(demo_pod)?);
     let refused = answer.status == 403 && answer.body.contains("iam.amazonaws.com/permitted");
     Ok(refused && !client.status.success())
 }
@@ -179,17 +181,18 @@ fn others(
     page: &Page,
     cluster: &FileCluster,
     node: &FileClusterNode,
-    cast: &Cast,
+    pods: &DemoPods,
 ) -> Result<Vec<bool>> {
     let prober = Prober::new()?;
-    let [first, second, ..] = cast.roles() else {
-        anyhow::bail!("the cast is larger");
+    let [first, second, ..] = pods.all() else {
+        anyhow::bail!("the demo has fewer than two pods");
     };
     let pod = first.pod().place();
     let stray = pod.with_cgroup(node.node().kubepods().child("stray.scope")?);
     let metadata = format!("{METADATA_SERVICE}{ROLES}");
     let agent = format!("http://{}:{METADATA_PORT}{ROLES}", node.node().ip());
-    // Of those who come to its port past the redirect the kernel tells nothing, which may pass.
+    // The kernel identifies no caller that connects to the port without the redirect: the agent
+    // answers 503, as that may pass.
     let tries = [
         (
             format!("{} asks for {}", first.name(), second.wants()),

@@ -1,16 +1,16 @@
 //! `cargo xtask e2e`: the whole path on real parts.
 //!
 //! etcd, kube-apiserver with RBAC, moto as STS, kiam's two programs, real kernel programs, and the
-//! AWS CLI in pods. Namespaces, accounts, nodes and pods are made through the API; the sandbox
-//! plays controllers, scheduler and kubelets.
+//! AWS CLI in pods. Namespaces, accounts, nodes and pods are created through the API; the sandbox
+//! stands in for controllers, scheduler and kubelets.
 
 mod checks;
 mod dashboard;
 mod docs;
+mod fixture;
 mod picture;
 mod prometheus;
 mod report;
-mod world;
 
 use std::path::Path;
 
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use toolchain::{Consent, MOTO, kernel, kubectl, prepare};
 
 use checks::{CHECKS, NamedCheck};
+pub use fixture::Fixture;
 use report::{Facts, Report};
 use testbed::cluster;
 use testbed::container;
@@ -28,7 +29,6 @@ use testbed::kiam::Programs;
 use testbed::sandbox::{self, Sandbox};
 use testbed::sdk;
 use toolchain::helm;
-pub use world::World;
 
 const UP: &str = "etcd, kube-apiserver, moto, kiam-server and an agent come up";
 const DOWN: &str = "everything ends in order, and nothing of it is left";
@@ -55,11 +55,11 @@ pub struct Args {
 ///
 /// # Errors
 /// When a check fails, or none could run; with `CI=true` also when one was skipped.
-#[expect(clippy::print_stderr, reason = "says why nothing runs")]
+#[expect(clippy::print_stderr, reason = "reports why no check runs")]
 pub fn run(args: &Args) -> Result<()> {
     if args.docs {
         set_up(args)?;
-        return docs::play();
+        return docs::run_page();
     }
     let wanted = |name: &str| args.name.as_ref().is_none_or(|part| name.contains(part));
     let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| wanted(name)).collect();
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let mut report = Report::default();
     match set_up(args) {
-        Ok(()) => play(&checks, args.image, &mut report),
+        Ok(()) => run_suite(&checks, args.image, &mut report),
         Err(missing) => {
             eprintln!("the checks cannot run: {missing:#}\n");
             report.skip(UP);
@@ -105,7 +105,7 @@ fn set_up(args: &Args) -> Result<()> {
     }
 }
 
-fn play(checks: &[&NamedCheck], image: bool, report: &mut Report) {
+fn run_suite(checks: &[&NamedCheck], image: bool, report: &mut Report) {
     let begin = Instant::now();
     let (programs, sandbox) = match begin_with(image) {
         Ok(begun) => begun,
@@ -117,12 +117,12 @@ fn play(checks: &[&NamedCheck], image: bool, report: &mut Report) {
     };
     let control = sandbox.control().netns().clone();
     let traces = [sandbox.cgroup().path(), sandbox.scratch(), control.path()].map(Path::to_owned);
-    let played = control.block_on(async || {
-        let world = in_world(&sandbox, &programs, checks, report).await;
+    let outcome = control.block_on(async || {
+        let fixture = run_checks(&sandbox, &programs, checks, report).await;
         let begin = Instant::now();
-        (begin, world.map_or(Ok(()), World::end))
+        (begin, fixture.map_or(Ok(()), Fixture::end))
     });
-    let (begin, ended) = played.unwrap_or_else(|error| (Instant::now(), Err(error)));
+    let (begin, ended) = outcome.unwrap_or_else(|error| (Instant::now(), Err(error)));
     // The last clones of it: now it is removed.
     drop((control, programs, sandbox));
     let gone = ended.and_then(|()| {
@@ -142,35 +142,35 @@ fn begin_with(image: bool) -> Result<(Programs, Sandbox)> {
     Ok((Programs::build()?, Sandbox::new()?))
 }
 
-/// Returns the world as the checks left it, if it came up.
+/// Returns the fixture as the checks left it, if it came up.
 #[expect(clippy::print_stderr, reason = "for whoever looks for the cause")]
-async fn in_world(
+async fn run_checks(
     sandbox: &Sandbox,
     programs: &Programs,
     checks: &[&NamedCheck],
     report: &mut Report,
-) -> Option<World> {
+) -> Option<Fixture> {
     let begin = Instant::now();
-    let mut world = match World::begin(sandbox, programs).await {
-        Ok(world) => world,
+    let mut fixture = match Fixture::begin(sandbox, programs).await {
+        Ok(fixture) => fixture,
         Err(error) => {
             report.add(UP, begin.elapsed(), &Err(error));
             checks.iter().for_each(|(name, _)| report.skip(name));
             return None;
         }
     };
-    let facts = world.facts().await;
+    let facts = fixture.facts().await;
     report.add(UP, begin.elapsed(), &facts);
     for (name, check) in checks {
         let begin = Instant::now();
-        let outcome = tokio::time::timeout(checks::LIMIT, check(&mut world)).await;
+        let outcome = tokio::time::timeout(checks::LIMIT, check(&mut fixture)).await;
         let outcome = outcome.unwrap_or_else(|_elapsed| bail!("no end within {:?}", checks::LIMIT));
         report.add(name, begin.elapsed(), &outcome);
     }
     if report.has_failed() {
-        eprintln!("\n{}", world.logs());
+        eprintln!("\n{}", fixture.logs());
     }
-    Some(world)
+    Some(fixture)
 }
 
 fn skip(checks: &[&NamedCheck], report: &mut Report) {

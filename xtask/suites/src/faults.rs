@@ -6,14 +6,14 @@
 
 mod client;
 mod clock;
-mod late;
+mod fixture;
 mod node;
 mod planted;
 mod report;
 mod secrets;
 mod servers;
+mod startup_latency;
 mod table;
-mod world;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 use toolchain::{AWS, Consent, kernel, page, prepare};
 
+use fixture::Fixture;
 use planted::Planted;
 use pod_client::ask::now;
 use report::{Report, Row};
@@ -32,7 +33,6 @@ use table::{Fault, NewPods, Notice};
 use testbed::cluster;
 use testbed::kiam::Programs;
 use testbed::sandbox::{self, Sandbox};
-use world::World;
 
 /// The least that STS's credentials live; they are renewed after half of it.
 const LIFE: Duration = Duration::from_secs(90);
@@ -119,9 +119,9 @@ pub fn run(args: &Args) -> Result<()> {
         .unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     let mut report = Report::new(seed, args.json);
     in_sandbox(async |sandbox| {
-        let played = play(args, sandbox, &programs, &mut report).await;
+        let outcome = run_suite(args, sandbox, &programs, &mut report).await;
         let kept = args.logs.as_ref().map(|folder| keep(sandbox, folder));
-        played.and(kept.unwrap_or(Ok(())))
+        outcome.and(kept.unwrap_or(Ok(())))
     })?;
     if let Some(page) = &args.write {
         page::replace(page, "cargo xtask faults --write", &report.text())?;
@@ -145,7 +145,7 @@ fn keep(sandbox: &Sandbox, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn play(
+async fn run_suite(
     args: &Args,
     sandbox: &Sandbox,
     programs: &Programs,
@@ -166,83 +166,84 @@ async fn play(
         "no fault has that in its name; they are\n  {}",
         names().join("\n  ")
     );
-    let mut world = World::begin(sandbox, programs, LIFE.max(hold * 4)).await?;
-    world.canaries(NEW_POD_LIMIT).await?;
-    report.add(quiet(&mut world, hold).await?);
+    let mut fixture = Fixture::begin(sandbox, programs, LIFE.max(hold * 4)).await?;
+    fixture.canaries(NEW_POD_LIMIT).await?;
+    report.add(quiet(&mut fixture, hold).await?);
     for fault in faults.iter().filter(|_| !args.pairs) {
-        report.add(broken(&mut world, &[fault], hold).await?);
+        report.add(broken(&mut fixture, &[fault], hold).await?);
     }
     let mut random = StdRng::seed_from_u64(report.seed);
     while faults.len() > 1 && Instant::now() < end {
         let mut pair: Vec<&Fault> = faults.sample(&mut random, 2).copied().collect();
         pair.sort_by_key(|fault| fault.rank());
         if pair[0].group != pair[1].group {
-            report.add(broken(&mut world, &[pair[0], pair[1]], hold).await?);
+            report.add(broken(&mut fixture, &[pair[0], pair[1]], hold).await?);
         }
     }
     if args.only.is_none() {
         let (pods, per_second) = STARTING;
-        report.late = Some(late::measure(&mut world, pods, per_second).await?);
+        report.startup_latency =
+            Some(startup_latency::measure(&mut fixture, pods, per_second).await?);
     }
-    report.scan = Some(secrets::scan(&world, args.only.is_none()).await?);
-    world.end()
+    report.scan = Some(secrets::scan(&fixture, args.only.is_none()).await?);
+    fixture.end()
 }
 
 const CHANGED: Notice = Notice::Failures("what is new may come when the pair is over");
 
 /// What pods see while nothing is broken.
-async fn quiet(world: &mut World, hold: Duration) -> Result<Row> {
+async fn quiet(fixture: &mut Fixture, hold: Duration) -> Result<Row> {
     // The first tries of all clients, and of processes that start, are no measure.
     tokio::time::sleep(SETTLE).await;
     let mut first = Row::new(String::new());
-    judge(world, &mut first, Notice::Nothing, None, 0)?;
+    judge(fixture, &mut first, Notice::Nothing, None, 0)?;
     tokio::time::sleep(hold).await;
     let mut row = Row::new("(nothing)".to_owned());
     row.recovered_ms = Some(0);
-    judge(world, &mut row, Notice::Nothing, None, 0)?;
+    judge(fixture, &mut row, Notice::Nothing, None, 0)?;
     Ok(row)
 }
 
 /// Breaks something, mends it, and waits until all is well again.
-async fn broken(world: &mut World, faults: &[&Fault], hold: Duration) -> Result<Row> {
+async fn broken(fixture: &mut Fixture, faults: &[&Fault], hold: Duration) -> Result<Row> {
     let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
     let mut row = Row::new(names.join(" + "));
     let begin = now();
     for fault in faults {
-        (fault.inject)(world).await?;
+        (fault.inject)(fixture).await?;
     }
-    new_pods(world, faults, &mut row).await;
+    new_pods(fixture, faults, &mut row).await;
     tokio::time::sleep(hold).await;
     for fault in faults.iter().rev() {
-        (fault.lift)(world).await?;
+        (fault.lift)(fixture).await?;
     }
     let limit = faults.iter().map(|fault| fault.recovery).sum();
-    let took = world.canaries(limit + NEW_POD_LIMIT).await;
+    let took = fixture.canaries(limit + NEW_POD_LIMIT).await;
     row.recovered(&took, limit);
     let recovered = now();
     if faults.len() > 1 {
         // What one changes, the other may have kept from being heard of.
-        let clients = world.clients.iter_mut();
+        let clients = fixture.clients.iter_mut();
         clients.for_each(|client| client.excuse(recovered));
     }
     tokio::time::sleep(SETTLE).await;
     let noticed = faults.iter().find(|fault| fault.notice != Notice::Nothing);
     let notice = noticed.map_or(Notice::Nothing, |fault| fault.notice);
     let pair = (faults.len() > 1).then_some(begin);
-    judge(world, &mut row, notice, pair, recovered)?;
-    world.tidy().await?;
-    world.renewed().await;
+    judge(fixture, &mut row, notice, pair, recovered)?;
+    fixture.tidy().await?;
+    fixture.renewed().await;
     Ok(row)
 }
 
 /// Whether new pods get credentials in the middle of it, where that is known.
-async fn new_pods(world: &mut World, faults: &[&Fault], row: &mut Row) {
+async fn new_pods(fixture: &mut Fixture, faults: &[&Fault], row: &mut Row) {
     let all = |what| faults.iter().all(|fault| fault.new_pods == what);
     if all(NewPods::Served) {
-        if let Err(error) = world.canaries(NEW_POD_LIMIT).await {
+        if let Err(error) = fixture.canaries(NEW_POD_LIMIT).await {
             row.note(format!("while it lasted: {error:#}"));
         }
-    } else if all(NewPods::Starved) && world.canaries(STARVED_FOR).await.is_ok() {
+    } else if all(NewPods::Starved) && fixture.canaries(STARVED_FOR).await.is_ok() {
         row.note("new pods got credentials while it lasted: it was not broken".to_owned());
     }
 }
@@ -250,20 +251,20 @@ async fn new_pods(world: &mut World, faults: &[&Fault], row: &mut Row) {
 /// Judges what came since the last time. In a pair, begun at `pair`, what one fault changes may be
 /// kept from its pods by the other: they may see failures.
 fn judge(
-    world: &mut World,
+    fixture: &mut Fixture,
     row: &mut Row,
     usual: Notice,
     pair: Option<u64>,
     recovered: u64,
 ) -> Result<()> {
-    for client in &mut world.clients {
+    for client in &mut fixture.clients {
         let changed = pair.is_some_and(|begin| client.is_changed(begin));
         let notice = if changed { CHANGED } else { usual };
         for asked in client.drain()? {
-            let verdict = client.judge(&asked, &world.sts);
+            let verdict = client.judge(&asked, &fixture.sts);
             row.add(client.pod.name(), &asked, verdict, notice, recovered);
-            world.tokens.extend(asked.token);
-            world.told.extend(asked.failure);
+            fixture.tokens.extend(asked.token);
+            fixture.error_replies.extend(asked.failure);
         }
     }
     Ok(())

@@ -9,7 +9,7 @@
 //! restarts     upgrades and kills of an agent under load
 //! faults       what pods notice while one part after another breaks
 //! node         real kernels and nodes, in virtual machines
-//! room         a sandbox to try something in by hand
+//! sandbox      nodes and pods for manual experiments
 //! patched      agents built from a patched copy of the source
 //! metrics      metrics that the programs define, read from their sources
 //! ```
@@ -24,4 +24,4 @@ pub mod metrics;
 pub mod node;
 pub mod patched;
 pub mod restarts;
-pub mod room;
+pub mod sandbox;

@@ -90,7 +90,7 @@ pub struct Args {
 
 /// Adds what machines are made by, and the root file system.
 fn machines(architecture: Architecture, kernels: &[Choice], plan: &mut Plan) {
-    let machines = "plays nodes' machines";
+    let machines = "emulates nodes' machines";
     let disks = "makes nodes' disks";
     let qemu = match architecture {
         Architecture::Amd64 => "qemu-system-x86",

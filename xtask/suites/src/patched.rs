@@ -8,11 +8,10 @@ use anyhow::{Context as _, Result};
 use testbed::kiam::Programs;
 use toolchain::{exec, fingerprint, kernel, workspace};
 
-/// The workspace, without what no program is built from.
-const SOURCES: &[&str] = &[
-    ".cargo",
-    "Cargo.lock",
-    "Cargo.toml",
+/// Settings of the workspace.
+const WORKSPACE: &[&str] = &[".cargo", "Cargo.lock", "Cargo.toml"];
+/// Folders of packages, and of what they are built from.
+const PACKAGES: &[&str] = &[
     "kiam-agent",
     "kiam-common",
     "kiam-ebpf",
@@ -73,6 +72,8 @@ impl Patch {
     fn source(self) -> Result<PathBuf> {
         let root = workspace();
         let copy = root.join("target/patched").join(self.name());
+        // Cargo tells packages of one target folder apart by their path from the workspace.
+        let packages = copy.join(self.name());
         let files = files(&root)?;
         let state = state(&root, &files, self.text())?;
         let stamp = copy.join("target/state");
@@ -81,17 +82,22 @@ impl Patch {
         }
         remove(&copy)?;
         for name in &files {
-            let (from, to) = (root.join(name), copy.join(name));
+            let of_workspace = !PACKAGES.iter().any(|folder| name.starts_with(folder));
+            let to = if of_workspace { &copy } else { &packages }.join(name);
             let folder = to.parent().context("a file is in a folder")?;
             std::fs::create_dir_all(folder)?;
+            let from = root.join(name);
             std::fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         }
+        let manifest = copy.join("Cargo.toml");
+        let text = std::fs::read_to_string(&manifest)?;
+        std::fs::write(&manifest, members_below(self.name(), &text))?;
         let patch = copy.join("applied.patch");
         std::fs::write(&patch, self.text())?;
         let mut apply = Command::new("git");
         // Paths are those of the repository, which the copy is inside of.
         apply.arg("-C").arg(&root).arg("apply");
-        apply.arg(format!("--directory=target/patched/{}", self.name()));
+        apply.arg(format!("--directory=target/patched/{0}/{0}", self.name()));
         exec(apply.arg(&patch)).with_context(|| {
             let name = self.name();
             format!("xtask/suites/patches/{name}.patch does not apply; make it again")
@@ -100,6 +106,24 @@ impl Patch {
         std::fs::write(&stamp, state)?;
         Ok(copy)
     }
+}
+
+/// The workspace's manifest, for packages that are in a folder below it.
+fn members_below(folder: &str, manifest: &str) -> String {
+    let mut text = String::new();
+    for line in manifest.lines() {
+        if line.starts_with("members = ") {
+            let mut parts = line.split('"');
+            text.push_str(parts.next().unwrap_or_default());
+            while let (Some(member), Some(between)) = (parts.next(), parts.next()) {
+                text.push_str(&format!("\"{folder}/{member}\"{between}"));
+            }
+        } else {
+            text.push_str(&line.replace("path = \"", &format!("path = \"{folder}/")));
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// The sources' files, as they are now, by their path from the root.
@@ -113,7 +137,7 @@ fn files(root: &Path) -> Result<Vec<String>> {
         "--exclude-standard",
         "--",
     ]);
-    let names = exec(list.args(SOURCES))?;
+    let names = exec(list.args(WORKSPACE).args(PACKAGES))?;
     let names = names.lines().map(str::to_owned);
     // Removed, and not committed yet.
     Ok(names.filter(|name| root.join(name).is_file()).collect())
@@ -144,6 +168,15 @@ fn remove(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_are_found_in_their_folder() {
+        let manifest = "[workspace]\nmembers = [\"a\", \"b/c\"]\n[workspace.dependencies]\na = { path = \"a\" }\nx = \"1\"\n";
+        assert_eq!(
+            members_below("copy", manifest),
+            "[workspace]\nmembers = [\"copy/a\", \"copy/b/c\"]\n[workspace.dependencies]\na = { path = \"copy/a\" }\nx = \"1\"\n"
+        );
+    }
 
     #[test]
     fn every_patch_applies_to_the_source() {

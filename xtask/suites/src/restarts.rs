@@ -252,7 +252,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let build = || Patch::NextLayout.build_beside();
     let programs = Programs::found_or(args.programs.as_deref(), build)?;
-    let report = play(args, &programs)?;
+    let report = run_suite(args, &programs)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -265,7 +265,7 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// When the agent of the next version was not built, or the sandbox fails.
-pub fn play(args: &Args, programs: &Programs) -> Result<Report> {
+pub fn run_suite(args: &Args, programs: &Programs) -> Result<Report> {
     let next = programs.patched(Patch::NextLayout.name())?;
     let mut versions = [&next, programs].into_iter().cycle();
     let cluster = FileCluster::new(programs)?;

@@ -85,8 +85,8 @@ def turn(port):
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired as error:
         return str(error)
-    said = done.stderr.strip() or done.stdout.strip()
-    return "" if done.returncode == 0 else " ".join(said.split()) or f"exit {done.returncode}"
+    message = done.stderr.strip() or done.stdout.strip()
+    return "" if done.returncode == 0 else " ".join(message.split()) or f"exit {done.returncode}"
 
 
 count = int(sys.argv[2])

@@ -66,9 +66,9 @@ class Cli:
             os._exit(awscli.clidriver.create_clidriver().main(args))
         os.close(write)
         with os.fdopen(read) as errors:
-            said = errors.read()
+            text = errors.read()
         if os.waitpid(child, 0)[1] != 0:
-            raise RuntimeError(said)
+            raise RuntimeError(text)
 
 
 class Awscrt:

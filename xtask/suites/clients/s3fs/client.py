@@ -34,8 +34,8 @@ def turn(folder):
         run("cat", os.path.join(mount, "object"))
         return ""
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        said = open(log, encoding="utf-8").read() if os.path.exists(log) else ""
-        wrong = [line for line in said.splitlines() if "[ERR]" in line or "[CRT]" in line]
+        text = open(log, encoding="utf-8").read() if os.path.exists(log) else ""
+        wrong = [line for line in text.splitlines() if "[ERR]" in line or "[CRT]" in line]
         return " ".join(f"{error}; {'; '.join(wrong[-2:])}".split())
     finally:
         # One that could not be mounted is not there.

@@ -1,4 +1,4 @@
-//! The attempts, and what tells that one has succeeded.
+//! The attempts, and the sign that one has succeeded.
 
 /// An attempt to reach the node's metadata service.
 #[derive(Debug, Clone, Copy)]

@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::Phase;
+use super::fixture::{Fixture, LIMIT};
 use super::report::Load;
-use super::scene::{LIMIT, Scene};
 use pod_client::steady::{self, End};
 use testbed::kiam::Agent;
 use testbed::probe::METADATA_SERVICE;
@@ -16,18 +16,18 @@ use testbed::sandbox::Program;
 /// The victim's own role, which it asks for while agents are replaced.
 const OWN: &str = "/latest/meta-data/iam/security-credentials/b-writer";
 
-/// The agent of the scene's node, in whatever state it is.
+/// The agent of the fixture's node, in whatever state it is.
 pub(super) struct Change<'a> {
-    scene: &'a Scene,
+    fixture: &'a Fixture,
     pod_client: &'a Path,
     agent: Option<Agent>,
     load: Load,
 }
 
 impl<'a> Change<'a> {
-    pub(super) fn new(scene: &'a Scene, pod_client: &'a Path) -> Self {
+    pub(super) fn new(fixture: &'a Fixture, pod_client: &'a Path) -> Self {
         Self {
-            scene,
+            fixture,
             pod_client,
             agent: None,
             load: Load::default(),
@@ -37,7 +37,7 @@ impl<'a> Change<'a> {
     /// A phase begins, with an agent that was at work before.
     pub(super) fn begin(&mut self, phase: Phase) -> Result<()> {
         if self.agent.is_none() {
-            self.agent = Some(self.scene.cluster.start_agent(&self.scene.node, &[])?);
+            self.agent = Some(self.fixture.cluster.start_agent(&self.fixture.node, &[])?);
         }
         match phase {
             Phase::Down => {
@@ -70,7 +70,7 @@ impl<'a> Change<'a> {
 
     /// While the next agent takes over, and the victim asks for what is its own.
     fn upgrade<T>(&mut self, attempt: impl FnOnce() -> Result<T>) -> Result<T> {
-        let mut command = self.scene.victim.place().command(self.pod_client);
+        let mut command = self.fixture.victim.place().command(self.pod_client);
         let url = format!("{METADATA_SERVICE}{OWN}");
         command.args(["steady", "--rate=50", "--seconds=1", &url]);
         let client = Program::start("the victim's client", command)?;
@@ -98,8 +98,8 @@ impl<'a> Change<'a> {
     }
 
     fn launch(&self) -> Result<Agent> {
-        let node = &self.scene.node;
-        self.scene.cluster.launch_agent(node, node.tls(), &[])
+        let node = &self.fixture.node;
+        self.fixture.cluster.launch_agent(node, node.tls(), &[])
     }
 
     fn kill(&mut self) -> Result<()> {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::scene::{LIMIT, Scene, python};
+use super::fixture::{Fixture, LIMIT, python};
 use testbed::file_cluster::FileClusterNode;
 use testbed::kiam::{Agent, METADATA_PORT};
 use testbed::probe::{METADATA_SERVICE, Prober};
@@ -48,18 +48,22 @@ pub(super) struct Thefts {
 
 impl Thefts {
     /// Prepares them, with an agent at work that serves the victim.
-    pub(super) fn prepare(scene: &Scene, prober: &Prober) -> Result<Self> {
+    pub(super) fn prepare(fixture: &Fixture, prober: &Prober) -> Result<Self> {
         let token = prober.send(
-            scene.victim.place(),
+            fixture.victim.place(),
             "PUT",
             &format!("{METADATA_SERVICE}/latest/api/token"),
             &[("X-aws-ec2-metadata-token-ttl-seconds", "21600")],
         )?;
         let token = format!("X-aws-ec2-metadata-token: {}", token.answer()?.body);
-        let other_node = scene.cluster.node("node-2", NodeOptions::default())?;
-        let other_agent = scene.cluster.start_agent(&other_node, &[])?;
-        let victim = scene.victim.ip().context("it has an address")?.to_string();
-        let agent = scene.node.node().ip().to_string();
+        let other_node = fixture.cluster.node("node-2", NodeOptions::default())?;
+        let other_agent = fixture.cluster.start_agent(&other_node, &[])?;
+        let victim = fixture
+            .victim
+            .ip()
+            .context("it has an address")?
+            .to_string();
+        let agent = fixture.node.node().ip().to_string();
         let other = other_node.node().ip().to_string();
         let port = METADATA_PORT.to_string();
         let role = format!("{ROLES}b-writer");
@@ -68,7 +72,7 @@ impl Thefts {
         let real = format!("X-Real-IP: {victim}");
         let disguise = format!(
             "kubepods-burstable-pod{}.slice/cri-containerd-{:064}.scope",
-            scene.victim.uid().replace('-', "_"),
+            fixture.victim.uid().replace('-', "_"),
             0
         );
         let credentials = |name, words| Attempt::new(name, Own::Credentials, words);
@@ -119,9 +123,9 @@ impl Thefts {
     }
 
     /// The victim goes, and the attacker takes its address in the same moment.
-    pub(super) fn reuse(&self, scene: &Scene) -> Result<(&Attempt, String)> {
-        scene.cluster.objects().remove_pod(("team-a", "victim"))?;
-        let heard = self.reuse.make(scene, &scene.attacker)?;
+    pub(super) fn reuse(&self, fixture: &Fixture) -> Result<(&Attempt, String)> {
+        fixture.cluster.objects().remove_pod(("team-a", "victim"))?;
+        let heard = self.reuse.make(fixture, &fixture.attacker)?;
         Ok((&self.reuse, heard))
     }
 }
@@ -137,15 +141,15 @@ impl Attempt {
     }
 
     /// Makes it from inside of a pod; what that heard.
-    pub(super) fn make(&self, scene: &Scene, pod: &Pod) -> Result<String> {
+    pub(super) fn make(&self, fixture: &Fixture, pod: &Pod) -> Result<String> {
         if !self.borrows {
             return self.run(pod, &self.words);
         }
         // A door for each time: a lender lends once.
-        let door = scene.cluster.sandbox().scratch().join("door");
+        let door = fixture.cluster.sandbox().scratch().join("door");
         drop(std::fs::remove_file(&door));
         let door = door.to_string_lossy().into_owned();
-        let lend: Command = python(scene.victim.place(), &["lend", &door]);
+        let lend: Command = python(fixture.victim.place(), &["lend", &door]);
         let lender = Program::start("the victim", lend)?;
         lender.wait_for("that it lends", LIMIT, |line| {
             (line == "lending").then_some(())

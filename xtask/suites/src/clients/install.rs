@@ -97,8 +97,8 @@ pub(super) fn package_version(name: &str) -> Result<String> {
         "--showformat=${db:Status-Status} ${Version}",
         name,
     ]);
-    let said = exec(&mut query).with_context(|| format!("there is no package {name}"))?;
-    let version = said.strip_prefix("installed ");
+    let output = exec(&mut query).with_context(|| format!("there is no package {name}"))?;
+    let version = output.strip_prefix("installed ");
     let version = version.with_context(|| format!("{name} is not installed"))?;
     Ok(version.trim().to_owned())
 }

@@ -72,7 +72,7 @@ impl Running {
     /// Has every client sign one request, from the second turn on with new credentials.
     pub(crate) fn turn(&mut self) -> Turn {
         let mark = self.program.mark();
-        // One that has ended is told from its output below.
+        // The output below shows a client that has ended.
         let _ = self.input.write_all(b"\n");
         let limit = if self.count > 1 {
             MANY_LIMIT

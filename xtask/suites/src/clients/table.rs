@@ -34,15 +34,15 @@ impl Table {
         }
     }
 
-    /// Keeps what came of a client, and says it.
+    /// Records the result of a client, and prints it.
     #[expect(clippy::print_stderr, reason = "for whoever waits")]
     pub(super) fn set(&mut self, client: &Client, state: State, cell: Result<Cell>) {
         let cell = cell.unwrap_or_else(|error| Cell::Failed(format!("{error:#}")));
-        let (mark, said) = match &cell {
-            Cell::Good(said) => ("✓", said),
-            Cell::Failed(said) => ("✗", said),
+        let (mark, text) = match &cell {
+            Cell::Good(text) => ("✓", text),
+            Cell::Failed(text) => ("✗", text),
         };
-        let short: String = said.chars().take(MAX_ERROR).collect();
+        let short: String = text.chars().take(MAX_ERROR).collect();
         eprintln!("{mark} {:<28}{:<20}{short}", client.title, state.heading());
         if let Some((_, cells)) = self.rows.iter_mut().find(|(known, _)| known == client) {
             cells.push((state, cell));
@@ -110,8 +110,8 @@ impl fmt::Display for Table {
                 let text = match cell.map(|(_, cell)| cell) {
                     None => String::new(),
                     Some(Cell::Good(_)) if !state.serves() => "none".to_owned(),
-                    Some(Cell::Good(said)) if said.is_empty() => "yes".to_owned(),
-                    Some(Cell::Good(said)) => said.clone(),
+                    Some(Cell::Good(text)) if text.is_empty() => "yes".to_owned(),
+                    Some(Cell::Good(text)) => text.clone(),
                     Some(Cell::Failed(_)) if client.lacks(*state).is_some() => "–".to_owned(),
                     Some(Cell::Failed(_)) => "**no**".to_owned(),
                 };

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokio::time::Instant;
 
-use super::cast::{Cast, Obstacle, Role, Sighting};
+use super::pods::{DemoPod, DemoPods, Obstacle, Sighting};
 use testbed::probe::Outcome;
 use testbed::sandbox::Pod;
 
@@ -80,15 +80,15 @@ impl Page {
         println!("  {mark} {what:<12} {:<22} {does}", place.to_string());
     }
 
-    pub(super) fn pod(self, role: &Role) {
-        let mark = if role.is_permitted() {
+    pub(super) fn pod(self, demo_pod: &DemoPod) {
+        let mark = if demo_pod.is_permitted() {
             self.paint(Paint::Green, "✓")
         } else {
             self.paint(Paint::Red, "✗")
         };
-        println!("\n  {mark} {}", self.paint(Paint::Bold, role.name()));
-        self.line("asks for", role.wants());
-        let may_have = role.may_have();
+        println!("\n  {mark} {}", self.paint(Paint::Bold, demo_pod.name()));
+        self.line("asks for", demo_pod.wants());
+        let may_have = demo_pod.may_have();
         let nothing = "nothing: its namespace has no annotation for that";
         self.line("may have", may_have.as_deref().unwrap_or(nothing));
     }
@@ -109,9 +109,9 @@ impl Page {
         self.line("got", &self.paint(Paint::Red, what));
     }
 
-    pub(super) fn told(self, status: u16, text: &str) {
+    pub(super) fn refused(self, status: u16, text: &str) {
         self.line(
-            "was told",
+            "received",
             &self.paint(Paint::Red, format!("HTTP {status}")),
         );
         for line in wrap(text, WIDTH - LABEL) {
@@ -119,13 +119,13 @@ impl Page {
         }
     }
 
-    pub(super) fn cli_said(self, text: &str) {
-        self.line("the CLI says", text);
+    pub(super) fn cli_error(self, text: &str) {
+        self.line("CLI error", text);
     }
 
-    pub(super) fn mend(self, obstacle: &Obstacle) {
+    pub(super) fn fix(self, obstacle: &Obstacle) {
         let Obstacle { at, line, lacks } = obstacle;
-        self.line("mend it in", &format!("cluster.yaml, line {at}: {line}"));
+        self.line("fix it in", &format!("cluster.yaml, line {at}: {line}"));
         if let Some(lacks) = lacks {
             self.line("by adding", &format!("annotations: {{ {lacks} }}"));
         }
@@ -163,24 +163,27 @@ impl Page {
         );
     }
 
-    pub(super) fn play(self, cast: &Cast, scratch: &Path) {
+    pub(super) fn show_commands(self, pods: &DemoPods, scratch: &Path) {
         let scratch = scratch.display();
         self.heading("It goes on until Ctrl-C. In another terminal, as root:");
-        for role in cast.roles() {
-            let what = format!("in the pod {}", role.name());
+        for demo_pod in pods.all() {
+            let what = format!("in the pod {}", demo_pod.name());
             self.try_this(
                 &what,
-                &format!("{scratch}/{} aws sts get-caller-identity", role.script()),
+                &format!(
+                    "{scratch}/{} aws sts get-caller-identity",
+                    demo_pod.script()
+                ),
             );
         }
-        let first = cast.roles().first().map(Role::script).unwrap_or_default();
+        let first = pods.all().first().map(DemoPod::script).unwrap_or_default();
         self.try_this("a shell in a pod", &format!("{scratch}/{first}"));
         self.try_this(
             "change what is permitted, or a pod's role; ask again",
             &format!("$EDITOR {scratch}/cluster/cluster.yaml"),
         );
         self.try_this(
-            "what both programs say",
+            "the logs of both programs",
             &format!("tail -F {scratch}/kiam-*.log"),
         );
         let agent = format!("{scratch}/node curl -s http://127.0.0.1:9612/metrics");

@@ -18,15 +18,15 @@ use anyhow::{Result, ensure};
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 
+use super::fixture::Fixture;
 use super::report::Facts;
-use super::world::World;
 use testbed::cluster::PodTemplate;
 use testbed::doubles::imds::Imds;
 use testbed::probe::{METADATA_SERVICE, Prober};
 
 /// A check, by what is so when it passes.
 pub(super) type NamedCheck = (&'static str, Check);
-type Check = fn(&mut World) -> LocalBoxFuture<'_, Result<Facts>>;
+type Check = fn(&mut Fixture) -> LocalBoxFuture<'_, Result<Facts>>;
 
 /// How long a check may take.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
@@ -59,13 +59,13 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     }),
     (
         "the server explains why a pod gets its role, or does not",
-        |w| explain::says(w).boxed_local(),
+        |w| explain::answers(w).boxed_local(),
     ),
     // Before the API crashes: it refuses what it can while it starts.
     ("server and agent have no more rights than they need", |w| {
         rights::exact(w).boxed_local()
     }),
-    ("every metric that is told is documented", |w| {
+    ("every exported metric is documented", |w| {
         metrics::documented(w).boxed_local()
     }),
     (
@@ -96,13 +96,13 @@ pub(super) const CHECKS: &[NamedCheck] = &[
     }),
 ];
 
-async fn no_leak(world: &mut World) -> Result<Facts> {
+async fn no_leak(fixture: &mut Fixture) -> Result<Facts> {
     let template = PodTemplate {
         namespace: "billing",
         name: "digger",
         ..Default::default()
     };
-    let pod = world.pod(&template).await?;
+    let pod = fixture.pod(&template).await?;
     let prober = Prober::new()?;
     let url = format!("{METADATA_SERVICE}/latest/meta-data/instance-id");
     let refused = prober.get(&pod, &url)?.answer()?;
@@ -113,7 +113,7 @@ async fn no_leak(world: &mut World) -> Result<Facts> {
         refused.body
     );
     let seen = |imds: &Imds| (imds.traffic().connections(), imds.traffic().bytes());
-    for (imds, kubelet) in world.imds.iter().zip(&world.kubelets) {
+    for (imds, kubelet) in fixture.imds.iter().zip(&fixture.kubelets) {
         let (connections, bytes) = seen(imds);
         ensure!(connections == 0, "{connections} connections, {bytes} bytes");
         // It would have been seen: the node's own processes reach it.

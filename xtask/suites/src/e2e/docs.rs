@@ -1,8 +1,8 @@
 //! `cargo xtask e2e --docs`: the commands of `docs/getting-started.md`, from nothing to a served
 //! pod, as a new user would type them.
 //!
-//! helm, kubectl, etcd, kube-apiserver and kiam's image are real. Played are AWS (by moto),
-//! controllers and kubelet ([`Workloads`]).
+//! helm, kubectl, etcd, kube-apiserver and the image of kiam are real. moto stands in for AWS, and
+//! [`Workloads`] for the controllers and the kubelet.
 
 mod page;
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use toolchain::{kubectl, workspace};
 
-use super::world::{MOTO_URL, moto_ready, start_moto};
+use super::fixture::{MOTO_URL, moto_ready, start_moto};
 use page::Step;
 use testbed::cluster::containers::Runtime;
 use testbed::cluster::{ControlPlane, Kubelet, Objects, Workloads};
@@ -28,7 +28,7 @@ const PAGE: &str = "docs/getting-started.md";
 /// As the page calls it.
 const IMAGE: &str = "registry.example.com/kiam";
 const LIMIT: Duration = Duration::from_secs(150);
-/// Has a connection with the node's metadata service, and says what becomes of it.
+/// Has a connection with the node's metadata service, and prints how it ends.
 const HOLDER: &str = r#"
 import socket
 old = socket.create_connection(("169.254.169.254", 80), 5)
@@ -40,8 +40,8 @@ except OSError as error:
     print(f"ended: {error.errno}", flush=True)
 "#;
 
-/// Runs all of them.
-pub(super) fn play() -> Result<()> {
+/// Runs all commands of the page.
+pub(super) fn run_page() -> Result<()> {
     let path = workspace().join(PAGE);
     let page = std::fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
     let steps = page::steps(&page).context(PAGE)?;
@@ -107,7 +107,10 @@ async fn in_cluster(sandbox: &Sandbox, image: &Image, steps: &[Step]) -> Result<
         reached == 1,
         "{reached} connections reached the node's metadata service, with the one from before"
     );
-    println!("{PAGE}: {} commands did what it says", steps.len());
+    println!(
+        "{PAGE}: {} commands printed what the page shows",
+        steps.len()
+    );
     Ok(())
 }
 

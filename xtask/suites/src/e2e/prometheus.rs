@@ -1,4 +1,4 @@
-//! A real Prometheus beside the world's programs, scraping them as in a cluster.
+//! A real Prometheus beside the fixture's programs, scraping them as in a cluster.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -82,7 +82,7 @@ impl Prometheus {
             };
             while let Ok((mut from, _peer)) = listener.accept().await {
                 tokio::spawn(async move {
-                    // Without an agent there is nothing to tell.
+                    // Without an agent there are no metrics.
                     if let Ok(mut agent) = TcpStream::connect(to).await {
                         let _ = tokio::io::copy_bidirectional(&mut from, &mut agent).await;
                     }

@@ -114,7 +114,7 @@ impl FaultNode {
         Ok(self.agent.replace(agent))
     }
 
-    /// Waits until the agent says that it is ready.
+    /// Waits until the agent logs that it is ready.
     pub(super) fn ready(&self) -> Result<()> {
         let ready = |line: &str| line.ends_with("ready").then_some(());
         self.program()?

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::fixture::Fixture;
 use super::table;
-use super::world::World;
 use super::{LIFE, NEW_POD_LIMIT, broken, in_sandbox};
 use crate::patched::Patch;
 
@@ -50,10 +50,10 @@ pub(super) fn detect(planted: Planted) -> Result<()> {
     let fault = fault.context("the defect's fault is not in the table")?;
     let programs = patch.build_beside()?.patched(defect)?;
     in_sandbox(async |sandbox| {
-        let mut world = World::begin(sandbox, &programs, LIFE).await?;
-        world.canaries(NEW_POD_LIMIT).await?;
-        let row = broken(&mut world, &[fault], HOLD).await?;
-        world.end()?;
+        let mut fixture = Fixture::begin(sandbox, &programs, LIFE).await?;
+        fixture.canaries(NEW_POD_LIMIT).await?;
+        let row = broken(&mut fixture, &[fault], HOLD).await?;
+        fixture.end()?;
         println!("{defect}:\n{}", row.line());
         ensure!(row.wrong > 0, "{defect} was not detected");
         println!("{defect} was detected: {} wrong answers", row.wrong);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use super::late::Late;
 use super::secrets::Scan;
+use super::startup_latency::StartupLatency;
 
 use super::client::Verdict;
 use super::table::Notice;
@@ -22,7 +22,7 @@ const HEAD: &str = "| fault | requests | failed | refused | wrong | longest | re
 pub(super) struct Report {
     pub(super) seed: u64,
     rows: Vec<Row>,
-    pub(super) late: Option<Late>,
+    pub(super) startup_latency: Option<StartupLatency>,
     pub(super) scan: Option<Scan>,
     #[serde(skip)]
     json: bool,
@@ -36,7 +36,7 @@ impl Report {
         Self {
             seed,
             rows: Vec::new(),
-            late: None,
+            startup_latency: None,
             scan: None,
             json,
         }
@@ -65,7 +65,7 @@ impl Report {
         let rows = self.rows.len();
         let mut rest = format!("\n- {rows} rows, {requests} requests, {wrong} wrong answers");
         let lines = [
-            self.late.as_ref().map(Late::line),
+            self.startup_latency.as_ref().map(StartupLatency::line),
             self.scan.as_ref().map(Scan::line),
         ];
         for line in lines.into_iter().flatten() {

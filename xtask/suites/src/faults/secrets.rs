@@ -1,5 +1,5 @@
 //! Whether a secret that was given out during the run is seen anywhere: logs, audit logs, metrics,
-//! status pages, Events, what pods were told in place of credentials, arguments, core files.
+//! status pages, Events, error replies to pods, arguments, core files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -10,7 +10,7 @@ use kube::core::ApiResource;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
-use super::world::World;
+use super::fixture::Fixture;
 
 /// Length of the end of a token that identifies it in reports.
 const TAIL: usize = 24;
@@ -79,8 +79,8 @@ impl Needles {
 /// # Errors
 /// When a place cannot be read, no secret of a kind was given out, or one that is there is not
 /// found.
-pub(super) async fn scan(world: &World, all_faults: bool) -> Result<Scan> {
-    let secrets = secrets(world)?;
+pub(super) async fn scan(fixture: &Fixture, all_faults: bool) -> Result<Scan> {
+    let secrets = secrets(fixture)?;
     let needles = Needles::new(&secrets)?;
     let mut scan = Scan::default();
     for (kind, _) in &secrets {
@@ -93,16 +93,16 @@ pub(super) async fn scan(world: &World, all_faults: bool) -> Result<Scan> {
     ] {
         ensure!(scan.secrets.contains_key(kind), "no {kind} was given out");
     }
-    let mut texts = files(&world.sandbox.folder("logs")?)?;
-    texts.extend(pages(world)?);
-    texts.push(("Events".to_owned(), events(world).await?.into_bytes()));
+    let mut texts = files(&fixture.sandbox.folder("logs")?)?;
+    texts.extend(pages(fixture)?);
+    texts.push(("Events".to_owned(), events(fixture).await?.into_bytes()));
     texts.push((
-        "what pods were told".to_owned(),
-        world.told.join("\n").into_bytes(),
+        "error replies to pods".to_owned(),
+        fixture.error_replies.join("\n").into_bytes(),
     ));
-    let told = |(name, text): &(String, Vec<u8>)| name == "Events" && text.len() > 100;
+    let has_events = |(name, text): &(String, Vec<u8>)| name == "Events" && text.len() > 100;
     // Not each fault by itself has a role refused.
-    ensure!(!all_faults || texts.iter().any(told), "no Event");
+    ensure!(!all_faults || texts.iter().any(has_events), "no Event");
     for (name, text) in &texts {
         scan.texts += 1;
         scan.bytes += text.len();
@@ -122,28 +122,28 @@ pub(super) async fn scan(world: &World, all_faults: bool) -> Result<Scan> {
     Ok(scan)
 }
 
-fn secrets(world: &World) -> Result<Vec<(&'static str, String)>> {
+fn secrets(fixture: &Fixture) -> Result<Vec<(&'static str, String)>> {
     let read = |path: &Path| {
         std::fs::read_to_string(path)
             .map(|token| token.trim().to_owned())
             .with_context(|| format!("cannot read {}", path.display()))
     };
-    let of_sts = world.sts.secrets().into_iter();
+    let of_sts = fixture.sts.secrets().into_iter();
     let mut secrets: Vec<_> = of_sts
         .map(|it| ("secret key or session token", it))
         .collect();
     secrets.extend(
-        world
+        fixture
             .tokens
             .iter()
             .map(|token| ("IMDS token", token.clone())),
     );
-    for node in &world.nodes {
+    for node in &fixture.nodes {
         secrets.push(("service account token", read(node.token())?));
     }
-    let of_server = world.servers.kubeconfig.with_file_name("token");
+    let of_server = fixture.servers.kubeconfig.with_file_name("token");
     secrets.push(("service account token", read(&of_server)?));
-    for tls in [&world.servers.tls, &world.nodes[0].tls] {
+    for tls in [&fixture.servers.tls, &fixture.nodes[0].tls] {
         let key = read(&tls.key)?;
         let longest = key
             .lines()
@@ -164,14 +164,14 @@ fn files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(texts)
 }
 
-/// What the programs that run tell their operator, and what everybody sees of their processes.
-fn pages(world: &World) -> Result<Vec<(String, Vec<u8>)>> {
+/// Pages of the admin ports, and the command lines that every user of a node can read.
+fn pages(fixture: &Fixture) -> Result<Vec<(String, Vec<u8>)>> {
     let mut texts = Vec::new();
-    let servers = world
+    let servers = fixture
         .servers
         .running()
         .map(|it| (it.program(), it.admin("/metrics")));
-    let agents = world.nodes.iter().filter_map(|node| node.agent().ok());
+    let agents = fixture.nodes.iter().filter_map(|node| node.agent().ok());
     let agents = agents.map(|it| (it.program(), it.admin("/metrics")));
     for (program, metrics) in servers.chain(agents) {
         texts.push((
@@ -189,7 +189,7 @@ fn pages(world: &World) -> Result<Vec<(String, Vec<u8>)>> {
                 .map(|core| (format!("a core file of {}", program.name()), core)),
         );
     }
-    for server in world.servers.running() {
+    for server in fixture.servers.running() {
         for page in PAGES {
             let answer = server.admin(page)?;
             texts.push((
@@ -198,12 +198,12 @@ fn pages(world: &World) -> Result<Vec<(String, Vec<u8>)>> {
             ));
         }
     }
-    let disk = world.servers.disk_of(1)?.join("audit.log");
+    let disk = fixture.servers.disk_of(1)?.join("audit.log");
     texts.push(("an audit log".to_owned(), std::fs::read(disk)?));
     Ok(texts)
 }
 
-async fn events(world: &World) -> Result<String> {
+async fn events(fixture: &Fixture) -> Result<String> {
     let kind = ApiResource {
         group: String::new(),
         version: "v1".to_owned(),
@@ -211,7 +211,7 @@ async fn events(world: &World) -> Result<String> {
         kind: "Event".to_owned(),
         plural: "events".to_owned(),
     };
-    let events = kube::Api::<DynamicObject>::all_with(world.objects.client().clone(), &kind);
+    let events = kube::Api::<DynamicObject>::all_with(fixture.objects.client().clone(), &kind);
     let events = events.list(&ListParams::default()).await?;
     serde_json::to_string(&events.items).context("cannot write the Events")
 }

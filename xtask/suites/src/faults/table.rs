@@ -15,10 +15,10 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::future::LocalBoxFuture;
 
-use super::world::World;
+use super::fixture::Fixture;
 
 /// Breaks something, or mends it.
-pub(super) type Act = for<'a> fn(&'a mut World) -> LocalBoxFuture<'a, Result<()>>;
+pub(super) type Act = for<'a> fn(&'a mut Fixture) -> LocalBoxFuture<'a, Result<()>>;
 
 /// What running pods may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(super) enum NewPods {
     Served,
     /// None of them.
     Starved,
-    /// Some, or nobody can tell: no pod can be made.
+    /// Unknown: no pod can be created.
     Either,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Fault {
     pub(super) new_pods: NewPods,
     /// How long it may take from its end until new pods on all nodes have credentials.
     pub(super) recovery: Duration,
-    /// Faults of a group are not played together: one would mend the other.
+    /// Faults of a group do not run together: one would mend the other.
     pub(super) group: &'static str,
 }
 
@@ -107,7 +107,7 @@ const NO_AGENT: &str = "no agent runs on the node";
 /// Agents wait up to 15 s between their attempts to connect, and then there are calls of STS.
 const RECONNECT: Duration = Duration::from_secs(25);
 
-/// All of them, in the order in which they are played.
+/// All of them, in the order in which they run.
 pub(super) fn all() -> Vec<Fault> {
     [
         servers::FAULTS,
@@ -146,6 +146,6 @@ impl Fault {
 }
 
 /// Does nothing: what was broken mends itself.
-fn nothing(_world: &mut World) -> LocalBoxFuture<'_, Result<()>> {
+fn nothing(_world: &mut Fixture) -> LocalBoxFuture<'_, Result<()>> {
     Box::pin(async { Ok(()) })
 }

@@ -91,20 +91,20 @@ impl Check {
 
 const RESTARTS: &str = "restarts --seconds=120 --times=4 --rate=5";
 
-/// What `doctor` says as an agent has it in the chart.
+/// What `doctor` reports as an agent has it in the chart.
 pub(super) fn doctor(machine: &Machine) -> Result<Found> {
     let script = format!("mkdir -p {PODS}; {AS_AGENT} {MOUNT}/kiam-agent doctor 2>&1");
     let limit = machine.limit(Duration::from_secs(15));
-    let said = machine.run(&script, limit)?;
-    let failed: Vec<_> = said
+    let output = machine.run(&script, limit)?;
+    let failed: Vec<_> = output
         .stdout
         .lines()
         .filter_map(|line| line.strip_prefix("FAIL "))
         .collect();
-    let good = said.status.success();
+    let good = output.status.success();
     let summary = match &*failed {
         [] if good => "ok".to_owned(),
-        [] => format!("failed ({})", said.status),
+        [] => format!("failed ({})", output.status),
         [first, ..] => {
             // The verifier's words are among the details.
             let first = first.split("; the verifier").next().unwrap_or(first);
@@ -114,7 +114,7 @@ pub(super) fn doctor(machine: &Machine) -> Result<Found> {
     Ok(Found {
         good,
         summary,
-        details: said.stdout,
+        details: output.stdout,
     })
 }
 
@@ -136,10 +136,10 @@ fn environment(machine: &Machine) -> String {
 fn tests(machine: &Machine, arguments: &str) -> Result<Found> {
     let environment = environment(machine);
     let script = format!("{environment} {MOUNT}/kernel-tests --include-ignored {arguments} 2>&1");
-    let said = machine.run(&script, machine.limit(Duration::from_secs(180)))?;
+    let output = machine.run(&script, machine.limit(Duration::from_secs(180)))?;
     let mut outcome = Outcome::default();
     let mut failed = Vec::new();
-    for line in said.stdout.lines() {
+    for line in output.stdout.lines() {
         outcome.read(line);
         let test = line
             .strip_prefix("test ")
@@ -148,7 +148,7 @@ fn tests(machine: &Machine, arguments: &str) -> Result<Found> {
             failed.push(name);
         }
     }
-    outcome.end(said.status.success());
+    outcome.end(output.status.success());
     let Outcome {
         passed, skipped, ..
     } = outcome;
@@ -163,7 +163,7 @@ fn tests(machine: &Machine, arguments: &str) -> Result<Found> {
     Ok(Found {
         good,
         summary,
-        details: said.stdout,
+        details: output.stdout,
     })
 }
 
@@ -188,17 +188,17 @@ fn short_tests(machine: &Machine) -> Result<Found> {
 fn command(machine: &Machine, words: &str, limit: Duration) -> Result<Found> {
     let environment = environment(machine);
     let script = format!("{environment} {MOUNT}/xtask {words} --programs={MOUNT} 2>&1");
-    let said = machine.run(&script, machine.limit(limit))?;
-    let good = said.status.success();
-    let last = said.stdout.lines().rfind(|line| !line.trim().is_empty());
+    let output = machine.run(&script, machine.limit(limit))?;
+    let good = output.status.success();
+    let last = output.stdout.lines().rfind(|line| !line.trim().is_empty());
     Ok(Found {
         good,
         summary: if good {
             "passed".into()
         } else {
-            last.unwrap_or("failed, and said nothing").trim().to_owned()
+            last.unwrap_or("failed without output").trim().to_owned()
         },
-        details: said.stdout,
+        details: output.stdout,
     })
 }
 

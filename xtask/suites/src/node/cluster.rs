@@ -405,8 +405,8 @@ impl Cluster {
                 "--tail=30",
             ],
         ] {
-            let said = self.kubectl.run(args);
-            text += &said.unwrap_or_else(|error| format!("{error:#}\n"));
+            let output = self.kubectl.run(args);
+            text += &output.unwrap_or_else(|error| format!("{error:#}\n"));
         }
         text + &self.plane.tails()
     }

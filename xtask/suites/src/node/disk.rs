@@ -58,10 +58,14 @@ pub fn check_room(folder: &Path, mib: u64) -> Result<()> {
 }
 
 fn used_mib(folder: &Path) -> Result<u64> {
-    let said = exec(Command::new("du").args(["-sm", "--"]).arg(folder))?;
-    let used = said.split_whitespace().next();
-    used.and_then(|used| used.parse().ok())
-        .with_context(|| format!("du does not tell the size of {}: {said}", folder.display()))
+    let output = exec(Command::new("du").args(["-sm", "--"]).arg(folder))?;
+    let used = output.split_whitespace().next();
+    used.and_then(|used| used.parse().ok()).with_context(|| {
+        format!(
+            "du does not print the size of {}: {output}",
+            folder.display()
+        )
+    })
 }
 
 #[cfg(test)]
@@ -85,10 +89,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (inside, image) = (folder.path().join("in"), folder.path().join("image"));
         std::fs::create_dir(&inside).unwrap();
-        std::fs::write(inside.join("file"), "said").unwrap();
+        std::fs::write(inside.join("file"), "content").unwrap();
         make(&inside, &image, 0, false).unwrap();
         let mut command = Command::new("debugfs");
-        let said = exec(command.args(["-R", "cat file"]).arg(&image)).unwrap();
-        assert_eq!(said, "said");
+        let output = exec(command.args(["-R", "cat file"]).arg(&image)).unwrap();
+        assert_eq!(output, "content");
     }
 }

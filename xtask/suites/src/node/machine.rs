@@ -183,8 +183,8 @@ impl Machine {
         let finished = finished.map_err(|error| self.explain(error))?;
         // Of ssh itself: what runs there does not end with it.
         if finished.status.code() == Some(255) {
-            let said = finished.stderr.trim();
-            bail!(self.explain(anyhow::anyhow!("{}: ssh failed: {said}", self.name())));
+            let stderr = finished.stderr.trim();
+            bail!(self.explain(anyhow::anyhow!("{}: ssh failed: {stderr}", self.name())));
         }
         Ok(finished)
     }
@@ -302,7 +302,7 @@ impl Machine {
             ""
         };
         error.context(format!(
-            "{state}{} said at last\n{}",
+            "{state}{}: end of the console output\n{}",
             self.name(),
             qemu.tail()
         ))

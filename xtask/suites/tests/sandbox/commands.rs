@@ -137,7 +137,7 @@ fn doctor_names_what_is_wrong() {
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn doctor_in_the_container_of_an_agent_uses_its_settings() {
-    const TOLD: &str = "--bpffs=/tmp";
+    const SETTING: &str = "--bpffs=/tmp";
     let fixture = Fixture::start();
     let agent = programs();
     let agent = agent.agent().display();
@@ -148,24 +148,24 @@ fn doctor_in_the_container_of_an_agent_uses_its_settings() {
         .env_clear()
         .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
         .args(["bash", "-c", "exec -a kiam-agent bash \"$@\"", "-"])
-        .args(["-c", &script, "kiam-agent", TOLD]);
+        .args(["-c", &script, "kiam-agent", SETTING]);
     let limit = Duration::from_secs(60);
     let ended = run("kiam-agent's commands", command, limit).unwrap();
     let reports: Result<Vec<Value>, _> = ended.stdout.lines().map(serde_json::from_str).collect();
     let reports = reports
         .with_context(|| format!("{}{}", ended.stdout, ended.stderr))
         .unwrap();
-    let [told, given] = reports.as_slice() else {
+    let [configured, unconfigured] = reports.as_slice() else {
         panic!("{}{}", ended.stdout, ended.stderr);
     };
-    let (_, found) = finding(told, "settings");
-    assert!(found.contains(TOLD), "{found}");
-    let (_, found) = finding(told, "BPF file system");
+    let (_, found) = finding(configured, "settings");
+    assert!(found.contains(SETTING), "{found}");
+    let (_, found) = finding(configured, "BPF file system");
     assert!(
         found.contains("/tmp is not in a BPF file system"),
         "{found}"
     );
-    let (_, found) = finding(given, "BPF file system");
+    let (_, found) = finding(unconfigured, "BPF file system");
     assert!(found.contains("/nowhere"), "{found}");
 }
 
@@ -179,7 +179,7 @@ fn doctor_does_not_report_a_staged_link_as_foreign() {
     let (_, report) = doctor(&fixture.node, &flags(&fixture.node));
     let (state, found) = finding(&report, "foreign programs");
     assert!(state == "ok", "{state}: {found}");
-    // Without the pins, foreign programs cannot be told apart.
+    // Without the pins, foreign programs cannot be distinguished.
     let good = flags(&fixture.node);
     let flags: Vec<_> = good
         .into_iter()

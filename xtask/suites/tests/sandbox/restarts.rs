@@ -1,7 +1,7 @@
 //! A pod sends requests while the node's agent is upgraded and killed. `cargo xtask restarts` is a
 //! longer run of the same.
 
-use suites::restarts::{Args, play};
+use suites::restarts::{Args, run_suite};
 use testbed::fixture::programs;
 use toolchain::Consent;
 
@@ -17,6 +17,6 @@ fn upgrades_fail_no_request_and_kills_expose_no_credentials() {
         clients: false,
         consent: Consent::default(),
     };
-    let report = play(&args, &programs()).unwrap();
+    let report = run_suite(&args, &programs()).unwrap();
     report.check_requests().unwrap();
 }

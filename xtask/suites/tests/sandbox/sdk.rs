@@ -146,11 +146,11 @@ fn every_sdk_gets_the_role_of_the_pod_from_the_container_endpoint() {
     require_sdks();
     let fixture = Fixture::start_with(&["--container-credentials-address=169.254.170.2"]);
     let url = "http://169.254.170.2/v1/credentials";
-    let told = [
+    let environment = [
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", url),
         ("AWS_EC2_METADATA_DISABLED", "true"),
     ];
-    assert_every_sdk_gets_its_role(&fixture, &told);
+    assert_every_sdk_gets_its_role(&fixture, &environment);
 }
 
 #[test]

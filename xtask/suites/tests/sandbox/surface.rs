@@ -207,11 +207,11 @@ fn a_browser_shows_the_status_page_and_runs_no_injected_script() {
 const HOG: &str = r#"
 import resource, select, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-# All that one pod may have open, and as many more as are closed to make room.
-room, more = int(sys.argv[1]), int(sys.argv[2])
+# All that one pod may have open, and more connections than that, each of which replaces one.
+limit, more = int(sys.argv[1]), int(sys.argv[2])
 held, closed = {}, 0
 ended = select.poll()
-for _ in range(room + more):
+for _ in range(limit + more):
     one = socket.create_connection(("169.254.169.254", 80), 10)
     held[one.fileno()] = one
     ended.register(one, select.POLLIN)

@@ -4,28 +4,28 @@ use anyhow::Result;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, DeleteParams};
 
+use super::super::fixture::{Fixture, PERMITTED, ROLE};
 use super::super::report::{Facts, short};
-use super::super::world::{PERMITTED, ROLE, World};
 use super::tools::{answers, has, is, seen};
 use testbed::cluster::PodTemplate;
 
-pub(super) async fn role(world: &mut World) -> Result<Facts> {
+pub(super) async fn role(fixture: &mut Fixture) -> Result<Facts> {
     let template = PodTemplate {
         namespace: "billing",
         name: "changing",
         annotations: &[(ROLE, "billing-reader")],
         ..Default::default()
     };
-    let place = world.pod(&template).await?;
-    is(world, &place, "billing-reader")?;
-    let objects = world.objects.clone();
+    let place = fixture.pod(&template).await?;
+    is(fixture, &place, "billing-reader")?;
+    let objects = fixture.objects.clone();
     let pods = objects.api::<Pod>("billing");
 
     let other = Some("billing-writer");
     objects.annotate(&pods, "changing", ROLE, other).await?;
     let (_, changed) = seen(|| has(&place, "billing-writer")).await?;
     answers(&place, "billing-reader", 403, &["billing-writer"])?;
-    is(world, &place, "billing-writer")?;
+    is(fixture, &place, "billing-writer")?;
 
     objects.annotate(&pods, "changing", ROLE, None).await?;
     let (_, removed) = seen(|| answers(&place, "", 404, &[ROLE])).await?;
@@ -37,8 +37,8 @@ pub(super) async fn role(world: &mut World) -> Result<Facts> {
     )])
 }
 
-pub(super) async fn permission(world: &mut World) -> Result<Facts> {
-    let objects = world.objects.clone();
+pub(super) async fn permission(fixture: &mut Fixture) -> Result<Facts> {
+    let objects = fixture.objects.clone();
     objects.namespace("shop", &[(PERMITTED, ".*")]).await?;
     let template = PodTemplate {
         namespace: "shop",
@@ -46,8 +46,8 @@ pub(super) async fn permission(world: &mut World) -> Result<Facts> {
         annotations: &[(ROLE, "shop-till")],
         ..Default::default()
     };
-    let place = world.pod(&template).await?;
-    is(world, &place, "shop-till")?;
+    let place = fixture.pod(&template).await?;
+    is(fixture, &place, "shop-till")?;
     let namespaces = Api::<Namespace>::all(objects.client().clone());
 
     objects
@@ -61,7 +61,7 @@ pub(super) async fn permission(world: &mut World) -> Result<Facts> {
         .annotate(&namespaces, "shop", PERMITTED, given)
         .await?;
     let (_, given) = seen(|| has(&place, "shop-till")).await?;
-    is(world, &place, "shop-till")?;
+    is(fixture, &place, "shop-till")?;
     Ok(vec![format!(
         "withdrawn: refused after {}; given: credentials after {}",
         short(withdrawn),
@@ -69,22 +69,22 @@ pub(super) async fn permission(world: &mut World) -> Result<Facts> {
     )])
 }
 
-pub(super) async fn deletion(world: &mut World) -> Result<Facts> {
+pub(super) async fn deletion(fixture: &mut Fixture) -> Result<Facts> {
     let template = PodTemplate {
         namespace: "orders",
         name: "leaving",
         annotations: &[(ROLE, "orders-leaving")],
         ..Default::default()
     };
-    let place = world.pod(&template).await?;
-    is(world, &place, "orders-leaving")?;
+    let place = fixture.pod(&template).await?;
+    is(fixture, &place, "orders-leaving")?;
     // It ends when its containers have ended, which may need credentials for that.
     let gracefully = DeleteParams::default().grace_period(30);
-    let pods = world.objects.api::<Pod>("orders");
+    let pods = fixture.objects.api::<Pod>("orders");
     let _terminating = pods.delete("leaving", &gracefully).await?;
-    is(world, &place, "orders-leaving")?;
+    is(fixture, &place, "orders-leaving")?;
     // Its processes may outlive it, and have nothing.
-    world.objects.delete_pod("orders", "leaving").await?;
+    fixture.objects.delete_pod("orders", "leaving").await?;
     let refused = || answers(&place, "orders-leaving", 403, &["was deleted"]);
     let (_, ended) = seen(refused).await?;
     answers(&place, "", 403, &["was deleted"])?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use toolchain::workspace;
 
+use super::super::fixture::{Fixture, ROLE};
 use super::super::report::Facts;
-use super::super::world::{ROLE, World};
 use super::super::{dashboard, picture};
 use super::tools::{answers, ask, has, seen};
 use testbed::cluster::PodTemplate;
@@ -43,11 +43,11 @@ const QUIET: &[(&str, &str)] = &[
 ];
 const PAST: Duration = Duration::from_secs(120);
 
-pub(super) async fn drawn(world: &mut World) -> Result<Facts> {
-    world.prometheus.looks().await?;
-    traffic(world).await?;
+pub(super) async fn drawn(fixture: &mut Fixture) -> Result<Facts> {
+    fixture.prometheus.looks().await?;
+    traffic(fixture).await?;
     // Once more, so that there are rates of everything.
-    world.prometheus.looks().await?;
+    fixture.prometheus.looks().await?;
     let folder = workspace().join("target/dashboards");
     std::fs::create_dir_all(&folder)?;
     let (mut facts, mut empty) = (Facts::new(), Vec::new());
@@ -61,7 +61,7 @@ pub(super) async fn drawn(world: &mut World) -> Result<Facts> {
                     .fold(target.expr.clone(), |query, (name, value)| {
                         query.replace(name, value)
                     });
-                let series = world.prometheus.ask(&query, PAST).await;
+                let series = fixture.prometheus.ask(&query, PAST).await;
                 let series = series.with_context(|| format!("{}: {query}", panel.title))?;
                 queries += 1;
                 if series.is_empty() {
@@ -95,28 +95,28 @@ pub(super) async fn drawn(world: &mut World) -> Result<Facts> {
 }
 
 /// Something of everything, also when this check runs alone.
-async fn traffic(world: &mut World) -> Result<()> {
+async fn traffic(fixture: &mut Fixture) -> Result<()> {
     let template = |name, annotations| PodTemplate {
         namespace: "billing",
         name,
         annotations,
         ..PodTemplate::default()
     };
-    let served = world
+    let served = fixture
         .pod(&template("watched", &[(ROLE, "billing-watched")]))
         .await?;
     seen(|| has(&served, "billing-watched")).await?;
-    let without = world.pod(&template("without", &[])).await?;
+    let without = fixture.pod(&template("without", &[])).await?;
     seen(|| answers(&without, "", 404, &["no role"])).await?;
     let mut refused = template("refused", &[(ROLE, "billing-watched")]);
     refused.namespace = "newcomers";
-    let refused = world.pod(&refused).await?;
+    let refused = fixture.pod(&refused).await?;
     seen(|| answers(&refused, "", 403, &["permits no roles"])).await?;
     // Its stream ends, and another begins.
-    world.stop_server()?;
-    world.start_server()?;
+    fixture.stop_server()?;
+    fixture.start_server()?;
     let prober = Prober::new()?;
-    let node = world.kubelets[0].node();
+    let node = fixture.kubelets[0].node();
     for _ in 0..3 {
         has(&served, "billing-watched")?;
         ask(&without, "")?;
@@ -132,7 +132,7 @@ async fn traffic(world: &mut World) -> Result<()> {
             node.place(),
             &format!("http://{}:{METADATA_PORT}/", node.ip()),
         )?;
-        world.prometheus.looks().await?;
+        fixture.prometheus.looks().await?;
     }
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::super::fixture::{Fixture, ROLE};
 use super::super::report::Facts;
-use super::super::world::{ROLE, World};
 use super::tools::is;
 use testbed::cluster::PodTemplate;
 
-pub(super) async fn says(world: &mut World) -> Result<Facts> {
+pub(super) async fn answers(fixture: &mut Fixture) -> Result<Facts> {
     for (namespace, name, role) in [
         ("billing", "explained", Some("billing-explained")),
         ("orders", "misled", Some("billing-explained")),
@@ -20,9 +20,9 @@ pub(super) async fn says(world: &mut World) -> Result<Facts> {
             annotations: role.as_slice(),
             ..Default::default()
         };
-        let place = world.pod(&template).await?;
+        let place = fixture.pod(&template).await?;
         if name == "explained" {
-            is(world, &place, "billing-explained")?;
+            is(fixture, &place, "billing-explained")?;
         }
     }
     let mut facts = Facts::new();
@@ -67,17 +67,17 @@ pub(super) async fn says(world: &mut World) -> Result<Facts> {
             ["there is no pod absent", "billing", "kiam-server: "],
         ),
     ] {
-        let ended = world.explain(pod, flags)?;
-        let said = ended.stdout + &ended.stderr;
+        let ended = fixture.explain(pod, flags)?;
+        let output = ended.stdout + &ended.stderr;
         ensure!(
             ended.status.code() == Some(code),
-            "{pod}: {}: {said}",
+            "{pod}: {}: {output}",
             ended.status
         );
         for part in parts {
-            ensure!(said.contains(part), "{pod}: no {part:?} in\n{said}");
+            ensure!(output.contains(part), "{pod}: no {part:?} in\n{output}");
         }
-        let first = said.lines().next().context("it says nothing")?;
+        let first = output.lines().next().context("it prints nothing")?;
         if !flags.contains(&"--json") {
             facts.push(format!("exit code {code}: {first}"));
         }

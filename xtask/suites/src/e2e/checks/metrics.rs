@@ -2,20 +2,20 @@
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::super::fixture::Fixture;
 use super::super::report::Facts;
-use super::super::world::World;
 use crate::metrics::{Metrics, PROGRAMS, of};
 
-pub(super) async fn documented(world: &mut World) -> Result<Facts> {
+pub(super) async fn documented(fixture: &mut Fixture) -> Result<Facts> {
     let [agent, server] = PROGRAMS;
     let served = [
-        (agent, of(agent)?, world.agent.admin("/metrics")?),
-        (server, of(server)?, world.server_operator("/metrics")?),
+        (agent, of(agent)?, fixture.agent.admin("/metrics")?),
+        (server, of(server)?, fixture.server_operator("/metrics")?),
     ];
     let mut facts = Facts::new();
-    for (program, documented, told) in served {
-        ensure!(told.status == 200, "{program}: {}", told.body);
-        let served = compare(&documented, &told.body).context(program)?;
+    for (program, documented, exported) in served {
+        ensure!(exported.status == 200, "{program}: {}", exported.body);
+        let served = compare(&documented, &exported.body).context(program)?;
         facts.push(format!(
             "{program} has counted {served} of its {} metrics so far",
             documented.len()
@@ -24,10 +24,10 @@ pub(super) async fn documented(world: &mut World) -> Result<Facts> {
     Ok(facts)
 }
 
-/// Each metric that is told is documented, with its help and type. Returns how many are told.
-fn compare(documented: &Metrics, told: &str) -> Result<usize> {
+/// Checks that each exported metric is documented with its help and type; returns their number.
+fn compare(documented: &Metrics, exported: &str) -> Result<usize> {
     let mut served = 0;
-    for line in told.lines() {
+    for line in exported.lines() {
         let mut words = line.splitn(4, ' ');
         if words.next() != Some("#") {
             continue;
@@ -48,10 +48,13 @@ fn compare(documented: &Metrics, told: &str) -> Result<usize> {
         };
         ensure!(
             text == expected,
-            "{name} is told as {text:?}, documented as {expected:?}"
+            "{name} is exported as {text:?}, documented as {expected:?}"
         );
         served += usize::from(what == "TYPE");
     }
-    ensure!(served > 5, "only {served} metrics are told:\n{told}");
+    ensure!(
+        served > 5,
+        "only {served} metrics are exported:\n{exported}"
+    );
     Ok(served)
 }

@@ -1,4 +1,4 @@
-//! From kiam v4 as docs/migrate.md says: servers first, then agents node by node, and back.
+//! From kiam v4 as in docs/migrate.md: servers first, then agents node by node, and back.
 
 use std::net::IpAddr;
 
@@ -12,8 +12,8 @@ use rustls::pki_types::ServerName;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::super::fixture::{Fixture, ROLE};
 use super::super::report::Facts;
-use super::super::world::{ROLE, World};
 use super::tools::{Asking, has, is, seen};
 use testbed::cluster::{Kubelet, PodTemplate, Running};
 use testbed::kiam::SERVER_PORT;
@@ -26,12 +26,12 @@ const POD_ROLE: &str = "billing-moving";
 struct OldAgent(KiamServiceClient<Channel>);
 
 impl OldAgent {
-    async fn connect(world: &World) -> Result<Self> {
+    async fn connect(fixture: &Fixture) -> Result<Self> {
         let registry = Registry::new();
         let flags = TlsFlags {
-            cert: world.tls.cert.clone(),
-            key: world.tls.key.clone(),
-            ca: world.tls.ca.clone(),
+            cert: fixture.tls.cert.clone(),
+            key: fixture.tls.key.clone(),
+            ca: fixture.tls.ca.clone(),
         };
         let client = ClientTls::client(flags, TlsMetrics::new(TlsSide::Client, &registry)?)?;
         let name = ServerName::IpAddress(CONTROL_IP.into());
@@ -61,7 +61,7 @@ impl OldAgent {
     }
 }
 
-pub(super) async fn node_by_node(world: &mut World) -> Result<Facts> {
+pub(super) async fn node_by_node(fixture: &mut Fixture) -> Result<Facts> {
     // 1: a node that has been moved, and one that has kiam's agent still.
     let template = PodTemplate {
         namespace: "billing",
@@ -69,38 +69,38 @@ pub(super) async fn node_by_node(world: &mut World) -> Result<Facts> {
         annotations: &[(ROLE, "billing-moved")],
         ..PodTemplate::default()
     };
-    let moved = world.pod(&template).await?;
-    is(world, &moved, "billing-moved")?;
-    let kubelet = world.kubelets[1].clone();
+    let moved = fixture.pod(&template).await?;
+    is(fixture, &moved, "billing-moved")?;
+    let kubelet = fixture.kubelets[1].clone();
     let old = pod_of_old_node(&kubelet).await?;
     let ip: IpAddr = old.pod().ip().context("a pod has an address")?.into();
 
     // 2: servers first. The pod of the moved node does not notice.
     let asking = Asking::begin(&moved, "billing-moved");
-    world.stop_server()?;
-    world.start_server_with(&["--legacy-agents"])?;
-    let role = served(world, ip).await?;
-    ensure!(role == POD_ROLE, "kiam's agent is told {role}");
+    fixture.stop_server()?;
+    fixture.start_server_with(&["--legacy-agents"])?;
+    let role = served(fixture, ip).await?;
+    ensure!(role == POD_ROLE, "kiam's agent receives {role}");
     // Both kinds at once, each with its own node's pod.
     has(&moved, "billing-moved")?;
 
     // 3: the other node's agent is replaced.
-    let (agent_pod, token) = world.agent_pod(&kubelet).await?;
-    let mut agent = world.start_agent(&kubelet, &agent_pod, &token, &[])?;
+    let (agent_pod, token) = fixture.agent_pod(&kubelet).await?;
+    let mut agent = fixture.start_agent(&kubelet, &agent_pod, &token, &[])?;
     agent.ready()?;
-    is(world, old.place(), POD_ROLE)?;
+    is(fixture, old.place(), POD_ROLE)?;
     // And back: kiam's agent would still be served while the flag is there.
     agent.stop()?;
-    let again = served(world, ip).await?;
+    let again = served(fixture, ip).await?;
     ensure!(
         again == POD_ROLE,
-        "after the way back kiam's agent is told {again}"
+        "after the rollback kiam's agent receives {again}"
     );
 
     // 4: the flag goes away, and servers have nothing for kiam's agents.
-    world.end_server()?;
-    world.start_server()?;
-    let refused = OldAgent::connect(world).await?.answer(ip).await;
+    fixture.end_server()?;
+    fixture.start_server()?;
+    let refused = OldAgent::connect(fixture).await?.answer(ip).await;
     let refused = refused.err().map(|status| status.code());
     ensure!(
         refused == Some(Code::Unimplemented),
@@ -127,16 +127,16 @@ async fn pod_of_old_node(kubelet: &Kubelet) -> Result<Running> {
 }
 
 /// With a connection of its own.
-fn ask_once(world: &World, ip: IpAddr) -> Result<Result<String, Status>> {
-    let netns = world.sandbox.control().netns();
+fn ask_once(fixture: &Fixture, ip: IpAddr) -> Result<Result<String, Status>> {
+    let netns = fixture.sandbox.control().netns();
     netns.block_on(async || {
-        let mut agent = OldAgent::connect(world).await?;
+        let mut agent = OldAgent::connect(fixture).await?;
         Ok(agent.answer(ip).await)
     })?
 }
 
 /// kiam's agent tries again until the server has seen the pod, and so does this.
-async fn served(world: &World, ip: IpAddr) -> Result<String> {
-    let (role, _after) = seen(|| ask_once(world, ip)?.map_err(anyhow::Error::from)).await?;
+async fn served(fixture: &Fixture, ip: IpAddr) -> Result<String> {
+    let (role, _after) = seen(|| ask_once(fixture, ip)?.map_err(anyhow::Error::from)).await?;
     Ok(role)
 }

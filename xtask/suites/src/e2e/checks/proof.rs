@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::super::fixture::{AGENT_ACCOUNT, AUDIENCE, Fixture, ROLE, SYSTEM};
 use super::super::report::Facts;
-use super::super::world::{AGENT_ACCOUNT, AUDIENCE, ROLE, SYSTEM, World};
 use super::tools::{answers, is};
 use testbed::cluster::{Kubelet, PodTemplate, Running};
 
 const LOG_LIMIT: Duration = Duration::from_secs(15);
 
-pub(super) async fn other_node(world: &mut World) -> Result<Facts> {
-    let kubelet = world.kubelets[1].clone();
-    let (pod, own_token) = world.agent_pod(&kubelet).await?;
+pub(super) async fn other_node(fixture: &mut Fixture) -> Result<Facts> {
+    let kubelet = fixture.kubelets[1].clone();
+    let (pod, own_token) = fixture.agent_pod(&kubelet).await?;
     let template = PodTemplate {
         namespace: "billing",
         name: "elsewhere",
@@ -30,31 +30,33 @@ pub(super) async fn other_node(world: &mut World) -> Result<Facts> {
     // It asks for another node's pods with the token that it has.
     let other = ["--node-name=node-1"];
     let expected = "asks for node node-1 and proves that it comes from node-2";
-    let asks = refused(world, &kubelet, &pod, &own_token, &other, expected, nothing)?;
+    let asks = refused(
+        fixture, &kubelet, &pod, &own_token, &other, expected, nothing,
+    )?;
 
     // It has taken the token of another node's agent.
-    let folder = world.sandbox.folder("stolen")?;
-    let stolen = world.kubelets[0]
-        .project_token(&world.agent_pod, AGENT_ACCOUNT, AUDIENCE, &folder)
+    let folder = fixture.sandbox.folder("stolen")?;
+    let stolen = fixture.kubelets[0]
+        .project_token(&fixture.agent_pod, AGENT_ACCOUNT, AUDIENCE, &folder)
         .await?;
     let expected = "asks for node node-2 and proves that it comes from node-1";
-    let steals = refused(world, &kubelet, &pod, &stolen, &[], expected, nothing)?;
+    let steals = refused(fixture, &kubelet, &pod, &stolen, &[], expected, nothing)?;
 
     // And when it asks for its own, it gets it.
-    let mut agent = world.start_agent(&kubelet, &pod, &own_token, &[])?;
+    let mut agent = fixture.start_agent(&kubelet, &pod, &own_token, &[])?;
     agent.ready()?;
-    is(world, elsewhere.place(), "billing-reports")?;
+    is(fixture, elsewhere.place(), "billing-reports")?;
     agent.stop()?;
     kubelet.stop(elsewhere).await?;
     kubelet.stop(pod).await?;
     Ok(vec![asks, steals])
 }
 
-pub(super) async fn other_tokens(world: &mut World) -> Result<Facts> {
-    let kubelet = world.kubelets[1].clone();
-    let (pod, _) = world.agent_pod(&kubelet).await?;
+pub(super) async fn other_tokens(fixture: &mut Fixture) -> Result<Facts> {
+    let kubelet = fixture.kubelets[1].clone();
+    let (pod, _) = fixture.agent_pod(&kubelet).await?;
     let bound = Some((pod.name(), pod.uid()));
-    let objects = &world.objects;
+    let objects = &fixture.objects;
     let agent = (SYSTEM, AGENT_ACCOUNT);
     // A pod of the node, though not the agent's; with a token for the right audience.
     let template = PodTemplate {
@@ -107,20 +109,20 @@ pub(super) async fn other_tokens(world: &mut World) -> Result<Facts> {
     ];
     let mut facts = Facts::new();
     for (what, token, expected) in tokens {
-        let path = world.sandbox.folder("wrong")?.join("token");
+        let path = fixture.sandbox.folder("wrong")?.join("token");
         std::fs::write(&path, &token).context("cannot write a token")?;
-        let said = refused(world, &kubelet, &pod, &path, &[], expected, || Ok(()));
-        facts.push(format!("{what}: {}", said.context(what)?));
+        let refusal = refused(fixture, &kubelet, &pod, &path, &[], expected, || Ok(()));
+        facts.push(format!("{what}: {}", refusal.context(what)?));
     }
     kubelet.stop(curious).await?;
     kubelet.stop(pod).await?;
     Ok(facts)
 }
 
-/// That the server refuses an agent on a node, says why, and the node's pods have nothing.
+/// That the server refuses an agent on a node, logs why, and the node's pods have nothing.
 /// Returns why.
 fn refused(
-    world: &World,
+    fixture: &Fixture,
     kubelet: &Kubelet,
     pod: &Running,
     token: &Path,
@@ -128,9 +130,9 @@ fn refused(
     expected: &str,
     nothing: impl FnOnce() -> Result<()>,
 ) -> Result<String> {
-    let server = world.server()?;
+    let server = fixture.server()?;
     let mark = server.mark();
-    let agent = world.start_agent(kubelet, pod, token, flags)?;
+    let agent = fixture.start_agent(kubelet, pod, token, flags)?;
     let reason = |line: &str| {
         let (_, reason) = line.split_once("refused a node stream: ")?;
         let (reason, _fields) = reason.rsplit_once(" node=")?;
@@ -138,13 +140,15 @@ fn refused(
     };
     let reason = server.wait_for_after(mark, expected, LOG_LIMIT, reason)?;
     // The agent's operator learns it as well.
-    let told = |line: &str| line.contains(expected).then_some(());
-    agent.program().wait_for(expected, LOG_LIMIT, told)?;
+    let expected_line = |line: &str| line.contains(expected).then_some(());
+    agent
+        .program()
+        .wait_for(expected, LOG_LIMIT, expected_line)?;
     ensure!(agent.admin("/readyz")?.status != 200, "the agent is ready");
     nothing()?;
     let ended = agent.stop()?;
-    let said = ended.stderr + &server.output();
+    let logs = ended.stderr + &server.output();
     let secret = std::fs::read_to_string(token).context("cannot read a token")?;
-    ensure!(!said.contains(secret.trim()), "a token is in a log");
+    ensure!(!logs.contains(secret.trim()), "a token is in a log");
     Ok(reason)
 }

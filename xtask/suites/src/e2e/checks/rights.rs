@@ -8,8 +8,8 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::{Api, PostParams};
 
+use super::super::fixture::{AGENT_ACCOUNT, Fixture, SERVER_ACCOUNT, SYSTEM};
 use super::super::report::Facts;
-use super::super::world::{AGENT_ACCOUNT, SERVER_ACCOUNT, SYSTEM, World};
 
 /// Verb, API group, resource.
 const SERVER_RIGHTS: [&str; 11] = [
@@ -26,30 +26,30 @@ const SERVER_RIGHTS: [&str; 11] = [
     "watch /serviceaccounts",
 ];
 
-pub(super) async fn exact(world: &mut World) -> Result<Facts> {
+pub(super) async fn exact(fixture: &mut Fixture) -> Result<Facts> {
     let anybody = ("billing", "default");
     for namespace in ["billing", SYSTEM] {
-        let everybodys = rights(world, anybody, namespace).await?;
-        ensure!(!everybodys.is_empty(), "the API told no rights");
-        let server = rights(world, (SYSTEM, SERVER_ACCOUNT), namespace).await?;
+        let everybodys = rights(fixture, anybody, namespace).await?;
+        ensure!(!everybodys.is_empty(), "the API reports no rights");
+        let server = rights(fixture, (SYSTEM, SERVER_ACCOUNT), namespace).await?;
         let server: Vec<_> = server.difference(&everybodys).collect();
         ensure!(
             server == SERVER_RIGHTS.each_ref(),
             "in {namespace} the server may {server:?}"
         );
-        let agent = rights(world, (SYSTEM, AGENT_ACCOUNT), namespace).await?;
+        let agent = rights(fixture, (SYSTEM, AGENT_ACCOUNT), namespace).await?;
         let agent: Vec<_> = agent.difference(&everybodys).collect();
         ensure!(agent.is_empty(), "in {namespace} the agent may {agent:?}");
     }
     // With these it has worked so far: nothing was refused.
-    let output = world.server()?.output();
+    let output = fixture.server()?.output();
     let refused = output.lines().find(|line| line.contains("is forbidden: "));
     ensure!(refused.is_none(), "the server is refused: {refused:?}");
     Ok(vec![format!("the server: {}", SERVER_RIGHTS.join(", "))])
 }
 
 pub(super) async fn rights(
-    world: &World,
+    fixture: &Fixture,
     account: (&str, &str),
     namespace: &str,
 ) -> Result<BTreeSet<String>> {
@@ -59,7 +59,7 @@ pub(super) async fn rights(
         },
         ..SelfSubjectRulesReview::default()
     };
-    let api = Api::<SelfSubjectRulesReview>::all(world.client_of(account).await?);
+    let api = Api::<SelfSubjectRulesReview>::all(fixture.client_of(account).await?);
     let answer = api.create(&PostParams::default(), &review).await?;
     let SubjectRulesReviewStatus {
         incomplete,
@@ -67,7 +67,7 @@ pub(super) async fn rights(
         non_resource_rules,
         ..
     } = answer.status.context("the review has no status")?;
-    ensure!(!incomplete, "the API did not tell all rights");
+    ensure!(!incomplete, "the API does not report all rights");
     let mut rights = BTreeSet::new();
     for rule in resource_rules {
         for group in rule.api_groups.iter().flatten() {

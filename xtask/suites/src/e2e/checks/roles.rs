@@ -6,16 +6,16 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{WatchEvent, WatchParams};
 use tokio::time::Instant;
 
+use super::super::fixture::{Fixture, PERMITTED, ROLE};
 use super::super::report::{Facts, short};
-use super::super::world::{PERMITTED, ROLE, World};
 use super::tools::{answers, has, is, sdk_is, seen};
 use testbed::cluster::PodTemplate;
 use testbed::sdk::Sdk;
 
-/// How long it may take until a pod is told why it has no role.
+/// How long it may take until a pod gets the reason why it has no role.
 const EVENT_SECONDS: u32 = 15;
 
-pub(super) async fn own(world: &mut World) -> Result<Facts> {
+pub(super) async fn own(fixture: &mut Fixture) -> Result<Facts> {
     let mut facts = Facts::new();
     let mut places = Vec::new();
     for (namespace, name, role) in [
@@ -28,10 +28,10 @@ pub(super) async fn own(world: &mut World) -> Result<Facts> {
             annotations: &[(ROLE, role)],
             ..Default::default()
         };
-        let place = world.pod(&template).await?;
+        let place = fixture.pod(&template).await?;
         // At once: an SDK waits for as long as the agent does.
         for sdk in Sdk::ALL {
-            let who = sdk_is(world, sdk, &place, role)?;
+            let who = sdk_is(fixture, sdk, &place, role)?;
             facts.push(format!("{namespace}/{name} is {who} to {}", sdk.name()));
         }
         places.push(place);
@@ -42,9 +42,9 @@ pub(super) async fn own(world: &mut World) -> Result<Facts> {
     Ok(facts)
 }
 
-pub(super) async fn of_account(world: &mut World) -> Result<Facts> {
+pub(super) async fn of_account(fixture: &mut Fixture) -> Result<Facts> {
     let annotations = [(ROLE, "billing-exports")];
-    world
+    fixture
         .objects
         .service_account("billing", "exporter", &annotations)
         .await?;
@@ -54,61 +54,61 @@ pub(super) async fn of_account(world: &mut World) -> Result<Facts> {
         service_account: "exporter",
         ..Default::default()
     };
-    let place = world.pod(&template).await?;
-    let who = is(world, &place, "billing-exports")?;
+    let place = fixture.pod(&template).await?;
+    let who = is(fixture, &place, "billing-exports")?;
     Ok(vec![format!("billing/exporter is {who}")])
 }
 
-pub(super) async fn forbidden(world: &mut World) -> Result<Facts> {
+pub(super) async fn forbidden(fixture: &mut Fixture) -> Result<Facts> {
     let template = PodTemplate {
         namespace: "orders",
         name: "intruder",
         annotations: &[(ROLE, "billing-reports")],
         ..Default::default()
     };
-    refused(world, &template, "billing-reports").await
+    refused(fixture, &template, "billing-reports").await
 }
 
-pub(super) async fn without_permission(world: &mut World) -> Result<Facts> {
+pub(super) async fn without_permission(fixture: &mut Fixture) -> Result<Facts> {
     let template = PodTemplate {
         namespace: "newcomers",
         name: "first",
         annotations: &[(ROLE, "newcomers-files")],
         ..Default::default()
     };
-    refused(world, &template, "newcomers-files").await
+    refused(fixture, &template, "newcomers-files").await
 }
 
-/// That a pod is refused the role it names, and told where that is decided.
-async fn refused(world: &mut World, template: &PodTemplate<'_>, role: &str) -> Result<Facts> {
-    let place = world.pod(template).await?;
+/// That a pod is refused the role it names, with the annotation that decides it.
+async fn refused(fixture: &mut Fixture, template: &PodTemplate<'_>, role: &str) -> Result<Facts> {
+    let place = fixture.pod(template).await?;
     let PodTemplate {
         namespace, name, ..
     } = template;
     let whole_name = format!("{namespace}/{name}");
     let parts = [&*whole_name, *namespace, PERMITTED];
-    let (told, _) = seen(|| answers(&place, "", 403, &parts)).await?;
+    let (reply, _) = seen(|| answers(&place, "", 403, &parts)).await?;
     answers(&place, role, 403, &parts)?;
-    let ended = world.caller_identity(Sdk::Cli, &place)?;
+    let ended = fixture.caller_identity(Sdk::Cli, &place)?;
     ensure!(
         !ended.status.success(),
         "the AWS CLI is {}",
         ended.stdout.trim()
     );
-    let event = warning(world, namespace, name, "KiamRoleForbidden").await?;
+    let event = warning(fixture, namespace, name, "KiamRoleForbidden").await?;
     ensure!(
         event.contains(namespace) && event.contains(PERMITTED),
-        "the Event says {event:?}"
+        "the Event reads {event:?}"
     );
     Ok(vec![
-        format!("in the pod: {told}"),
+        format!("in the pod: {reply}"),
         format!("on the pod: {event}"),
     ])
 }
 
-/// The Event of this reason on a pod, as soon as there is one. Returns what it says.
-async fn warning(world: &World, namespace: &str, pod: &str, reason: &str) -> Result<String> {
-    let api = world.objects.api::<Event>(namespace);
+/// The Event of this reason on a pod, as soon as there is one. Returns its text.
+async fn warning(fixture: &Fixture, namespace: &str, pod: &str, reason: &str) -> Result<String> {
+    let api = fixture.objects.api::<Event>(namespace);
     let limit = WatchParams::default().timeout(EVENT_SECONDS);
     // From the beginning of time: those that there are already come first.
     let mut events = api.watch(&limit, "0").await?.boxed_local();
@@ -118,32 +118,32 @@ async fn warning(world: &World, namespace: &str, pod: &str, reason: &str) -> Res
         };
         let regarding = event.regarding.and_then(|object| object.name);
         if regarding.as_deref() == Some(pod) && event.reason.as_deref() == Some(reason) {
-            return event.note.context("the Event says nothing");
+            return event.note.context("the Event has no text");
         }
     }
     bail!("no Event {reason} on {namespace}/{pod} within {EVENT_SECONDS} s")
 }
 
-pub(super) async fn early(world: &mut World) -> Result<Facts> {
+pub(super) async fn early(fixture: &mut Fixture) -> Result<Facts> {
     let template = PodTemplate {
         namespace: "orders",
         name: "early",
         annotations: &[(ROLE, "orders-early")],
         ..Default::default()
     };
-    let object = world.objects.pod(&template).await?;
-    let kubelet = world.kubelets[0].clone();
+    let object = fixture.objects.pod(&template).await?;
+    let kubelet = fixture.kubelets[0].clone();
     let node = kubelet.node().name().to_owned();
     let bound = Instant::now();
-    world.objects.bind("orders", "early", &node).await?;
+    fixture.objects.bind("orders", "early", &node).await?;
     let running = kubelet.start(&object).await?;
     let started = bound.elapsed();
     has(running.place(), "orders-early")?;
     let served = bound.elapsed();
-    is(world, running.place(), "orders-early")?;
+    is(fixture, running.place(), "orders-early")?;
     // And when it is known, nothing changes.
     kubelet.report(&running).await?;
-    is(world, running.place(), "orders-early")?;
+    is(fixture, running.place(), "orders-early")?;
     kubelet.stop(running).await?;
     Ok(vec![format!(
         "bound; its namespace was there after {}, its credentials were in it after {}",

@@ -8,8 +8,8 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::super::fixture::{Fixture, SERVER_ACCOUNT, SYSTEM};
 use super::super::report::{Facts, short};
-use super::super::world::{SERVER_ACCOUNT, SYSTEM, World};
 use super::rights::rights;
 
 /// The rights that only this needs, as they are shipped.
@@ -22,9 +22,9 @@ const FLAGS: [&str; 2] = [
     "--node-taint-after=2s",
 ];
 
-pub(super) async fn keeps(world: &mut World) -> Result<Facts> {
-    let kubelet = world.kubelets[1].clone();
-    let nodes = Api::<Node>::all(world.objects.client().clone());
+pub(super) async fn keeps(fixture: &mut Fixture) -> Result<Facts> {
+    let kubelet = fixture.kubelets[1].clone();
+    let nodes = Api::<Node>::all(fixture.objects.client().clone());
     for name in ["node-1", "node-2"] {
         let taints = json!([
             { "key": TAINT, "effect": "NoSchedule" },
@@ -34,9 +34,9 @@ pub(super) async fn keeps(world: &mut World) -> Result<Facts> {
         nodes.patch(name, &PatchParams::default(), &patch).await?;
     }
     let server = (SYSTEM, SERVER_ACCOUNT);
-    let before = rights(world, server, SYSTEM).await?;
-    world.objects.apply(RBAC).await?;
-    let after = rights(world, server, SYSTEM).await?;
+    let before = rights(fixture, server, SYSTEM).await?;
+    fixture.objects.apply(RBAC).await?;
+    let after = rights(fixture, server, SYSTEM).await?;
     let more: BTreeSet<_> = after.difference(&before).map(String::as_str).collect();
     let expected = ["get /nodes", "list /nodes", "patch /nodes", "watch /nodes"];
     ensure!(
@@ -45,14 +45,14 @@ pub(super) async fn keeps(world: &mut World) -> Result<Facts> {
     );
 
     let begin = Instant::now();
-    world.stop_server()?;
-    world.start_server_with(&FLAGS)?;
+    fixture.stop_server()?;
+    fixture.start_server_with(&FLAGS)?;
     until(&nodes, "node-1", false).await?;
     let restarted = begin.elapsed();
     ensure!(has(&nodes, "node-2").await?, "node-2 has no agent");
 
-    let (pod, token) = world.agent_pod(&kubelet).await?;
-    let mut agent = world.start_agent(&kubelet, &pod, &token, &[])?;
+    let (pod, token) = fixture.agent_pod(&kubelet).await?;
+    let mut agent = fixture.start_agent(&kubelet, &pod, &token, &[])?;
     let begin = Instant::now();
     agent.ready()?;
     until(&nodes, "node-2", false).await?;
@@ -71,10 +71,10 @@ pub(super) async fn keeps(world: &mut World) -> Result<Facts> {
     let gone = begin.elapsed();
     ensure!(!has(&nodes, "node-1").await?, "node-1 is guarded");
 
-    world.stop_server()?;
-    world.start_server()?;
-    world.objects.delete(RBAC).await?;
-    world.agent.ready()?;
+    fixture.stop_server()?;
+    fixture.start_server()?;
+    fixture.objects.delete(RBAC).await?;
+    fixture.agent.ready()?;
     Ok(vec![format!(
         "off {} after a server was started, {} after an agent was; back {} after the agent's pod \
          was gone, 2 s of which were asked for",

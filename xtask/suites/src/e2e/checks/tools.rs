@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::super::world::World;
+use super::super::fixture::Fixture;
 use testbed::probe::{Answer, METADATA_SERVICE, Prober};
 use testbed::sandbox::Place;
 use testbed::sdk::Sdk;
@@ -23,7 +23,7 @@ pub(super) fn ask(place: &Place, role: &str) -> Result<Answer> {
     Prober::new()?.get(place, &url)?.answer()
 }
 
-/// The metadata service answers so in a place. Returns what it says.
+/// The metadata service answers so in a place. Returns its text.
 pub(super) fn answers(place: &Place, role: &str, expected: u16, parts: &[&str]) -> Result<String> {
     let Answer { status, body, .. } = ask(place, role)?;
     // What is not refused may hold credentials.
@@ -44,16 +44,16 @@ pub(super) fn has(place: &Place, role: &str) -> Result<()> {
     answers(place, role, 200, &["SecretAccessKey"]).map(drop)
 }
 
-/// The AWS CLI in a place is this role. Returns whom it says it is.
-pub(super) fn is(world: &World, place: &Place, role: &str) -> Result<String> {
-    sdk_is(world, Sdk::Cli, place, role)
+/// The AWS CLI in a place is this role. Returns the ARN it prints.
+pub(super) fn is(fixture: &Fixture, place: &Place, role: &str) -> Result<String> {
+    sdk_is(fixture, Sdk::Cli, place, role)
 }
 
-/// An SDK in a place is this role. Returns whom it says it is.
-pub(super) fn sdk_is(world: &World, sdk: Sdk, place: &Place, role: &str) -> Result<String> {
-    let ended = world.caller_identity(sdk, place)?;
-    let (name, who, said) = (sdk.name(), ended.stdout.trim(), ended.stderr.trim());
-    ensure!(ended.status.success(), "{name}: {said}");
+/// An SDK in a place is this role. Returns the ARN it prints.
+pub(super) fn sdk_is(fixture: &Fixture, sdk: Sdk, place: &Place, role: &str) -> Result<String> {
+    let ended = fixture.caller_identity(sdk, place)?;
+    let (name, who, stderr) = (sdk.name(), ended.stdout.trim(), ended.stderr.trim());
+    ensure!(ended.status.success(), "{name}: {stderr}");
     let own = format!("arn:aws:sts::123456789012:assumed-role/{role}/");
     ensure!(who.starts_with(&own), "{name} is {who}");
     Ok(who.to_owned())

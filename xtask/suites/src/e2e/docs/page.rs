@@ -1,4 +1,4 @@
-//! The commands of a page, and what they are said to print.
+//! The commands of a page, with their expected output.
 
 use anyhow::{Result, bail, ensure};
 
@@ -53,11 +53,11 @@ mod tests {
     #[test]
     fn commands_and_what_they_print_are_read() {
         let page =
-            "text\n```console\n$ one --flag\nsaid\nmore\n$ two\n```\n```yaml\n$ no: 1\n```\n";
+            "text\n```console\n$ one --flag\nprinted\nmore\n$ two\n```\n```yaml\n$ no: 1\n```\n";
         let steps = steps(page).unwrap();
         let commands: Vec<_> = steps.iter().map(|step| step.command.as_str()).collect();
         assert_eq!(commands, ["one --flag", "two"]);
-        assert_eq!(steps[0].expected, ["said", "more"]);
+        assert_eq!(steps[0].expected, ["printed", "more"]);
         assert!(super::steps("nothing").is_err());
         assert!(super::steps("```console\nno command\n```").is_err());
         assert!(super::steps("```console\n$ x\n").is_err());

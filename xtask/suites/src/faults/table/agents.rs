@@ -5,8 +5,8 @@ use futures::FutureExt as _;
 use nix::sys::signal::Signal;
 
 use super::{Fault, NO_AGENT, nothing};
+use crate::faults::fixture::Fixture;
 use crate::faults::node::FaultNode;
-use crate::faults::world::World;
 
 const GROUP: &str = "agents";
 
@@ -35,8 +35,8 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 /// Starts a node's agent and waits until it serves.
-pub(super) async fn start(world: &mut World, which: usize) -> Result<()> {
-    let node = &mut world.nodes[which];
+pub(super) async fn start(fixture: &mut Fixture, which: usize) -> Result<()> {
+    let node = &mut fixture.nodes[which];
     node.start()?;
     node.ready()
 }

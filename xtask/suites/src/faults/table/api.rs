@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use toolchain::exec;
 
 use super::{Fault, changes};
-use crate::faults::world::World;
+use crate::faults::fixture::Fixture;
 use pod_client::ask::now;
 
 const GROUP: &str = "api";
@@ -57,10 +57,10 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 /// The servers lose the API, a role changes, and the history that contains the change is gone.
-async fn compact(world: &mut World) -> Result<()> {
-    world.api_way.open(false);
-    changes::role(world, Some(changes::OTHER_ROLE)).await?;
-    let client = world.plane.client().await?;
+async fn compact(fixture: &mut Fixture) -> Result<()> {
+    fixture.api_way.open(false);
+    changes::role(fixture, Some(changes::OTHER_ROLE)).await?;
+    let client = fixture.plane.client().await?;
     let pods = kube::Api::<Pod>::all(client);
     let newest = pods.list(&ListParams::default().limit(1)).await?;
     let revision = newest
@@ -78,42 +78,42 @@ async fn compact(world: &mut World) -> Result<()> {
     ]);
     exec(&mut curl)?;
     // Its watch cache would remember.
-    drop(world.plane.api_server().take().context("it runs")?);
-    start(world).await
+    drop(fixture.plane.api_server().take().context("it runs")?);
+    start(fixture).await
 }
 
-async fn uncompact(world: &mut World) -> Result<()> {
-    world.api_way.open(true);
-    world.clients[changes::CHANGED].excuse(now() + WATCHES.as_millis() as u64);
-    changes::role(world, Some(changes::OWN_ROLE)).await
+async fn uncompact(fixture: &mut Fixture) -> Result<()> {
+    fixture.api_way.open(true);
+    fixture.clients[changes::CHANGED].excuse(now() + WATCHES.as_millis() as u64);
+    changes::role(fixture, Some(changes::OWN_ROLE)).await
 }
 
-async fn kill(world: &mut World) -> Result<()> {
-    drop(world.plane.api_server().take().context("it runs")?);
+async fn kill(fixture: &mut Fixture) -> Result<()> {
+    drop(fixture.plane.api_server().take().context("it runs")?);
     Ok(())
 }
 
-async fn start(world: &mut World) -> Result<()> {
-    world.plane.start_api_server()?;
-    world.plane.ready().await.map(drop)
+async fn start(fixture: &mut Fixture) -> Result<()> {
+    fixture.plane.start_api_server()?;
+    fixture.plane.ready().await.map(drop)
 }
 
-async fn signal(world: &mut World, signal: Signal) -> Result<()> {
-    let api = world.plane.api_server().as_ref().context("it runs")?;
+async fn signal(fixture: &mut Fixture, signal: Signal) -> Result<()> {
+    let api = fixture.plane.api_server().as_ref().context("it runs")?;
     api.signal(signal)
 }
 
-async fn slow(world: &mut World, delay: Duration) -> Result<()> {
-    world.api_way.delay(delay);
+async fn slow(fixture: &mut Fixture, delay: Duration) -> Result<()> {
+    fixture.api_way.delay(delay);
     Ok(())
 }
 
-async fn etcd_again(world: &mut World) -> Result<()> {
-    world.plane.start_etcd()?;
-    world.plane.ready().await.map(drop)
+async fn etcd_again(fixture: &mut Fixture) -> Result<()> {
+    fixture.plane.start_etcd()?;
+    fixture.plane.ready().await.map(drop)
 }
 
-fn etcd(world: &mut World) -> Result<()> {
-    drop(world.plane.etcd().take().context("it runs")?);
+fn etcd(fixture: &mut Fixture) -> Result<()> {
+    drop(fixture.plane.etcd().take().context("it runs")?);
     Ok(())
 }

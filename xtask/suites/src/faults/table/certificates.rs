@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 
 use super::{Fault, RECONNECT, network, nothing};
-use crate::faults::world::{AGENT, World};
+use crate::faults::fixture::{AGENT, Fixture};
 use testbed::pki::{Authority, Leaf, SERVER};
 
 const GROUP: &str = "certificates";
@@ -46,18 +46,18 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 /// What was written is in use, and new connections show it.
-async fn taken_in(world: &World) -> Result<()> {
+async fn taken_in(fixture: &Fixture) -> Result<()> {
     // Writers are waited for, some 200 ms, and there is no telling from outside.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    network::cut(world)
+    network::cut(fixture)
 }
 
-async fn server(world: &mut World, leaf: &Leaf<'_>) -> Result<()> {
-    write(world, &world.authority, leaf)
+async fn server(fixture: &mut Fixture, leaf: &Leaf<'_>) -> Result<()> {
+    write(fixture, &fixture.authority, leaf)
 }
 
-fn write(world: &World, authority: &Authority, leaf: &Leaf<'_>) -> Result<()> {
-    let folder = world
+fn write(fixture: &Fixture, authority: &Authority, leaf: &Leaf<'_>) -> Result<()> {
+    let folder = fixture
         .servers
         .tls
         .cert
@@ -66,32 +66,32 @@ fn write(world: &World, authority: &Authority, leaf: &Leaf<'_>) -> Result<()> {
     authority.write(folder, leaf).map(drop)
 }
 
-async fn rotate(world: &mut World) -> Result<()> {
-    server(world, &SERVER).await?;
-    for node in &world.nodes {
+async fn rotate(fixture: &mut Fixture) -> Result<()> {
+    server(fixture, &SERVER).await?;
+    for node in &fixture.nodes {
         let folder = node.tls.cert.parent().context("it is in a folder")?;
-        world.authority.write(folder, &AGENT)?;
+        fixture.authority.write(folder, &AGENT)?;
     }
-    taken_in(world).await
+    taken_in(fixture).await
 }
 
-async fn expire(world: &mut World) -> Result<()> {
+async fn expire(fixture: &mut Fixture) -> Result<()> {
     let expired = Leaf {
         expired: true,
         ..SERVER
     };
-    server(world, &expired).await?;
-    taken_in(world).await
+    server(fixture, &expired).await?;
+    taken_in(fixture).await
 }
 
-async fn another_ca(world: &mut World) -> Result<()> {
-    write(world, &Authority::new("another")?, &SERVER)?;
-    taken_in(world).await
+async fn another_ca(fixture: &mut Fixture) -> Result<()> {
+    write(fixture, &Authority::new("another")?, &SERVER)?;
+    taken_in(fixture).await
 }
 
-async fn torn(world: &mut World) -> Result<()> {
-    let path = &world.servers.tls.cert;
+async fn torn(fixture: &mut Fixture) -> Result<()> {
+    let path = &fixture.servers.tls.cert;
     let whole = std::fs::read(path)?;
     std::fs::write(path, &whole[..whole.len() / 2])?;
-    taken_in(world).await
+    taken_in(fixture).await
 }

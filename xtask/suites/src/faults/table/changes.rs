@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::Api;
 
 use super::Fault;
-use crate::faults::world::{NAMESPACES, PERMITTED, ROLE, World};
+use crate::faults::fixture::{Fixture, NAMESPACES, PERMITTED, ROLE};
 use testbed::doubles::sts::{Behavior, Fault as StsFault};
 use testbed::file_cluster::BASE_ARN;
 
@@ -61,47 +61,47 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// A pod ends and another one gets its address; the first one's object is deleted before that, or
 /// when the fault is over.
-async fn readdressed(world: &mut World, deleted: bool) -> Result<()> {
-    let number = world.fresh();
+async fn readdressed(fixture: &mut Fixture, deleted: bool) -> Result<()> {
+    let number = fixture.fresh();
     let (name, role) = (
         format!("leaving-{number}"),
         format!("role-leaving-{number}"),
     );
-    world.pod(0, &name, &role).await?;
+    fixture.pod(0, &name, &role).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let leaving = world.clients.pop().context("it was made just now")?;
+    let leaving = fixture.clients.pop().context("it was made just now")?;
     let ip = leaving.pod.pod().ip();
-    let kubelet = world.nodes[0].kubelet.clone();
+    let kubelet = fixture.nodes[0].kubelet.clone();
     let (namespace, name) = kubelet.empty(leaving.end()).await?;
     if deleted {
-        world.objects.delete_pod(&namespace, &name).await?;
+        fixture.objects.delete_pod(&namespace, &name).await?;
     } else {
-        world.left.push((namespace, name));
+        fixture.left.push((namespace, name));
     }
     let (name, role) = (format!("coming-{number}"), format!("role-coming-{number}"));
-    world.pod_at(0, &name, &role, ip).await
+    fixture.pod_at(0, &name, &role, ip).await
 }
 
 /// What was left is deleted.
-async fn gone(world: &mut World) -> Result<()> {
-    for (namespace, name) in std::mem::take(&mut world.left) {
-        world.objects.delete_pod(&namespace, &name).await?;
+async fn gone(fixture: &mut Fixture) -> Result<()> {
+    for (namespace, name) in std::mem::take(&mut fixture.left) {
+        fixture.objects.delete_pod(&namespace, &name).await?;
     }
     Ok(())
 }
 
-pub(super) async fn role(world: &mut World, role: Option<&str>) -> Result<()> {
-    let client = &mut world.clients[CHANGED];
-    let pods = world.objects.api::<Pod>(client.pod.namespace());
+pub(super) async fn role(fixture: &mut Fixture, role: Option<&str>) -> Result<()> {
+    let client = &mut fixture.clients[CHANGED];
+    let pods = fixture.objects.api::<Pod>(client.pod.namespace());
     let name = client.pod.name().to_owned();
     client.expect(role);
-    world.objects.annotate(&pods, &name, ROLE, role).await
+    fixture.objects.annotate(&pods, &name, ROLE, role).await
 }
 
-async fn permission(world: &mut World, permitted: Option<&str>) -> Result<()> {
-    let namespaces = Api::<Namespace>::all(world.objects.client().clone());
+async fn permission(fixture: &mut Fixture, permitted: Option<&str>) -> Result<()> {
+    let namespaces = Api::<Namespace>::all(fixture.objects.client().clone());
     let shop = NAMESPACES[1];
-    for client in &mut world.clients {
+    for client in &mut fixture.clients {
         if client.pod.namespace() == shop {
             let number = client
                 .pod
@@ -112,19 +112,19 @@ async fn permission(world: &mut World, permitted: Option<&str>) -> Result<()> {
             client.expect(permitted.map(|_| role.as_str()));
         }
     }
-    let objects = &world.objects;
+    let objects = &fixture.objects;
     objects
         .annotate(&namespaces, shop, PERMITTED, permitted)
         .await
 }
 
-async fn deleted(world: &mut World, deleted: bool) -> Result<()> {
+async fn deleted(fixture: &mut Fixture, deleted: bool) -> Result<()> {
     let role = format!("{BASE_ARN}role-3");
     let fault = deleted.then_some(StsFault::AccessDenied);
     let behavior = Behavior {
         fault,
-        ..world.usual()
+        ..fixture.usual()
     };
-    world.sts.behave(Some(&role), behavior);
+    fixture.sts.behave(Some(&role), behavior);
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use futures::FutureExt as _;
 
 use super::Fault;
-use crate::faults::world::World;
+use crate::faults::fixture::Fixture;
 
 const GROUP: &str = "clocks";
 const HOUR: i64 = 3600;
@@ -39,6 +39,6 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
 ];
 
-async fn agent(world: &mut World, seconds: i64) -> Result<()> {
-    world.nodes[NODE].clock.step(seconds)
+async fn agent(fixture: &mut Fixture, seconds: i64) -> Result<()> {
+    fixture.nodes[NODE].clock.step(seconds)
 }

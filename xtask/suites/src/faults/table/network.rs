@@ -10,8 +10,8 @@ use futures::FutureExt as _;
 use toolchain::exec;
 
 use super::{Fault, KEEPALIVE, RECONNECT};
+use crate::faults::fixture::{Fixture, SLOW_PORT, here};
 use crate::faults::servers::ADDRESSES;
-use crate::faults::world::{SLOW_PORT, World, here};
 use testbed::doubles::dns::Reply;
 use testbed::kiam::SERVER_PORT;
 use testbed::sandbox::Netns;
@@ -52,7 +52,7 @@ pub(super) const FAULTS: &[Fault] = &[
     .serves_new_pods()
     .recovers_within(RECONNECT),
     Fault::new(
-        "DNS says nothing, and connections break",
+        "DNS does not answer, and connections break",
         GROUP,
         |w| dns(w, Reply::Nothing).boxed_local(),
         |w| dns_again(w).boxed_local(),
@@ -70,30 +70,30 @@ pub(super) const FAULTS: &[Fault] = &[
     .recovers_within(RECONNECT),
 ];
 
-async fn dns_again(world: &mut World) -> Result<()> {
-    world.dns.reply_with(here());
-    mend(world)
+async fn dns_again(fixture: &mut Fixture) -> Result<()> {
+    fixture.dns.reply_with(here());
+    mend(fixture)
 }
 
-fn lossy(world: &World) -> Result<()> {
+fn lossy(fixture: &Fixture) -> Result<()> {
     let lost = |end: &str| format!("tcp {end} 9610 numgen random mod 100 < 30 drop");
-    rules(world, &lost("dport"), &lost("sport"))
+    rules(fixture, &lost("dport"), &lost("sport"))
 }
 
 /// Puts a rule for what nodes send, and one for what they get.
-fn rules(world: &World, output: &str, input: &str) -> Result<()> {
+fn rules(fixture: &Fixture, output: &str, input: &str) -> Result<()> {
     let rules = format!(
         "table inet faults {{
             chain output {{ type filter hook output priority 0; {output}; }}
             chain input {{ type filter hook input priority 0; {input}; }}
         }}"
     );
-    let mut nodes = world.nodes.iter();
+    let mut nodes = fixture.nodes.iter();
     nodes.try_for_each(|node| nft(node.netns(), &rules))
 }
 
-fn mend(world: &World) -> Result<()> {
-    let mut nodes = world.nodes.iter();
+fn mend(fixture: &Fixture) -> Result<()> {
+    let mut nodes = fixture.nodes.iter();
     // Made if it is not there, so that it can be deleted.
     nodes.try_for_each(|node| {
         nft(
@@ -104,11 +104,11 @@ fn mend(world: &World) -> Result<()> {
 }
 
 /// Breaks the connections to the servers, and lets new ones go a slow way.
-async fn delay(world: &mut World) -> Result<()> {
-    for way in &world.slow_ways {
+async fn delay(fixture: &mut Fixture) -> Result<()> {
+    for way in &fixture.slow_ways {
         way.delay(DELAY);
     }
-    cut(world)?;
+    cut(fixture)?;
     let ways = ADDRESSES.map(|server| {
         format!("ip daddr {server} tcp dport {SERVER_PORT} dnat ip to {server}:{SLOW_PORT}\n")
     });
@@ -116,26 +116,26 @@ async fn delay(world: &mut World) -> Result<()> {
         "table inet faults {{\nchain output {{\ntype nat hook output priority -100\n{}}}\n}}\n",
         ways.concat()
     );
-    let mut nodes = world.nodes.iter();
+    let mut nodes = fixture.nodes.iter();
     nodes.try_for_each(|node| nft(node.netns(), &slow))
 }
 
 /// Connections that go through a proxy stay there, and it is slow no more.
-async fn fast_again(world: &mut World) -> Result<()> {
-    for way in &world.slow_ways {
+async fn fast_again(fixture: &mut Fixture) -> Result<()> {
+    for way in &fixture.slow_ways {
         way.delay(Duration::ZERO);
     }
-    mend(world)
+    mend(fixture)
 }
 
-async fn dns(world: &mut World, reply: Reply) -> Result<()> {
-    world.dns.reply_with(reply);
-    cut(world)
+async fn dns(fixture: &mut Fixture, reply: Reply) -> Result<()> {
+    fixture.dns.reply_with(reply);
+    cut(fixture)
 }
 
 /// Breaks the connections that there are: as the kernel does when an interface is gone.
-pub(super) fn cut(world: &World) -> Result<()> {
-    for node in &world.nodes {
+pub(super) fn cut(fixture: &Fixture) -> Result<()> {
+    for node in &fixture.nodes {
         let mut command = Command::new("/usr/bin/nsenter");
         command
             .arg(format!("--net={}", node.netns().path().display()))
@@ -157,7 +157,7 @@ fn nft(netns: &Netns, rules: &str) -> Result<()> {
     stdin.write_all(rules.as_bytes())?;
     drop(stdin);
     let ended = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&ended.stderr);
-    ensure!(ended.status.success(), "nft: {said}\n{rules}");
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.success(), "nft: {stderr}\n{rules}");
     Ok(())
 }

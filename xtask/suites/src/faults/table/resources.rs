@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use toolchain::exec;
 
 use super::{Fault, NO_AGENT, RECONNECT, agents, servers};
-use crate::faults::world::{NAMESPACES, ROLE, World};
+use crate::faults::fixture::{Fixture, NAMESPACES, ROLE};
 use testbed::cluster::PodTemplate;
 use testbed::sandbox::Program;
 
@@ -85,25 +85,25 @@ fn feed(program: &Program) -> Result<()> {
 }
 
 /// Not a page more than now; and then there is much to be remembered.
-async fn no_memory(world: &mut World) -> Result<()> {
-    limit(world.nodes[CROWDED].program()?, "--as=1000000")?;
-    limit(world.servers.program(0)?, "--as=1000000")?;
-    crowd(world).await
+async fn no_memory(fixture: &mut Fixture) -> Result<()> {
+    limit(fixture.nodes[CROWDED].program()?, "--as=1000000")?;
+    limit(fixture.servers.program(0)?, "--as=1000000")?;
+    crowd(fixture).await
 }
 
 /// Both are started again, as a kubelet does when they have ended, and soon after if they have not.
-async fn memory(world: &mut World) -> Result<()> {
-    disperse(world).await?;
-    world.nodes[CROWDED].kill_or_clear();
-    world.servers.kill_or_clear(0);
-    servers::start(world, 0).await?;
-    agents::start(world, CROWDED).await
+async fn memory(fixture: &mut Fixture) -> Result<()> {
+    disperse(fixture).await?;
+    fixture.nodes[CROWDED].kill_or_clear();
+    fixture.servers.kill_or_clear(0);
+    servers::start(fixture, 0).await?;
+    agents::start(fixture, CROWDED).await
 }
 
 /// Pods with a role, on the second node; they are in the API only.
-async fn crowd(world: &mut World) -> Result<()> {
-    let node = world.nodes[CROWDED].name().to_owned();
-    let objects = &world.objects;
+async fn crowd(fixture: &mut Fixture) -> Result<()> {
+    let node = fixture.nodes[CROWDED].name().to_owned();
+    let objects = &fixture.objects;
     let made = (0..CROWD).map(|number| {
         let node = node.as_str();
         async move {
@@ -128,8 +128,8 @@ async fn crowd(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-async fn disperse(world: &mut World) -> Result<()> {
-    let objects = &world.objects;
+async fn disperse(fixture: &mut Fixture) -> Result<()> {
+    let objects = &fixture.objects;
     let gone = (0..CROWD).map(|number| async move {
         let name = format!("crowd-{number}");
         objects.delete_pod(NAMESPACES[0], &name).await

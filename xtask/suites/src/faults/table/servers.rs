@@ -5,7 +5,7 @@ use futures::FutureExt as _;
 use nix::sys::signal::Signal;
 
 use super::{Fault, RECONNECT, nothing};
-use crate::faults::world::World;
+use crate::faults::fixture::Fixture;
 
 const GROUP: &str = "servers";
 
@@ -41,21 +41,21 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 /// Starts one and waits until it serves.
-pub(super) async fn start(world: &mut World, which: usize) -> Result<()> {
-    world.servers.start(which)?;
-    world.servers.ready(which)
+pub(super) async fn start(fixture: &mut Fixture, which: usize) -> Result<()> {
+    fixture.servers.start(which)?;
+    fixture.servers.ready(which)
 }
 
-async fn both(world: &mut World) -> Result<()> {
-    world.servers.start(0)?;
-    start(world, 1).await?;
-    world.servers.ready(0)
+async fn both(fixture: &mut Fixture) -> Result<()> {
+    fixture.servers.start(0)?;
+    start(fixture, 1).await?;
+    fixture.servers.ready(0)
 }
 
-async fn roll(world: &mut World) -> Result<()> {
+async fn roll(fixture: &mut Fixture) -> Result<()> {
     for which in [0, 1] {
-        world.servers.stop(which)?;
-        start(world, which).await?;
+        fixture.servers.stop(which)?;
+        start(fixture, which).await?;
     }
     Ok(())
 }

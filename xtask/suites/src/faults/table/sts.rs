@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use jiff::SignedDuration;
 
 use super::Fault;
-use crate::faults::world::World;
+use crate::faults::fixture::Fixture;
 use testbed::doubles::sts::{Behavior, Fault as StsFault};
 use testbed::file_cluster::BASE_ARN;
 
@@ -62,36 +62,36 @@ pub(super) const FAULTS: &[Fault] = &[
 const ENDING: &str = "role-ending";
 
 /// A pod whose credentials end before the others': of its own role, which then is denied.
-async fn ends(world: &mut World) -> Result<()> {
+async fn ends(fixture: &mut Fixture) -> Result<()> {
     let role = format!("{BASE_ARN}{ENDING}");
     let lifetime = Some(SignedDuration::from_secs(8));
     let behavior = Behavior {
         lifetime,
         ..Behavior::default()
     };
-    world.sts.behave(Some(&role), behavior.clone());
-    world.pod(0, "ending", ENDING).await?;
+    fixture.sts.behave(Some(&role), behavior.clone());
+    fixture.pod(0, "ending", ENDING).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let fault = Some(StsFault::InternalFailure);
-    world
+    fixture
         .sts
         .behave(Some(&role), Behavior { fault, ..behavior });
     tokio::time::sleep(Duration::from_secs(7)).await;
     Ok(())
 }
 
-async fn ended(world: &mut World) -> Result<()> {
+async fn ended(fixture: &mut Fixture) -> Result<()> {
     let role = format!("{BASE_ARN}{ENDING}");
-    world.sts.behave(Some(&role), world.usual());
+    fixture.sts.behave(Some(&role), fixture.usual());
     // It has seen enough: the server waits before it asks for this role again.
-    world.clients.last().context("the pod's client")?.stop()
+    fixture.clients.last().context("the pod's client")?.stop()
 }
 
-async fn fails(world: &mut World, fault: StsFault) -> Result<()> {
-    change(world, |sts| sts.fault = Some(fault)).await
+async fn fails(fixture: &mut Fixture, fault: StsFault) -> Result<()> {
+    change(fixture, |sts| sts.fault = Some(fault)).await
 }
 
-async fn change(world: &mut World, change: impl FnOnce(&mut Behavior)) -> Result<()> {
-    world.sts_behaves(change);
+async fn change(fixture: &mut Fixture, change: impl FnOnce(&mut Behavior)) -> Result<()> {
+    fixture.sts_behaves(change);
     Ok(())
 }

@@ -19,7 +19,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(20);
 const SETTLE: Duration = Duration::from_millis(30);
 
 /// A node with its metadata service, a hostile pod and its victim.
-pub(super) struct Scene {
+pub(super) struct Fixture {
     pub(super) attacker: Pod,
     pub(super) victim: Pod,
     counter: Program,
@@ -27,7 +27,7 @@ pub(super) struct Scene {
     pub(super) cluster: FileCluster,
 }
 
-impl Scene {
+impl Fixture {
     pub(super) fn new(programs: &Programs) -> Result<Self> {
         let cluster = FileCluster::new(programs)?;
         let node = cluster.node("node-1", NodeOptions::default())?;

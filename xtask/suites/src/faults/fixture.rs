@@ -46,7 +46,7 @@ pub(super) const NAMESPACES: [&str; 2] = ["team", "shop"];
 
 /// The cluster.
 #[derive(Debug)]
-pub(super) struct World {
+pub(super) struct Fixture {
     // In the order in which they are dropped.
     pub(super) clients: Vec<Client>,
     pub(super) nodes: Vec<FaultNode>,
@@ -65,12 +65,12 @@ pub(super) struct World {
     pub(super) left: Vec<(String, String)>,
     /// Session tokens that pods were given.
     pub(super) tokens: Vec<String>,
-    /// What pods were told in place of credentials.
-    pub(super) told: Vec<String>,
+    /// Error replies that pods got in place of credentials.
+    pub(super) error_replies: Vec<String>,
     pub(super) sandbox: Sandbox,
 }
 
-impl World {
+impl Fixture {
     pub(super) async fn begin(
         sandbox: &Sandbox,
         programs: &Programs,
@@ -126,7 +126,7 @@ impl World {
             let kubelet = Kubelet::register(objects.clone(), node).await?;
             nodes.push(FaultNode::new(kubelet, imds, tls, programs, sandbox).await?);
         }
-        let mut world = Self {
+        let mut fixture = Self {
             clients: Vec::new(),
             nodes,
             servers,
@@ -141,11 +141,11 @@ impl World {
             pods: 0,
             left: Vec::new(),
             tokens: Vec::new(),
-            told: Vec::new(),
+            error_replies: Vec::new(),
             sandbox: sandbox.clone(),
         };
-        world.start().await?;
-        Ok(world)
+        fixture.start().await?;
+        Ok(fixture)
     }
 
     async fn start(&mut self) -> Result<()> {
@@ -335,7 +335,7 @@ fn credentials(line: &str) -> Option<()> {
     asked.key.map(drop)
 }
 
-/// All agents have one certificate: which node it is, the token tells.
+/// All agents have one certificate: the token identifies the node.
 pub(super) const AGENT: Leaf<'_> = Leaf {
     name: "kiam-agent",
     organization: None,
@@ -343,7 +343,7 @@ pub(super) const AGENT: Leaf<'_> = Leaf {
     expired: false,
 };
 
-/// What DNS says when all is well.
+/// DNS records while nothing is broken.
 pub(super) fn here() -> Reply {
     Reply::Addresses(ADDRESSES.to_vec())
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use super::client;
-use super::world::{NAMESPACES, ROLE, World};
+use super::fixture::{Fixture, NAMESPACES, ROLE};
 use pod_client::ask::{Asked, now};
 use testbed::cluster::{PodTemplate, Running};
 use testbed::sandbox::Program;
@@ -28,7 +28,7 @@ const AT_ONCE: usize = 4;
 
 /// What was measured, times in milliseconds.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Late {
+pub(super) struct StartupLatency {
     pub(super) pods: usize,
     pub(super) per_second: u32,
     pub(super) p50_ms: u64,
@@ -40,7 +40,7 @@ pub(super) struct Late {
     pub(super) failures: usize,
 }
 
-impl Late {
+impl StartupLatency {
     pub(super) fn line(&self) -> String {
         let Self {
             pods,
@@ -70,9 +70,13 @@ struct Starting {
 ///
 /// # Errors
 /// When a pod cannot be made, or has no credentials in the end.
-pub(super) async fn measure(world: &mut World, pods: usize, per_second: u32) -> Result<Late> {
-    world.sts_behaves(|sts| sts.latency = STS_LATENCY);
-    let prepared = (0..pods).map(|number| prepare(world, number));
+pub(super) async fn measure(
+    fixture: &mut Fixture,
+    pods: usize,
+    per_second: u32,
+) -> Result<StartupLatency> {
+    fixture.sts_behaves(|sts| sts.latency = STS_LATENCY);
+    let prepared = (0..pods).map(|number| prepare(fixture, number));
     let mut prepared = futures::stream::iter(prepared).buffered(AT_ONCE);
     let mut starting = Vec::new();
     while let Some(prepared) = prepared.next().await {
@@ -80,13 +84,13 @@ pub(super) async fn measure(world: &mut World, pods: usize, per_second: u32) -> 
     }
     drop(prepared);
     tokio::time::sleep(SETTLE).await;
-    let (world_now, begin) = (&*world, Instant::now());
+    let (shared, begin) = (&*fixture, Instant::now());
     let gap = Duration::from_secs(1) / per_second;
     let bound = try_join_all((0u32..).zip(&starting).map(|(at, it)| async move {
         sleep_until(begin + gap * at).await;
-        let node = world_now.nodes[it.which].name();
+        let node = shared.nodes[it.which].name();
         let (namespace, name) = (it.pod.namespace(), it.pod.name());
-        world_now.objects.bind(namespace, name, node).await?;
+        shared.objects.bind(namespace, name, node).await?;
         let bound = now();
         it.program.signal(Signal::SIGCONT)?;
         anyhow::Ok(bound)
@@ -109,12 +113,12 @@ pub(super) async fn measure(world: &mut World, pods: usize, per_second: u32) -> 
     } in starting
     {
         drop(program);
-        world.nodes[which].kubelet.stop(pod).await?;
+        fixture.nodes[which].kubelet.stop(pod).await?;
     }
-    world.sts_behaves(|_| ());
+    fixture.sts_behaves(|_| ());
     times.sort_unstable();
     let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
-    Ok(Late {
+    Ok(StartupLatency {
         pods,
         per_second,
         p50_ms: percentile(50),
@@ -128,7 +132,7 @@ pub(super) async fn measure(world: &mut World, pods: usize, per_second: u32) -> 
     })
 }
 
-async fn prepare(world: &World, number: usize) -> Result<Starting> {
+async fn prepare(fixture: &Fixture, number: usize) -> Result<Starting> {
     let name = format!("starting-{number}");
     let template = PodTemplate {
         namespace: NAMESPACES[0],
@@ -136,9 +140,9 @@ async fn prepare(world: &World, number: usize) -> Result<Starting> {
         annotations: &[(ROLE, &name)],
         ..PodTemplate::default()
     };
-    let object = world.objects.pod(&template).await?;
-    let which = number % world.nodes.len();
-    let pod = world.nodes[which].kubelet.start(&object).await?;
+    let object = fixture.objects.pod(&template).await?;
+    let which = number % fixture.nodes.len();
+    let pod = fixture.nodes[which].kubelet.start(&object).await?;
     let command = client::fast(pod.place(), &["--first", "--interval=20", "--limit=5000"])?;
     let program = Program::start(&name, command)?;
     Ok(Starting {

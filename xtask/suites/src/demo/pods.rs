@@ -26,7 +26,7 @@ const LOG_LIMIT: Duration = Duration::from_secs(5);
 
 /// A pod and what it wants.
 #[derive(Debug)]
-pub(super) struct Role {
+pub(super) struct DemoPod {
     namespace: &'static str,
     name: &'static str,
     wants: &'static str,
@@ -36,8 +36,8 @@ pub(super) struct Role {
 
 /// All pods, and the file.
 #[derive(Debug)]
-pub(super) struct Cast {
-    roles: Vec<Role>,
+pub(super) struct DemoPods {
+    all: Vec<DemoPod>,
     yaml: String,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Sighting {
     pub(super) uid: String,
 }
 
-impl Role {
+impl DemoPod {
     pub(super) fn name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
@@ -91,13 +91,13 @@ impl Role {
     }
 }
 
-impl Cast {
+impl DemoPods {
     /// Makes the pods, and writes the file that the server reads.
-    pub(super) fn enter(cluster: &FileCluster, node: &FileClusterNode) -> Result<Self> {
-        let mut roles = Vec::new();
+    pub(super) fn create(cluster: &FileCluster, node: &FileClusterNode) -> Result<Self> {
+        let mut all = Vec::new();
         for (namespace, name, wants, permitted) in ROLES {
             let pod = node.node().pod(PodOptions::default())?;
-            roles.push(Role {
+            all.push(DemoPod {
                 namespace,
                 name,
                 wants,
@@ -105,25 +105,25 @@ impl Cast {
                 pod,
             });
         }
-        let yaml = yaml(&roles)?;
+        let yaml = yaml(&all)?;
         cluster.objects().put_text(FILE, &yaml)?;
-        let cast = Self { roles, yaml };
-        cast.write_scripts(cluster, node.node())?;
-        Ok(cast)
+        let pods = Self { all, yaml };
+        pods.write_scripts(cluster, node.node())?;
+        Ok(pods)
     }
 
-    pub(super) fn roles(&self) -> &[Role] {
-        &self.roles
+    pub(super) fn all(&self) -> &[DemoPod] {
+        &self.all
     }
 
     /// What in the file keeps a pod from its role.
-    pub(super) fn obstacle(&self, role: &Role) -> Result<Obstacle> {
-        let may_have = role.may_have();
+    pub(super) fn obstacle(&self, demo_pod: &DemoPod) -> Result<Obstacle> {
+        let may_have = demo_pod.may_have();
         let (sought, lacks) = match &may_have {
             Some(permitted) => (format!("{PERMITTED}: {permitted}"), None),
             None => {
-                let lacking = format!("{PERMITTED}: {}", permitted(role.namespace));
-                (format!("name: {}", role.namespace), Some(lacking))
+                let lacking = format!("{PERMITTED}: {}", permitted(demo_pod.namespace));
+                (format!("name: {}", demo_pod.namespace), Some(lacking))
             }
         };
         let mut lines = self.yaml.lines().map(str::trim).zip(1..);
@@ -143,9 +143,9 @@ impl Cast {
             write!(environment, " {name}={value}")?;
         }
         let places = self
-            .roles
+            .all
             .iter()
-            .map(|role| (role.script(), role.pod.place()));
+            .map(|demo_pod| (demo_pod.script(), demo_pod.pod.place()));
         for (name, place) in places.chain([("node".to_owned(), node.place())]) {
             let path = cluster.sandbox().scratch().join(name);
             let script = format!(
@@ -184,7 +184,7 @@ fn permitted(namespace: &str) -> String {
     format!("{BASE_ARN}{namespace}-.*")
 }
 
-fn yaml(roles: &[Role]) -> Result<String> {
+fn yaml(all: &[DemoPod]) -> Result<String> {
     let mut yaml = String::from(
         "# What kiam-server takes for the cluster. Change it: it is read again at once.\n",
     );
@@ -203,13 +203,13 @@ metadata:
             write!(yaml, "  annotations:\n    {PERMITTED}: {permitted}\n")?;
         }
     }
-    for Role {
+    for DemoPod {
         namespace,
         name,
         wants,
         pod,
         ..
-    } in roles
+    } in all
     {
         let (uid, node) = (pod.uid(), pod.node().name());
         let (v4, v6) = (

@@ -45,7 +45,7 @@ const NAMESPACES: [(&str, Option<&str>); 3] = [
 
 /// A cluster with kiam in it.
 #[derive(Debug)]
-pub struct World {
+pub struct Fixture {
     // In the order in which they are dropped.
     pub(super) agent: Agent,
     pub(super) agent_pod: Running,
@@ -64,7 +64,7 @@ pub struct World {
     pub(super) sandbox: Sandbox,
 }
 
-impl World {
+impl Fixture {
     /// Starts everything.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl World {
 
         let authority = Authority::new("kiam")?;
         let server_tls = authority.write_server(&sandbox.folder("server")?)?;
-        // All agents have one certificate: which node it is, the token tells.
+        // All agents have one certificate: the token identifies the node.
         let leaf = Leaf {
             name: "kiam-agent",
             alternative_names: &["kiam-agent"],
@@ -107,7 +107,7 @@ impl World {
         let agent_pod = run_agent_pod(&kubelets[0]).await?;
         let token = project(&kubelets[0], &agent_pod, sandbox).await?;
         let agent = start_agent(programs, &kubelets[0], &agent_pod, &tls, &token, &[])?;
-        let mut world = Self {
+        let mut fixture = Self {
             agent,
             agent_pod,
             pods: Vec::new(),
@@ -124,14 +124,14 @@ impl World {
             plane,
             sandbox: sandbox.clone(),
         };
-        world.start_server()?;
-        world.agent.ready()?;
-        let said = world.agent.program().output();
+        fixture.start_server()?;
+        fixture.agent.ready()?;
+        let log = fixture.agent.program().output();
         ensure!(
-            said.contains("the agent's own connection reached the agent"),
-            "the agent was ready without a connection of its own: {said}"
+            log.contains("the agent's own connection reached the agent"),
+            "the agent was ready without a connection of its own: {log}"
         );
-        Ok(world)
+        Ok(fixture)
     }
 
     /// What it is made of.
@@ -148,7 +148,7 @@ impl World {
         )])
     }
 
-    /// What the programs said last.
+    /// Last lines of the logs of all programs.
     #[must_use]
     pub fn logs(&self) -> String {
         let server = self.server.as_ref().map(Server::program);
@@ -227,7 +227,7 @@ impl World {
         plane.stop()
     }
 
-    /// Runs a pod on the first node, until the world ends.
+    /// Runs a pod on the first node, until the fixture ends.
     pub(super) async fn pod(&mut self, template: &PodTemplate<'_>) -> Result<Place> {
         let pod = self.kubelets[0].run(template).await?;
         let place = pod.place().clone();
@@ -244,7 +244,7 @@ impl World {
         run(sdk.name(), command, LIMIT)
     }
 
-    /// What `kiam-server explain pod` says with the server's own rights, and how it ends.
+    /// Output of `kiam-server explain pod` with the server's own rights, and how it ends.
     pub(super) fn explain(&self, pod: &str, flags: &[&str]) -> Result<Finished> {
         let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
         let server = format!("--server=127.0.0.1:{SERVER_ADMIN_PORT}");
