@@ -160,13 +160,13 @@ impl Target {
             // What is found goes to the terminal, and then into a test by name.
             .env("PROPTEST_FAILURE_PERSISTENCE", "off");
         let output = command.output().context("cannot run the test")?;
-        let said = String::from_utf8_lossy(&output.stdout);
+        let stdout = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
-            bail!("{}: {said}", self.name);
+            bail!("{}: {stdout}", self.name);
         }
         ensure!(
-            said.contains("1 passed"),
-            "{} was not run: {said}",
+            stdout.contains("1 passed"),
+            "{} was not run: {stdout}",
             self.test
         );
         Ok(())

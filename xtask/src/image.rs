@@ -93,12 +93,12 @@ fn build(architecture: Architecture, system: &System) -> Result<()> {
         "there is a shell in the image"
     );
     for program in ["/kiam-agent", "/kiam-server"] {
-        let said = system.run_in(&unpacked, program, "--version")?;
+        let output = system.run_in(&unpacked, program, "--version")?;
         ensure!(
-            said.contains(&commit),
-            "{program} says {said}, not {commit}"
+            output.contains(&commit),
+            "{program} --version prints {output}, not {commit}"
         );
-        println!("image: {} runs in it", said.trim());
+        println!("image: {} runs in it", output.trim());
     }
     let mut iptables = vec!["/usr/sbin/ip6tables-legacy"];
     // It asks the kernel first, by a kind of socket that QEMU does not translate.
@@ -179,14 +179,14 @@ pub fn commit() -> String {
     given
         .filter(|commit| !commit.is_empty())
         .unwrap_or_else(|| {
-            let said = git(&[
+            let output = git(&[
                 "describe",
                 "--always",
                 "--abbrev=12",
                 "--dirty",
                 "--exclude=*",
             ]);
-            said.unwrap_or_else(|_no_repository| "unknown".to_owned())
+            output.unwrap_or_else(|_no_repository| "unknown".to_owned())
         })
 }
 
@@ -199,8 +199,8 @@ fn commit_seconds() -> String {
 
 fn git(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("git");
-    let said = exec(command.current_dir(workspace()).args(arguments))?;
-    Ok(said.trim().to_owned())
+    let output = exec(command.current_dir(workspace()).args(arguments))?;
+    Ok(output.trim().to_owned())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]

@@ -108,7 +108,7 @@ fn rules(root: &Path) -> anyhow::Result<()> {
 }
 
 /// cargo-deny, built once into the cache folder.
-#[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+#[expect(clippy::print_stderr, reason = "shows progress to the user")]
 fn cargo_deny() -> anyhow::Result<PathBuf> {
     let cache = Cache::new(&format!("cargo-deny-{DENY}"));
     if !cache.is_complete() {

@@ -167,8 +167,8 @@ pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     })
 }
 
-/// Says how long a part took, for whoever waits.
-#[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+/// Prints how long a part took.
+#[expect(clippy::print_stderr, reason = "shows progress to the user")]
 fn timed<T>(part: &str, measure: impl FnOnce() -> Result<T>) -> Result<T> {
     let begun = Instant::now();
     let measured = measure().with_context(|| format!("cannot measure: {part}"))?;

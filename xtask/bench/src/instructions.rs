@@ -92,7 +92,7 @@ fn collected(log: &str) -> Result<u64> {
     let mut lines = log
         .lines()
         .filter_map(|line| line.split_once("Collected : "));
-    let (_, number) = lines.next().context("callgrind says no number")?;
+    let (_, number) = lines.next().context("callgrind reports no number")?;
     Ok(number.trim().parse()?)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The server is the real program, in a process of its own, in release mode. Its Kubernetes API and
 //! its STS are doubles that speak the real protocols and answer at once; its agents are the real
-//! protocol's clients, each with a certificate of its own and mutual TLS, that check what they are
-//! told. All of it talks over loopback.
+//! protocol's clients, each with a certificate of its own and mutual TLS, that check each
+//! update. All of it talks over loopback.
 //!
 //! ```text
 //! fleet    the made-up cluster
@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Loads a server with the cluster, and measures it.
 ///
 /// # Errors
-/// When something is wrong: a pod is not served, is told to another's node, or STS is called
+/// When something is wrong: a pod is not served, is sent to another node, or STS is called
 /// otherwise than once for each identity.
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -246,13 +246,13 @@ async fn churn(args: &Args, stand: &Stand, agents: &mut Agents) -> Result<u64> {
             agents.bound(pod);
             stand
                 .api
-                .tell("ADDED", &fleet.pod(pod, role_of(number), false))?;
+                .publish("ADDED", &fleet.pod(pod, role_of(number), false))?;
         }
         if let Some(gone) = number.checked_sub(stay.min(count)) {
             let pod = fleet.pods + gone;
             stand
                 .api
-                .tell("DELETED", &fleet.pod(pod, role_of(gone), false))?;
+                .publish("DELETED", &fleet.pod(pod, role_of(gone), false))?;
         }
     }
     agents.wait_for(served + count, PUSH_LIMIT).await?;

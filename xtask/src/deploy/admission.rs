@@ -186,12 +186,12 @@ pub(super) async fn check(plane: &ControlPlane, objects: &Objects) -> Result<()>
         match (attempt(client, case.namespace, pod).await, case.accepted) {
             (Ok(_), true) => {}
             (Err(kube::Error::Api(status)), false) => {
-                let said = &status.message;
+                let message = &status.message;
                 ensure!(
                     status.code == 403
-                        && said.contains("may not name a host")
-                        && said.ends_with("asks"),
-                    "{what}: refused with {}: {said}",
+                        && message.contains("may not name a host")
+                        && message.ends_with("asks"),
+                    "{what}: refused with {}: {message}",
                     status.code
                 );
                 refused += 1;

@@ -9,7 +9,7 @@ use super::{admission, helm};
 use testbed::cluster::{ControlPlane, Objects};
 use testbed::sandbox::Sandbox;
 
-/// Values that are refused, and what the refusal says to do.
+/// Values that are refused, and the fix that the refusal names.
 const REFUSED: &[(&str, &str)] = &[
     (
         "agent.containerCredentialsAddress=x",
@@ -74,15 +74,18 @@ fn value_sets() -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Bad values are refused, and the refusal tells what to do.
+/// Bad values are refused, and the refusal names the fix.
 #[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
 pub(super) fn refusals() -> Result<()> {
     for (values, expected) in REFUSED {
         match helm::template(&["--set", values]) {
             Ok(_) => bail!("the chart takes {values}"),
             Err(error) => {
-                let said = format!("{error:#}");
-                ensure!(said.contains(expected), "{values} is refused by\n{said}");
+                let message = format!("{error:#}");
+                ensure!(
+                    message.contains(expected),
+                    "{values} is refused by\n{message}"
+                );
             }
         }
     }

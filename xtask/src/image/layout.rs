@@ -93,7 +93,7 @@ impl Layout {
         compare.args(["--recursive", "--brief", "--no-dereference"]);
         exec(compare.arg(root).arg(rootfs)).context("the image is not what it was made of")?;
         let config = self.config()?;
-        let said = |name: &str| {
+        let label = |name: &str| {
             let name = format!("org.opencontainers.image.{name}");
             config["config"]["Labels"][name]
                 .as_str()
@@ -105,14 +105,14 @@ impl Layout {
             "its architecture: {config}"
         );
         ensure!(
-            said("version") == labels.version,
+            label("version") == labels.version,
             "its version: {}",
-            said("version")
+            label("version")
         );
         ensure!(
-            said("revision") == labels.commit,
+            label("revision") == labels.commit,
             "its commit: {}",
-            said("revision")
+            label("revision")
         );
         ensure!(
             config["config"]["User"] == format!("{USER}:{USER}"),

@@ -160,8 +160,8 @@ impl System {
         while let Some(file) = unread.pop() {
             let mut read = Command::new("readelf");
             read.args(["--wide", "--dynamic", "--program-headers"]);
-            let said = exec(read.arg(&file))?;
-            for name in said.lines().filter_map(needed) {
+            let output = exec(read.arg(&file))?;
+            for name in output.lines().filter_map(needed) {
                 let library = self.library(name);
                 let library = library.with_context(|| format!("for {}", file.display()))?;
                 if found.insert(library.clone()) {
@@ -212,8 +212,8 @@ impl System {
         let file = Path::new("/").join(file.strip_prefix(&self.root)?);
         let outside = Path::new("/").join(file.strip_prefix("/usr").unwrap_or(&file));
         let search = |file: &Path| self.query(&["--search", &file.display().to_string()]);
-        let said = search(&file).or_else(|_| search(&outside))?;
-        let name = said.split([':', ',']).next().unwrap_or_default();
+        let output = search(&file).or_else(|_| search(&outside))?;
+        let name = output.split([':', ',']).next().unwrap_or_default();
         ensure!(!name.is_empty(), "{} is of no package", file.display());
         Ok(name.to_owned())
     }

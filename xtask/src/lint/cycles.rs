@@ -330,10 +330,10 @@ mod tests {
             let name = file.strip_prefix(folder.path()).unwrap();
             name.display().to_string()
         };
-        let told = findings
+        let problems = findings
             .iter()
             .map(|it| format!("{}:{}", name(&it.file), it.line));
-        told.collect()
+        problems.collect()
     }
 
     #[test]

@@ -144,13 +144,13 @@ mod tests {
         assert!(failed.is_err() && !cache.is_complete());
         let filled = cache.fill(|path, log| {
             assert!(!path.join("half").exists());
-            log.exec(Command::new("sh").args(["-c", "echo said"]))
+            log.exec(Command::new("sh").args(["-c", "echo printed"]))
         });
         filled.unwrap();
         assert!(cache.is_complete());
         cache.fill(|_, _| panic!("it is complete")).unwrap();
         let log = std::fs::read_to_string(cache.beside("log"));
-        assert_eq!(log.unwrap(), "said\n");
+        assert_eq!(log.unwrap(), "printed\n");
         cache.spoil().unwrap();
         assert!(!cache.is_complete());
     }

@@ -19,8 +19,8 @@ pub fn exec(command: &mut Command) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    bail!("{} ({}): {}", words(command), output.status, said.trim())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    bail!("{} ({}): {}", words(command), output.status, stderr.trim())
 }
 
 /// Command line as one would type it.

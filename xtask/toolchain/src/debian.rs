@@ -202,10 +202,10 @@ fn extract(package: &Path, root: &Path) -> Result<String> {
     ensure!(read.success(), "cannot read {}", package.display());
     let mut tar = Command::new("tar");
     tar.args(["-x", "--verbose", "--keep-directory-symlink", "-C"]);
-    let said = exec(tar.arg(root).arg("-f").arg(&archive))?;
+    let output = exec(tar.arg(root).arg("-f").arg(&archive))?;
     std::fs::remove_file(&archive)?;
     let mut list = String::new();
-    for file in said.lines() {
+    for file in output.lines() {
         let file = file.trim_start_matches('.').trim_end_matches('/');
         list += if file.is_empty() { "/." } else { file };
         list += "\n";

@@ -92,15 +92,16 @@ pub fn find() -> Option<Go> {
 }
 
 fn is_new(go: &Path) -> bool {
-    let said = exec(Go(go.to_owned()).command().arg("version"));
-    said.ok()
-        .and_then(|said| version(&said))
+    let output = exec(Go(go.to_owned()).command().arg("version"));
+    output
+        .ok()
+        .and_then(|output| version(&output))
         .is_some_and(|version| version >= LEAST)
 }
 
 /// Of `go version go1.26.8 linux/amd64`.
-fn version(said: &str) -> Option<(u32, u32)> {
-    let mut parts = said
+fn version(output: &str) -> Option<(u32, u32)> {
+    let mut parts = output
         .split_whitespace()
         .nth(2)?
         .strip_prefix("go")?

@@ -138,7 +138,10 @@ fn replace(built: &Path, object: &Path) -> anyhow::Result<()> {
     std::fs::rename(&beside, object).with_context(|| format!("cannot write {}", object.display()))
 }
 
-#[expect(clippy::print_stderr, reason = "says what was built, and with what")]
+#[expect(
+    clippy::print_stderr,
+    reason = "reports what was built, and by which toolchain"
+)]
 fn eprintln_object(object: &Path, toolchain: &Toolchain) -> anyhow::Result<()> {
     let bytes = std::fs::metadata(object)?.len();
     eprintln!(

@@ -1,4 +1,4 @@
-//! What is going to be installed: said, agreed on, done.
+//! Installation plan: shown, confirmed, carried out.
 
 use std::fmt;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -85,7 +85,7 @@ impl Plan {
     }
 
     /// Says what is missing, asks if it shall, and installs it.
-    #[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+    #[expect(clippy::print_stderr, reason = "shows progress to the user")]
     fn carry_out(self, ask: bool) -> Result<()> {
         if self.packages.is_empty() && self.steps.is_empty() {
             return Ok(());
@@ -147,7 +147,7 @@ fn agreed() -> Result<bool> {
     ))
 }
 
-#[expect(clippy::print_stderr, reason = "tells whoever is waiting")]
+#[expect(clippy::print_stderr, reason = "shows progress to the user")]
 fn timed(what: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let over = if std::io::stderr().is_terminal() {
         "\r"

@@ -147,7 +147,7 @@ impl Issuer for Fixed {
     }
 }
 
-/// A node's session that has told all of its pods.
+/// A node's session that has sent all of its pods.
 struct Stream {
     runtime: Runtime,
     cluster: Arc<Cluster>,
@@ -190,7 +190,7 @@ impl Stream {
             Arc::new(Notify::new()),
         );
         drop(context);
-        // Room for all: the reader is here, too.
+        // Large enough for all updates: the reader is in this thread, too.
         let (to, from) = mpsc::channel(2 * pods + 8);
         let mut stream = Self {
             runtime,
@@ -210,7 +210,7 @@ impl Stream {
     }
 }
 
-/// The server's side of the stream: one of a node's pods has changed, what is new is told.
+/// The server's side of the stream: one pod of a node has changed, and the update is sent.
 #[divan::bench(args = PODS)]
 fn stream_diff(bencher: Bencher<'_, '_>, pods: usize) {
     let mut stream = Stream::of(pods);

@@ -19,7 +19,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Measures.
 ///
 /// # Errors
-/// When the server says something wrong.
+/// When the server reports something wrong.
 pub(super) fn measure(full: bool, programs: &Programs) -> Result<(Section, Vec<Plot>)> {
     // The sizes of the whole, or a tenth of them.
     let part = if full { 1 } else { 10 };
@@ -103,7 +103,7 @@ pub(super) fn measure(full: bool, programs: &Programs) -> Result<(Section, Vec<P
 }
 
 fn add(figures: &mut Vec<Figure>, what: &str, count: u64, report: &load::Report) {
-    for (key, says, unit, value) in [
+    for (key, text, unit, value) in [
         (
             "rss_mib",
             "memory",
@@ -125,7 +125,7 @@ fn add(figures: &mut Vec<Figure>, what: &str, count: u64, report: &load::Report)
         ("startup_ms", "start to ready", "ms", report.startup_ms),
     ] {
         let key = format!("growth_{what}_{count}_{key}");
-        let says = format!("{count} {what}: {says}");
-        figures.push(Figure::one(&key, &says, unit, value));
+        let text = format!("{count} {what}: {text}");
+        figures.push(Figure::one(&key, &text, unit, value));
     }
 }

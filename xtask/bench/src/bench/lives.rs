@@ -139,5 +139,5 @@ fn first(pod: &Pod, pod_client: &Path, role: &str) -> Result<Program> {
 fn answer(client: Program) -> Result<First> {
     let ended = client.finish(LIMIT)?;
     ensure!(ended.status.success(), "no answer: {}", ended.stderr);
-    serde_json::from_str(ended.stdout.trim()).context("the client said something else")
+    serde_json::from_str(ended.stdout.trim()).context("the client printed something else")
 }

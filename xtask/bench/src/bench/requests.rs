@@ -300,8 +300,8 @@ fn sections(args: &Args, outcomes: &Outcomes) -> Vec<Section> {
                     ("p999", "µs", &p999),
                 ] {
                     let key = format!("{name}_{side}_{what}_{connections}");
-                    let says = format!("{side}, {connections} connections: {what}");
-                    figures.push(Figure::of(&key, &says, unit, &of(kind, side, of_one)));
+                    let text = format!("{side}, {connections} connections: {what}");
+                    figures.push(Figure::of(&key, &text, unit, &of(kind, side, of_one)));
                 }
             }
             for (index, what, of_one, lower_is_worse) in [
@@ -310,8 +310,8 @@ fn sections(args: &Args, outcomes: &Outcomes) -> Vec<Section> {
             ] {
                 let ratios = ratio(kind, "agent", "limit", of_one);
                 let key = format!("{name}_{what}_ratio_{connections}");
-                let says = format!("agent ÷ limit, {connections} connections: {what}");
-                let figure = Figure::of(&key, &says, "", &ratios);
+                let text = format!("agent ÷ limit, {connections} connections: {what}");
+                let figure = Figure::of(&key, &text, "", &ratios);
                 let now = figure.median();
                 figures.push(figure);
                 let before = &mut worst[index];
@@ -327,9 +327,9 @@ fn sections(args: &Args, outcomes: &Outcomes) -> Vec<Section> {
         let aims = (how == How::Exchange).then_some([Aim::AtLeast(0.9), Aim::AtMost(1.25)]);
         for (index, what) in ["throughput", "p99"].into_iter().enumerate() {
             let key = format!("{name}_{what}_ratio");
-            let says = format!("**agent ÷ limit, the worst of these: {what}**");
+            let text = format!("**agent ÷ limit, the worst of these: {what}**");
             let values = worst[index].take().unwrap_or_default();
-            let figure = Figure::of(&key, &says, "", &values);
+            let figure = Figure::of(&key, &text, "", &values);
             figures.push(match aims {
                 Some(aims) => figure.aiming(aims[index]),
                 None => figure,

@@ -1,5 +1,5 @@
 //! Agents that are only their node's stream: each with a certificate and a connection of its own, over
-//! the real protocol. They check what they are told, and when.
+//! the real protocol. They check each update and its time.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -28,16 +28,16 @@ const CONNECTING: usize = 32;
 
 /// All agents.
 pub(super) struct Agents {
-    told: Arc<Told>,
+    progress: Arc<Progress>,
     streams: JoinSet<Result<()>>,
 }
 
-/// What they were told, together.
-struct Told {
+/// Updates that all agents have received.
+struct Progress {
     fleet: Fleet,
     /// Pods whose credentials have come.
     served: AtomicU64,
-    news: watch::Sender<()>,
+    changes: watch::Sender<()>,
     /// When pods were bound that came later, and how long their credentials took.
     bound: Mutex<HashMap<u64, Instant>>,
     pushed: Mutex<Vec<Duration>>,
@@ -51,21 +51,21 @@ impl Agents {
         authority: &Arc<Authority>,
         folder: &Path,
     ) -> Result<Self> {
-        let told = Arc::new(Told {
+        let progress = Arc::new(Progress {
             fleet,
             served: AtomicU64::new(0),
-            news: watch::Sender::new(()),
+            changes: watch::Sender::new(()),
             bound: Mutex::default(),
             pushed: Mutex::default(),
         });
         let connecting = futures::stream::iter(0..fleet.nodes).map(|node| {
-            let (authority, told) = (Arc::clone(authority), Arc::clone(&told));
+            let (authority, progress) = (Arc::clone(authority), Arc::clone(&progress));
             let folder = folder.join(Fleet::node(node));
             async move {
                 let stream = connect(node, server, authority, folder).await;
                 stream
                     .with_context(|| format!("the agent of node-{node} has no stream"))
-                    .map(|stream| told.follow(node, stream))
+                    .map(|stream| progress.read(node, stream))
             }
         });
         let mut streams = JoinSet::new();
@@ -74,23 +74,23 @@ impl Agents {
             streams.spawn(stream);
         }
         Ok(Self {
-            told: Arc::clone(&told),
+            progress: Arc::clone(&progress),
             streams,
         })
     }
 
     /// Pods whose credentials have come, so far.
     pub(super) fn served(&self) -> u64 {
-        self.told.served.load(Ordering::Relaxed)
+        self.progress.served.load(Ordering::Relaxed)
     }
 
     /// Waits until that many pods' credentials have come.
     pub(super) async fn wait_for(&mut self, pods: u64, limit: Duration) -> Result<()> {
-        let mut news = self.told.news.subscribe();
-        let told = Arc::clone(&self.told);
+        let mut changes = self.progress.changes.subscribe();
+        let progress = Arc::clone(&self.progress);
         let waiting = async {
-            while told.served.load(Ordering::Relaxed) < pods {
-                if news.changed().await.is_err() {
+            while progress.served.load(Ordering::Relaxed) < pods {
+                if changes.changed().await.is_err() {
                     break;
                 }
             }
@@ -109,19 +109,19 @@ impl Agents {
 
     /// A pod is bound now.
     pub(super) fn bound(&self, pod: u64) {
-        lock(&self.told.bound).insert(pod, Instant::now());
+        lock(&self.progress.bound).insert(pod, Instant::now());
     }
 
     /// How long the credentials of pods took that were bound, sorted.
     pub(super) fn pushed(&self) -> Vec<Duration> {
-        let mut pushed = lock(&self.told.pushed).clone();
+        let mut pushed = lock(&self.progress.pushed).clone();
         pushed.sort_unstable();
         pushed
     }
 
     /// Pods that were bound, and whose credentials have not come.
     pub(super) fn waiting(&self) -> usize {
-        lock(&self.told.bound).len()
+        lock(&self.progress.bound).len()
     }
 }
 
@@ -154,8 +154,8 @@ async fn connect(
     Ok(stream.into_inner())
 }
 
-impl Told {
-    async fn follow(self: Arc<Self>, node: u64, mut stream: Stream) -> Result<()> {
+impl Progress {
+    async fn read(self: Arc<Self>, node: u64, mut stream: Stream) -> Result<()> {
         let mut issued = HashSet::new();
         let mut waiting: HashMap<u64, Vec<u64>> = HashMap::new();
         while let Some(message) = stream.message().await? {
@@ -201,7 +201,7 @@ impl Told {
             lock(&self.pushed).push(bound.elapsed());
         }
         self.served.fetch_add(1, Ordering::Relaxed);
-        self.news.send_replace(());
+        self.changes.send_replace(());
     }
 }
 

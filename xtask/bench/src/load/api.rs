@@ -68,8 +68,8 @@ impl Api {
         Ok(path)
     }
 
-    /// Tells all watches of pods.
-    pub(super) fn tell(&self, kind: &str, pod: &str) -> Result<()> {
+    /// Sends an event to all watches of pods.
+    pub(super) fn publish(&self, kind: &str, pod: &str) -> Result<()> {
         let event = format!("{{\"type\":\"{kind}\",\"object\":{pod}}}\n");
         let sent = self.state.events.send(event.into());
         sent.map(drop).ok().context("nobody watches the pods")

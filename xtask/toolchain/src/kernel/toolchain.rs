@@ -122,21 +122,21 @@ fn find_linker() -> Option<PathBuf> {
     folders.into_iter().find(|folder| {
         // One that was cut short while it was built, or lacks its LLVM, does not even say this.
         folder.join("bpf-linker").is_file()
-            && said(folder.join("bpf-linker"), &["--version"]).is_some()
+            && stdout_of(folder.join("bpf-linker"), &["--version"]).is_some()
     })
 }
 
 /// The rustup nightlies that have the standard library's source.
 fn nightly() -> Option<Toolchain> {
-    let listed = said("rustup", &["toolchain", "list"])?;
+    let listed = stdout_of("rustup", &["toolchain", "list"])?;
     let names = listed
         .lines()
         .filter_map(|line| line.split_whitespace().next());
     names
         .filter(|name| name.starts_with("nightly"))
         .find_map(|name| {
-            let cargo = said("rustup", &["which", "--toolchain", name, "cargo"])?;
-            let rustc = said("rustup", &["which", "--toolchain", name, "rustc"])?;
+            let cargo = stdout_of("rustup", &["which", "--toolchain", name, "cargo"])?;
+            let rustc = stdout_of("rustup", &["which", "--toolchain", name, "rustc"])?;
             toolchain(Path::new(cargo.trim()), Path::new(rustc.trim()))
         })
 }
@@ -150,14 +150,14 @@ fn toolchain(cargo: &Path, rustc: &Path) -> Option<Toolchain> {
     if !cargo.is_file() {
         return None;
     }
-    let sysroot = PathBuf::from(said(rustc, &["--print", "sysroot"])?.trim());
+    let sysroot = PathBuf::from(stdout_of(rustc, &["--print", "sysroot"])?.trim());
     if !sysroot
         .join("lib/rustlib/src/rust/library/core/src/lib.rs")
         .is_file()
     {
         return None;
     }
-    let details = said(rustc, &["-vV"])?;
+    let details = stdout_of(rustc, &["-vV"])?;
     let llvm = details
         .lines()
         .find_map(|line| line.strip_prefix("LLVM version: "))?;
@@ -176,9 +176,9 @@ fn toolchain(cargo: &Path, rustc: &Path) -> Option<Toolchain> {
     })
 }
 
-/// What a program prints, if it is there and succeeds. Rustup's proxies must not be told which
+/// What a program prints, if it is there and succeeds. Rustup's proxies must not be given which
 /// toolchain to be.
-fn said(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
+fn stdout_of(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
     let output = Command::new(program)
         .args(args)
         .env_remove("RUSTUP_TOOLCHAIN")
