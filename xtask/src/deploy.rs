@@ -1,4 +1,5 @@
-//! What is deployed: the chart and what is made from it, checked with the real tools.
+//! Commands for everything that is deployed: the chart and the files made from it, checked with the
+//! real tools.
 
 mod admission;
 pub(crate) mod alerts;
@@ -27,7 +28,7 @@ pub struct ManifestsArgs {
     #[command(flatten)]
     consent: Consent,
 
-    /// Only tell whether they are as the chart makes them
+    /// Only check that the manifests match the chart
     #[arg(long)]
     check: bool,
 }
@@ -35,15 +36,15 @@ pub struct ManifestsArgs {
 /// Flags of `cargo xtask docs`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DocsArgs {
-    /// Only tell whether they are as the programs are
+    /// Only check that the pages match the programs
     #[arg(long)]
     check: bool,
 }
 
-/// Makes the reference pages from the programs, or tells whether they are so.
+/// Makes the reference pages from the programs, or checks them.
 ///
 /// # Errors
-/// When they are not, or cannot be made.
+/// Fails when they differ, or cannot be made.
 pub fn docs(args: &DocsArgs) -> Result<()> {
     if args.check {
         reference::check()
@@ -69,7 +70,7 @@ pub struct BookArgs {
 /// Makes a book of the pages in `docs`.
 ///
 /// # Errors
-/// When it cannot be made.
+/// Fails when it cannot be made.
 pub fn book(args: &BookArgs) -> Result<()> {
     prepare(args.consent, |plan| {
         book::plan(plan);
@@ -89,7 +90,7 @@ pub struct WorkflowsArgs {
 /// Checks the workflows of `.github` by actionlint and zizmor.
 ///
 /// # Errors
-/// When something is wrong with them, or they cannot be checked.
+/// Fails when something is wrong with them, or they cannot be checked.
 pub fn workflows(args: &WorkflowsArgs) -> Result<()> {
     prepare(args.consent, workflows::plan)?;
     workflows::check()
@@ -98,7 +99,7 @@ pub fn workflows(args: &WorkflowsArgs) -> Result<()> {
 /// Checks alerts and dashboards by promtool, and that every metric they name exists.
 ///
 /// # Errors
-/// When something is wrong with them, or they cannot be checked.
+/// Fails when something is wrong with them, or they cannot be checked.
 pub fn alerts(args: &AlertsArgs) -> Result<()> {
     prepare(args.consent, |plan| {
         alerts::plan(plan);
@@ -112,7 +113,7 @@ pub fn alerts(args: &AlertsArgs) -> Result<()> {
 /// to it, and its admission policy asked about pods.
 ///
 /// # Errors
-/// When something is wrong with it, or it cannot be checked.
+/// Fails when something is wrong with it, or it cannot be checked.
 pub fn chart(args: &ChartArgs) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);
@@ -130,10 +131,10 @@ pub fn chart(args: &ChartArgs) -> Result<()> {
     chart::dry_run(&rendered)
 }
 
-/// Makes the plain manifests from the chart, or tells whether they are so.
+/// Makes the plain manifests from the chart, or checks them.
 ///
 /// # Errors
-/// When they are not, or cannot be made.
+/// Fails when they differ, or cannot be made.
 pub fn manifests(args: &ManifestsArgs) -> Result<()> {
     prepare(args.consent, |plan| {
         toolchain::helm::plan(plan);

@@ -17,7 +17,7 @@ use testbed::kiam::last_executable;
 struct Target {
     name: &'static str,
     package: &'static str,
-    /// As cargo names what holds the test.
+    /// Cargo's name of the target with the test.
     of: &'static str,
     test: &'static str,
     /// Cases of one round: some seconds.
@@ -86,7 +86,7 @@ const TARGETS: &[Target] = &[
 /// Flags of `cargo xtask fuzz`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// How long each target is tried
+    /// Time for which each target is tried
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
 
@@ -98,7 +98,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When a property does not hold, with the smallest case that shows it.
+/// Fails when a property does not hold, with the smallest case that shows it.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 pub fn run(args: &Args) -> Result<()> {
     let wanted = |target: &&Target| {
@@ -125,8 +125,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What the programs that have ended took of the processors, by `getrusage(2)`: beside other work it
-/// is less than the time that went by.
+/// Processor time of all ended child processes, by `getrusage(2)`: beside other work it is less
+/// than the elapsed time.
 fn processor_time() -> Result<TimeVal> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     Ok(usage.user_time() + usage.system_time())

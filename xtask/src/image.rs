@@ -43,7 +43,7 @@ pub struct Args {
 /// Makes the image.
 ///
 /// # Errors
-/// When it cannot be made, or is not as it should be.
+/// Fails when it cannot be made, or a check of it fails.
 pub fn run(args: &Args) -> Result<()> {
     let architecture = match args.architecture {
         Some(architecture) => architecture,
@@ -170,9 +170,9 @@ fn check(folder: &Path, bytes: &mut u64) -> Result<()> {
     Ok(())
 }
 
-/// What the image is built from: the commit, and whether more was changed.
+/// Commit that the image is built from, with a mark if files differ from it.
 ///
-/// `KIAM_COMMIT`, where the repository is not at hand.
+/// Without a repository, the value of `KIAM_COMMIT`.
 #[must_use]
 pub fn commit() -> String {
     let given = std::env::var("KIAM_COMMIT").ok();

@@ -30,10 +30,10 @@ const DENY: &str = "0.20.2";
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {}
 
-/// Runs all of it, and stops at the first that finds something.
+/// Runs all checks, and stops at the first that finds something.
 ///
 /// # Errors
-/// When something is found, or cannot be run.
+/// Fails when a check finds something, or cannot be run.
 pub fn run(_args: &Args) -> anyhow::Result<()> {
     let root = workspace();
     rules(&root)?;

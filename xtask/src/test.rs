@@ -37,7 +37,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When something cannot be set up, a test fails, or, with `CI=true`, was skipped.
+/// Fails when something cannot be set up, a test fails, or, with `CI=true`, was skipped.
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);

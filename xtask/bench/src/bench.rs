@@ -41,19 +41,19 @@ use testbed::file_cluster::FileCluster;
 use testbed::kiam::{self, Programs};
 use testbed::sandbox::Pod;
 
-/// Where a pod of the measurements has its credentials.
+/// Path of the credentials of the measured pod.
 const ROLE_PATH: &str = "/latest/meta-data/iam/security-credentials/a-reader";
-/// Where SDKs ask.
+/// Address that SDKs send requests to.
 const METADATA: SocketAddr = kiam_common::metadata_address::METADATA_SERVICE;
 
 /// Flags of `cargo xtask bench`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// How often each is measured
+    /// Number of measurements of each kind
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..=100))]
     pub turns: u32,
 
-    /// How long each measurement takes
+    /// Duration of each measurement
     #[arg(long, default_value_t = 300, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(50..=10_000))]
     pub time: u64,
 
@@ -105,7 +105,7 @@ impl FromStr for Against {
 /// Runs the command.
 ///
 /// # Errors
-/// When something does not compile, the sandbox fails, or an answer is wrong.
+/// Fails when something does not compile, the sandbox fails, or an answer is wrong.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     if cfg!(debug_assertions) {
@@ -135,7 +135,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Measures.
 ///
 /// # Errors
-/// When the sandbox fails, or an answer is wrong.
+/// Fails when the sandbox fails, or an answer is wrong.
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let machine = Machine::this()?;
     let pod_client = kiam::pod_client()?;
@@ -176,7 +176,7 @@ fn timed<T>(part: &str, measure: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(measured)
 }
 
-/// What the kernel programs cost other traffic: the figures of `bench-ebpf`.
+/// Measures the cost of the kernel programs to other traffic: the figures of `bench-ebpf`.
 fn connects(args: &Args, programs: &Programs) -> Result<Section> {
     let args = bench_ebpf::Args {
         turns: args.turns.max(6),

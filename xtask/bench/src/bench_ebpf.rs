@@ -35,11 +35,11 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Flags of `cargo xtask bench-ebpf`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// How often each is measured
+    /// Number of measurements of each kind
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=100))]
     pub turns: u32,
 
-    /// How long each measurement takes
+    /// Duration of each measurement
     #[arg(long, default_value_t = 250, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(50..=5000))]
     pub time: u64,
 
@@ -48,7 +48,7 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What is on the node.
+/// Programs or rules on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Setting {
     Nothing,
@@ -71,14 +71,14 @@ pub struct Report {
     pub tcp_accept_ratio: f64,
     /// All of it.
     pub rows: Vec<Row>,
-    /// What the kernel counts of each program, in a turn of its own: counting costs something.
+    /// Counts of the kernel for each program, from a run of their own: counting costs time.
     pub programs: Vec<Count>,
 }
 
 /// One kind of work.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// What was done.
+    /// Kind of work.
     pub work: &'static str,
     /// The median rate with nothing on the node, in one second.
     pub nothing: f64,
@@ -90,14 +90,14 @@ pub struct Row {
     pub ebpf_ratio: [f64; 3],
     /// The rule against nothing, by turns.
     pub iptables_ratio: [f64; 3],
-    /// What was aimed at for the programs' ratio.
+    /// Target for the programs' ratio.
     pub target: Option<f64>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the sandbox fails.
+/// Fails when the sandbox fails.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     let programs = Programs::build()?;
@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Measures.
 ///
 /// # Errors
-/// When the sandbox fails.
+/// Fails when the sandbox fails.
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     let cluster = FileCluster::new(programs)?;
     let node = cluster.node("node-1", NodeOptions::default())?;
@@ -229,7 +229,7 @@ fn once(work: Work, args: &Args, cluster: &FileCluster, pod: &Pod) -> Result<f64
     rate.parse().with_context(|| format!("{rate:?} is no rate"))
 }
 
-/// Whom the pod works with, until this is dropped.
+/// Peers of the pod, until this is dropped.
 struct Sinks(Arc<AtomicBool>);
 
 impl Drop for Sinks {

@@ -16,7 +16,7 @@ use testbed::kiam;
 const REQUESTS: u64 = 2000;
 /// More than this is a failure: one part in twenty.
 const PARTS: u64 = 20;
-/// What was recorded: a number.
+/// File of the recorded number.
 const BUDGET: &str = "xtask/bench/requests/instructions.budget";
 
 /// Flags of `cargo xtask instructions`.
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long)]
     pub record: bool,
 
-    /// Whether to ask before anything is installed
+    /// Consent to installations
     #[command(flatten)]
     pub consent: Consent,
 }
@@ -34,7 +34,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When a request takes 5 % more instructions than recorded, or cannot be counted.
+/// Fails when a request takes 5 % more instructions than recorded, or cannot be counted.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
@@ -74,7 +74,7 @@ fn compare(each: u64, budget: u64) -> Result<()> {
     Ok(())
 }
 
-/// How many instructions a run of so many requests takes in all.
+/// Counts the instructions of a run with a number of requests.
 fn counted(program: &Path, requests: u64) -> Result<u64> {
     let folder = tempfile::tempdir()?;
     let log: PathBuf = folder.path().join("log");

@@ -41,7 +41,7 @@ use testbed::pki::Authority;
 const SETTLE_LIMIT: Duration = Duration::from_secs(600);
 /// For the last pods' credentials to come.
 const PUSH_LIMIT: Duration = Duration::from_secs(10);
-/// How long a pod that comes stays.
+/// Time for which a new pod stays.
 const STAY: Duration = Duration::from_secs(5);
 /// Of the pods that come, one in so many has a role that none had before.
 const NEW_ROLE_EVERY: u64 = 10;
@@ -69,11 +69,11 @@ pub struct Args {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rate: u32,
 
-    /// For how long they come and go
+    /// Duration for which they come and go
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
 
-    /// How long nothing happens before memory, and while CPU, is looked at
+    /// Idle time before memory is read, during which CPU time is counted
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     pub quiet: u64,
 
@@ -117,7 +117,7 @@ impl Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When something is wrong, or with `--check` a target is missed.
+/// Fails when something is wrong, or with `--check` a target is missed.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     let programs = match &args.programs {
@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Loads a server with the cluster, and measures it.
 ///
 /// # Errors
-/// When something is wrong: a pod is not served, is sent to another node, or STS is called
+/// Fails when something is wrong: a pod is not served, is sent to another node, or STS is called
 /// otherwise than once for each identity.
 pub fn measure(args: &Args, programs: &Programs) -> Result<Report> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());

@@ -23,21 +23,21 @@ pub struct Args {
     #[arg(long, default_value_t = 250, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     interval: u64,
 
-    /// How long one time may take
+    /// Limit for one attempt
     #[arg(long, default_value_t = 2000, value_name = "MILLISECONDS")]
     limit: u64,
 
-    /// Begin when told to, by SIGCONT, and end with the first credentials
+    /// Begin on SIGCONT, and end with the first credentials
     #[arg(long)]
     first: bool,
 }
 
-/// What came of asking once.
+/// Result of one attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
-    /// When it began, in milliseconds since 1970.
+    /// Start, in milliseconds since 1970.
     pub at: u64,
-    /// How long it took, in microseconds.
+    /// Duration, in microseconds.
     pub took: u64,
     /// The role that the metadata service named.
     #[serde(default)]
@@ -54,13 +54,13 @@ pub struct Asked {
     /// The session token that it asked with, if that is a new one.
     #[serde(default)]
     pub token: Option<String>,
-    /// What came in place of credentials.
+    /// Error in place of credentials.
     #[serde(default)]
     pub failure: Option<String>,
 }
 
 impl Asked {
-    /// When it was over, in milliseconds since 1970.
+    /// End, in milliseconds since 1970.
     pub const fn end(&self) -> u64 {
         self.at + self.took / 1000
     }
@@ -75,7 +75,7 @@ pub fn now() -> u64 {
 /// Runs the command.
 ///
 /// # Errors
-/// When what came of it cannot be printed.
+/// Fails when the result cannot be printed.
 pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -27,27 +27,27 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_micros(500);
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// As long as the service's.
+/// Placeholder with the length of the service's tokens.
 const NO_TOKEN: &str = "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 
 /// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// What to do
+    /// Kind of requests
     #[arg(value_enum)]
     pub how: How,
 
-    /// With whom
+    /// Address of the service
     pub address: SocketAddr,
 
-    /// What to ask for; `exchange` asks for a role of this name
+    /// Path to request; for `exchange`, the name of a role
     pub path: String,
 
     /// Connections at once
     #[arg(long, default_value_t = 1)]
     pub connections: usize,
 
-    /// For how long
+    /// Duration
     #[arg(long, default_value_t = 400, value_name = "MILLISECONDS")]
     pub time: u64,
 
@@ -56,12 +56,12 @@ pub struct Args {
     pub save: Option<PathBuf>,
 }
 
-/// How to ask.
+/// Kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum How {
     /// Each request on a connection of its own
     Connect,
-    /// What an SDK does: a token, the role, its credentials, each on a connection of its own
+    /// The requests of an SDK: a token, the role, its credentials, each on a connection of its own
     Exchange,
     /// Until there is an answer with credentials that are not the node's
     First,
@@ -69,30 +69,30 @@ pub enum How {
     Hold,
 }
 
-/// What came of it.
+/// Result of the command.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// How long it lasted, in seconds.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// How long each request, or exchange, took.
+    /// Time of each request, or exchange.
     pub times: Histogram,
     /// CPU time of this process, in seconds.
     pub cpu_seconds: f64,
 }
 
-/// What came of [`How::First`]: times of the monotonic clock, in milliseconds.
+/// Result of [`How::First`]: times of the monotonic clock, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct First {
-    /// When the node's own service was reached last, if it was.
+    /// Time at which the node's own service was last reached, if it was.
     pub exposed: Option<f64>,
-    /// When the answer was there.
+    /// Time of the answer.
     pub answered: f64,
 }
 
 /// Runs the command, and prints one line of JSON when it ends.
 ///
 /// # Errors
-/// When an answer is not 200.
+/// Fails when an answer is not 200.
 #[expect(clippy::print_stdout, reason = "the benchmark reads it")]
 pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -256,7 +256,7 @@ impl Client {
     }
 }
 
-/// Where an answer's body begins and ends, once its head is whole.
+/// Start and end of an answer's body, once its head is complete.
 fn body(answer: &[u8]) -> Result<Option<(usize, usize)>> {
     let Some(head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! How long things took: counted in buckets, each at most 1/64 wider than it is long, so that what two
-//! processes have counted can be added.
+//! Histogram of durations: a bucket is at most 1/64 of its lower bound wide, and the
+//! counts of two processes can be added.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,12 +27,12 @@ impl Histogram {
         }
     }
 
-    /// How many there are.
+    /// Number of durations.
     pub fn count(&self) -> u64 {
         self.0.values().sum()
     }
 
-    /// What so large a part of all is not longer than, in microseconds; not a number when there are none.
+    /// Returns a quantile in microseconds; NaN without durations.
     pub fn quantile(&self, part: f64) -> f64 {
         let wanted = (self.count() as f64 * part).ceil().max(1.0) as u64;
         let mut seen = 0;

@@ -1,5 +1,5 @@
-//! What hyper can do with the same answer and nothing else. Run by the
-//! benchmark on the node, beside the agent: with the same runtime, the same hyper, the same socket options.
+//! Upper limit of hyper: a server with the same answer and nothing else. Run by the benchmark on
+//! the node, beside the agent: with the same runtime, the same hyper, the same socket options.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,10 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 /// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Where to listen
+    /// Address to listen on
     pub address: SocketAddr,
 
-    /// What to answer
+    /// File with the answer
     pub body: PathBuf,
 
     /// Answer without HTTP: the same bytes to whatever comes; what a client can do at most
@@ -33,7 +33,7 @@ pub struct Args {
 /// Serves until it is killed; says `listening` when it does.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// Fails when the address cannot be bound.
 pub fn run(args: &Args) -> Result<()> {
     let body = Bytes::from(std::fs::read(&args.body)?);
     // As the agent's `#[tokio::main]`.

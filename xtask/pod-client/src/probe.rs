@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long = "header", value_name = "HEADER")]
     headers: Vec<String>,
 
-    /// How long everything may take
+    /// Limit for the whole request
     #[arg(long, default_value_t = 5000, value_name = "MILLISECONDS")]
     limit: u64,
 
@@ -37,7 +37,7 @@ pub struct Args {
     url: http::Uri,
 }
 
-/// What came of a request.
+/// Result of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -56,15 +56,15 @@ pub struct Answer {
     pub headers: BTreeMap<String, String>,
     /// The body.
     pub body: String,
-    /// Whom the socket says it is connected to.
+    /// Peer address of the socket.
     pub peer: Option<SocketAddr>,
 }
 
 impl Outcome {
-    /// The answer.
+    /// Returns the answer.
     ///
     /// # Errors
-    /// When there was none.
+    /// Fails when there was no answer.
     pub fn answer(self) -> Result<Answer> {
         match self {
             Self::Answer(answer) => Ok(answer),
@@ -76,7 +76,7 @@ impl Outcome {
 /// Runs the command.
 ///
 /// # Errors
-/// When the flags make no sense or the outcome cannot be printed.
+/// Fails when the flags make no sense or the outcome cannot be printed.
 pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Sends a request to a host that is given by its address.
 ///
 /// # Errors
-/// When there is no answer.
+/// Fails when there is no answer.
 pub async fn fetch(
     method: &http::Method,
     url: &http::Uri,

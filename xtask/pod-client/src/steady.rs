@@ -18,11 +18,11 @@ pub struct Args {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rate: u32,
 
-    /// For how long
+    /// Duration
     #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
 
-    /// How long one request may take
+    /// Limit for one request
     #[arg(long, default_value_t = 1000, value_name = "MILLISECONDS")]
     pub limit: u64,
 
@@ -33,15 +33,15 @@ pub struct Args {
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Try {
-    /// When it began, in milliseconds since 1970.
+    /// Start, in milliseconds since 1970.
     pub at: u64,
-    /// How long it took, in microseconds.
+    /// Duration, in microseconds.
     pub took: u64,
-    /// What came of it.
+    /// Result.
     pub end: End,
 }
 
-/// What came of a request.
+/// Result of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
@@ -56,7 +56,7 @@ pub enum End {
 /// Runs the command: a line of JSON for each request, at the end.
 ///
 /// # Errors
-/// When the flags make no sense or the outcome cannot be printed.
+/// Fails when the flags make no sense or the outcome cannot be printed.
 pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Reads what the command printed.
 ///
 /// # Errors
-/// When it is not that.
+/// Fails when the text is not output of the command.
 pub fn read(text: &str) -> Result<Vec<Try>> {
     let tries: Result<_, _> = text.lines().map(serde_json::from_str).collect();
     tries.context("what the steady client printed cannot be read")

@@ -1,4 +1,4 @@
-//! What a pod does while it is measured. Run by the benchmark in a pod.
+//! Work of a pod during a measurement. Run by the benchmark in a pod.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,14 +11,14 @@ use tokio::time::Instant;
 /// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// What to do
+    /// Kind of work
     #[arg(value_enum)]
     pub work: Work,
 
-    /// With whom, or where to listen
+    /// Peer address, or address to listen on
     pub address: SocketAddr,
 
-    /// For how long
+    /// Duration
     #[arg(long, default_value_t = 250, value_name = "MILLISECONDS")]
     pub time: u64,
 }
@@ -52,7 +52,7 @@ impl Work {
 /// Does it, and prints how often it was done in a second.
 ///
 /// # Errors
-/// When the network refuses.
+/// Fails when the network refuses.
 #[expect(clippy::print_stdout, reason = "the benchmark reads it")]
 pub fn run(args: &Args) -> Result<()> {
     let time = Duration::from_millis(args.time);
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// How many of something are done in a second.
+/// Measures the rate of an operation per second.
 fn rate(time: Duration, mut once: impl FnMut() -> std::io::Result<u64>) -> Result<f64> {
     const AT_ONCE: usize = 16;
     let begun = Instant::now();

@@ -16,13 +16,13 @@ const POLICY: &[&str] = &[
     "--set=probeHostPolicy.enabled=true",
     "--show-only=templates/probe-host-policy.yaml",
 ];
-/// Where the policy holds, and where it does not by default.
+/// Namespaces to which the policy applies, and does not apply, by default.
 const TEAM: &str = "team-a";
 const EXEMPT: &str = "kube-system";
-/// Where Pod Security's baseline is enforced.
+/// Namespace in which Pod Security's baseline is enforced.
 const BASELINE: &str = "baseline";
 
-/// How long the API server may take to see a policy.
+/// Limit for the API server to see a policy.
 const SEEN_LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -27,7 +27,7 @@ const HEADINGS: [&str; 6] = [
     "## Mitigate",
     "## Related",
 ];
-/// What Grafana puts in place of variables.
+/// Values of Grafana's variables.
 const VARIABLES: [(&str, &str); 2] = [("$__rate_interval", "5m"), ("$instance", ".*")];
 
 #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use toolchain::{exec, helm, workspace};
 /// The Kubernetes that templates are rendered for: the one of `xtask/testbed/cluster/go.mod` or older.
 const KUBERNETES: &str = "1.33.0";
 
-/// Where the chart is.
+/// Path of the chart.
 pub(super) fn chart() -> PathBuf {
     workspace().join("deploy/helm/kiam")
 }

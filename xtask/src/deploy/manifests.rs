@@ -21,7 +21,7 @@ const FILES: &[(&str, &[&str])] = &[
     ("agent.yaml", &["agent-daemonset"]),
 ];
 
-/// What is not applied unless it is wanted: the files, their templates, and the values that they need.
+/// Optional manifests: the files, their templates, and the values that they need.
 const OPTIONS: &[(&str, &[&str], &str)] = &[
     (
         "node-taint.yaml",
@@ -45,7 +45,7 @@ pub(super) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Tells whether they are as the chart makes them.
+/// Checks that the manifests match the chart.
 pub(super) fn check() -> Result<()> {
     let made = make()?;
     made.iter()

@@ -1,4 +1,4 @@
-//! The reference pages `docs/reference`: every flag as the programs tell it, every metric as the
+//! The reference pages `docs/reference`: every flag as the programs report it, every metric as the
 //! source makes it.
 
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ pub(super) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Tells whether they are as the programs are.
+/// Checks that the pages match the programs.
 pub(crate) fn check() -> Result<()> {
     make()?
         .iter()

@@ -12,17 +12,17 @@ use super::root::USER;
 
 const DOCKERFILE: &str = "deploy/docker/Dockerfile";
 
-/// What an image says of itself.
+/// Labels of an image.
 #[derive(Debug)]
 pub(super) struct Labels<'a> {
     pub(super) architecture: Architecture,
     pub(super) version: &'a str,
     pub(super) commit: &'a str,
-    /// When its commit was made, in seconds of Unix time.
+    /// Time of its commit, in seconds since 1970.
     pub(super) seconds: &'a str,
 }
 
-/// Where the parts of an image's making are, below one folder.
+/// Folder with the intermediate results of building an image.
 #[derive(Debug)]
 pub(super) struct Layout {
     folder: PathBuf,
@@ -39,7 +39,7 @@ impl Layout {
         self.folder.join("oci")
     }
 
-    /// Where umoci took it apart.
+    /// Folder into which umoci unpacks it.
     pub(super) fn unpacked(&self) -> PathBuf {
         self.folder.join("bundle")
     }

@@ -14,7 +14,7 @@ use toolchain::Architecture;
 use super::system::{AUTHORITIES, System};
 use testbed::kiam::ImagePrograms;
 
-/// Whom the server runs as; the name is for people.
+/// User of the server; the name is for people.
 pub(super) const USER: u32 = 65532;
 const PASSWD: &str = "root:x:0:0:root:/:/nonexistent\nkiam:x:65532:65532:kiam:/:/nonexistent\n";
 const GROUP: &str = "root:x:0:\nkiam:x:65532:\n";

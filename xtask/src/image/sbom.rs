@@ -1,4 +1,4 @@
-//! What is in the image, as a CycloneDX document: the crates that both programs are built from, by
+//! Content of the image, as a CycloneDX document: the crates that both programs are built from, by
 //! cargo-cyclonedx, and the system's packages.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ const CYCLONEDX: CargoTool = CargoTool {
     flags: &[],
 };
 const PROGRAMS: [&str; 2] = ["kiam-agent", "kiam-server"];
-/// As cargo-cyclonedx names what it writes beside a crate's `Cargo.toml`.
+/// Name of the file that cargo-cyclonedx writes beside a crate's `Cargo.toml`.
 const WRITTEN: &str = "kiam-image-sbom";
 
 /// Adds what is missing.

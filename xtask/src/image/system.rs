@@ -18,7 +18,7 @@ pub(super) const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 #[derive(Debug)]
 pub(super) struct System {
     architecture: Architecture,
-    /// Where it is, with no link in the path.
+    /// Its path, without symbolic links.
     root: PathBuf,
 }
 
@@ -138,7 +138,7 @@ impl System {
             .with_context(|| format!("there is no {}", path.display()))
     }
 
-    /// Where a file of it goes: to where its folder really is.
+    /// Path of a file in it, with the links of its folder resolved.
     pub(super) fn place(&self, file: &Path) -> Result<PathBuf> {
         let folder = file.parent().context("a file is in a folder")?;
         let folder = folder
@@ -153,7 +153,7 @@ impl System {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// What programs and libraries are linked with, the loader included, and what these are.
+    /// Returns the libraries of programs and libraries, the loader included, and theirs in turn.
     pub(super) fn libraries(&self, linked: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
         let mut found = BTreeSet::new();
         let mut unread = linked.to_vec();
@@ -247,7 +247,7 @@ impl System {
     }
 }
 
-/// What a line of readelf's names: a library, or the loader by its path.
+/// Name in a line of readelf: a library, or the loader by its path.
 fn needed(line: &str) -> Option<&str> {
     let (_, rest) = line
         .split_once("Shared library: [")

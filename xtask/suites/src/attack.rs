@@ -66,7 +66,7 @@ impl Phase {
         Self::Upgrade,
     ];
 
-    /// Whether there is an agent that could hand credentials to the wrong pod.
+    /// Returns whether there is an agent that could hand credentials to the wrong pod.
     const fn has_agent(self) -> bool {
         matches!(self, Self::Up | Self::Starting | Self::Upgrade)
     }
@@ -75,7 +75,7 @@ impl Phase {
 /// Runs the command.
 ///
 /// # Errors
-/// When an attempt has succeeded, or the sandbox fails.
+/// Fails when an attempt has succeeded, or the sandbox fails.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     let programs = Programs::found_or(args.programs.as_deref(), Programs::build)?;
@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Makes all attempts.
 ///
 /// # Errors
-/// When the sandbox fails. That an attempt succeeds is in the report.
+/// Fails when the sandbox fails. That an attempt succeeds is in the report.
 pub fn run_suite(programs: &Programs, phases: &[Phase]) -> Result<Report> {
     let fixture = Fixture::new(programs)?;
     let mut reach: Vec<_> = REACH

@@ -34,7 +34,7 @@ use testbed::sandbox::{CONTROL_IP, NodeOptions, Pod};
 const S3_PORT: u16 = 4567;
 const PERMITTED: &str = "apps";
 const FORBIDDEN: &str = "forbidden";
-/// How many clients are tried at the same time.
+/// Number of clients that run at the same time.
 const AT_ONCE: usize = 2;
 
 /// Flags of `cargo xtask clients`.
@@ -66,7 +66,7 @@ fn client(name: &str) -> Result<Client, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// When something cannot be set up, or a client fails that the real service would serve.
+/// Fails when something cannot be set up, or a client fails that the real service would serve.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
@@ -117,7 +117,7 @@ struct Entered<'a> {
     pod: Pod,
 }
 
-/// What came of a turn, and the keys that requests were signed with.
+/// Result of a turn, and the keys that requests were signed with.
 struct Outcome {
     turn: Turn,
     count: usize,
@@ -283,7 +283,7 @@ fn pod_name(client: &Client, state: State) -> (&'static str, String) {
 }
 
 impl Outcome {
-    /// That every client was served, and signed with credentials of its pod's role.
+    /// Checks that every client was served, and signed with credentials of its pod's role.
     fn served(&self) -> Cell {
         let (good, count) = (self.turn.good, self.count);
         let many = count > 1;

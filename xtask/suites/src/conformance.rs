@@ -28,7 +28,7 @@ use wire::Reply;
 
 /// For all lines together, in the sandbox.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What the pod in the sandbox may have.
+/// Role of the pod in the sandbox.
 const ROLE: &str = "a-reader";
 
 /// Flags of `cargo xtask conformance`.
@@ -51,14 +51,14 @@ pub struct Args {
     json: bool,
 }
 
-/// What came of a line.
+/// Result of a line.
 #[derive(Debug, Serialize)]
 struct Outcome {
     request: &'static str,
     right: bool,
-    /// Where it is known from what is right.
+    /// Source of the expectation.
     source: &'static str,
-    /// What is wrong, or what came.
+    /// Error, or the reply.
     found: String,
 }
 
@@ -73,7 +73,7 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// When the service cannot be asked, or one line of this agent's is wrong.
+/// Fails when the service cannot be asked, or one line of this agent's is wrong.
 pub fn run(args: &Args) -> Result<()> {
     match &args.against {
         Some(url) => compare(url, args.json),
@@ -173,7 +173,7 @@ fn judge(line: &Line, service: &wire::Service, role: &str, token: &str) -> Outco
 }
 
 impl Line {
-    /// What is wrong with a reply.
+    /// Returns the first error of a reply.
     fn wrong(&self, reply: &Reply, role: &str) -> Option<String> {
         let Reply { status, body, .. } = reply;
         if !self.status.contains(status) {

@@ -44,7 +44,7 @@ const AGENT_LOG: [&str; 2] = ["--json-log", "--level=info,kiam_agent::caller=deb
 /// Runs the command.
 ///
 /// # Errors
-/// When something cannot be set up, or does not turn out as it should.
+/// Fails when something cannot be set up, or does not turn out as it should.
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);
@@ -176,7 +176,7 @@ fn forbidden(page: &Page, pods: &DemoPods, demo_pod: &DemoPod, client: &Finished
     Ok(refused && !client.status.success())
 }
 
-/// What others try, and that it comes to nothing.
+/// Requests of other callers, all of which must fail.
 fn others(
     page: &Page,
     cluster: &FileCluster,

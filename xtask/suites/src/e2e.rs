@@ -54,7 +54,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When a check fails, or none could run; with `CI=true` also when one was skipped.
+/// Fails when a check fails, or none could run; with `CI=true` also when one was skipped.
 #[expect(clippy::print_stderr, reason = "reports why no check runs")]
 pub fn run(args: &Args) -> Result<()> {
     if args.docs {

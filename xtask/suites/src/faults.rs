@@ -36,13 +36,13 @@ use testbed::sandbox::{self, Sandbox};
 
 /// The least that STS's credentials live; they are renewed after half of it.
 const LIFE: Duration = Duration::from_secs(90);
-/// How long new pods may take while something is broken that must not matter to them.
+/// Limit for new pods while something is broken that must not affect them.
 const NEW_POD_LIMIT: Duration = Duration::from_secs(30);
-/// How long new pods are seen to get nothing.
+/// Time for which new pods must get nothing.
 const STARVED_FOR: Duration = Duration::from_secs(2);
 /// Until requests that were under way have ended.
 const SETTLE: Duration = Duration::from_millis(1500);
-/// How many pods start, to see when they have their credentials, and how many a second.
+/// Number of pods that start for the startup latency, and how many each second.
 const STARTING: (usize, u32) = (150, 50);
 
 /// Flags of `cargo xtask faults`.
@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
 
-    /// How long each fault lasts
+    /// Duration of each fault
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     hold: u64,
 
@@ -91,7 +91,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When something was noticed that must not, or the cluster does not come up.
+/// Fails when something was noticed that must not, or the cluster does not come up.
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);
@@ -191,7 +191,7 @@ async fn run_suite(
 
 const CHANGED: Notice = Notice::Failures("what is new may come when the pair is over");
 
-/// What pods see while nothing is broken.
+/// Effects on pods while nothing is broken.
 async fn quiet(fixture: &mut Fixture, hold: Duration) -> Result<Row> {
     // The first tries of all clients, and of processes that start, are no measure.
     tokio::time::sleep(SETTLE).await;
@@ -236,7 +236,7 @@ async fn broken(fixture: &mut Fixture, faults: &[&Fault], hold: Duration) -> Res
     Ok(row)
 }
 
-/// Whether new pods get credentials in the middle of it, where that is known.
+/// Checks that new pods get credentials in the middle of a fault, or do not, where that is known.
 async fn new_pods(fixture: &mut Fixture, faults: &[&Fault], row: &mut Row) {
     let all = |what| faults.iter().all(|fault| fault.new_pods == what);
     if all(NewPods::Served) {

@@ -31,7 +31,7 @@ pub type Metrics = BTreeMap<String, Metric>;
 /// Returns all metrics of a program, which is built.
 ///
 /// # Errors
-/// When it does not compile or cannot list them.
+/// Fails when the program does not compile or does not list them.
 pub fn of(program: &str) -> Result<Metrics> {
     let mut run = cargo();
     run.args(["run", "--quiet", "--locked", "-p", program, "--", "metrics"]);

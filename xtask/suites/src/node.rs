@@ -123,7 +123,7 @@ fn machines(architecture: Architecture, kernels: &[Choice], plan: &mut Plan) {
 /// Runs the command.
 ///
 /// # Errors
-/// When a check fails, a kernel does not boot, or a machine cannot be had.
+/// Fails when a check fails, a kernel does not boot, or a machine cannot be created.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 pub fn run(args: &Args) -> Result<()> {
     ensure!(

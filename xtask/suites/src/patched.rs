@@ -59,7 +59,7 @@ impl Patch {
     /// Builds the programs, and beside them an agent with this patch: [`Programs::patched`].
     ///
     /// # Errors
-    /// When the patch does not apply, or something does not compile.
+    /// Fails when the patch does not apply, or something does not compile.
     pub fn build_beside(self) -> Result<Programs> {
         let source = self.source()?;
         let object = kernel::build(&source, self.name())?.path;

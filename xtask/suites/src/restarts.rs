@@ -33,7 +33,7 @@ use testbed::sandbox::{NodeOptions, Pod, Program, patient};
 const ROLE: &str = "a-reader";
 const PATH: &str = "/latest/meta-data/iam/security-credentials/";
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long the node is without an agent after each kill.
+/// Time for which the node has no agent after each kill.
 const DEAD: Duration = Duration::from_millis(300);
 /// A new agent must answer by then.
 const RECOVERY_TARGET: Duration = Duration::from_secs(1);
@@ -45,11 +45,11 @@ pub struct Args {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rate: u32,
 
-    /// For how long, of upgrades and of kills each
+    /// Duration of the upgrades, and again of the kills
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=3600))]
     pub seconds: u64,
 
-    /// How often the agent is upgraded, and how often killed
+    /// Number of upgrades, and of kills, of the agent
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub times: u32,
 
@@ -73,7 +73,7 @@ pub struct Args {
     pub consent: Consent,
 }
 
-/// What came of it.
+/// Result of the command.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// While agents were replaced by overlapping ones.
@@ -88,10 +88,10 @@ pub struct Report {
     pub clients: Vec<ClientCounts>,
 }
 
-/// What came of a pod's requests.
+/// Results of a pod's requests.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Counts {
-    /// How often the agent was replaced.
+    /// Number of replacements of the agent.
     pub times: u32,
     /// Requests.
     pub requests: usize,
@@ -149,7 +149,7 @@ impl Report {
     /// Checks the requests and the time from an agent's start to its first answer.
     ///
     /// # Errors
-    /// When a request ended in a way that it must not, or an agent took too long.
+    /// Fails when a request ended in a way that it must not, or an agent took too long.
     pub fn check(&self) -> Result<()> {
         self.check_requests()?;
         let recovery = self.recovery_max_ms;
@@ -164,7 +164,7 @@ impl Report {
     /// Checks the requests alone.
     ///
     /// # Errors
-    /// When one ended in a way that it must not.
+    /// Fails when one ended in a way that it must not.
     pub fn check_requests(&self) -> Result<()> {
         let (upgrades, kills) = (&self.upgrades, &self.kills);
         ensure!(
@@ -240,7 +240,7 @@ impl fmt::Display for Report {
 /// Runs the command.
 ///
 /// # Errors
-/// When something happened that must not, or the sandbox fails.
+/// Fails when something happened that must not, or the sandbox fails.
 #[expect(clippy::print_stdout, reason = "its report")]
 pub fn run(args: &Args) -> Result<()> {
     if args.clients {
@@ -264,7 +264,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Upgrades and kills the agent of a node, and reports what its pod saw.
 ///
 /// # Errors
-/// When the agent of the next version was not built, or the sandbox fails.
+/// Fails when the agent of the next version was not built, or the sandbox fails.
 pub fn run_suite(args: &Args, programs: &Programs) -> Result<Report> {
     let next = programs.patched(Patch::NextLayout.name())?;
     let mut versions = [&next, programs].into_iter().cycle();

@@ -9,11 +9,11 @@ use testbed::sandbox::{NodeOptions, PodOptions, Sandbox};
 /// Flags of `cargo xtask sandbox`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// How many nodes
+    /// Number of nodes
     #[arg(long, default_value_t = 1)]
     nodes: u32,
 
-    /// How many pods on each
+    /// Number of pods on each node
     #[arg(long, default_value_t = 1)]
     pods: u32,
 
@@ -25,7 +25,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When the sandbox cannot be made.
+/// Fails when the sandbox cannot be made.
 #[expect(clippy::print_stdout, reason = "a command for the terminal")]
 pub fn run(args: &Args) -> Result<()> {
     let sandbox = Sandbox::new()?;

@@ -11,7 +11,7 @@ use crate::{exec, find_program};
 pub struct Package {
     /// Its name.
     pub name: &'static str,
-    /// What it is needed for.
+    /// Purpose, shown before it is installed.
     pub why: &'static str,
 }
 

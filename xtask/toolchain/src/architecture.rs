@@ -17,7 +17,7 @@ impl Architecture {
     /// This machine's.
     ///
     /// # Errors
-    /// When kiam is not built for it.
+    /// Fails when kiam is not built for it.
     pub fn native() -> Result<Self> {
         match std::env::consts::ARCH {
             "x86_64" => Ok(Self::Amd64),
@@ -26,7 +26,7 @@ impl Architecture {
         }
     }
 
-    /// Whether this machine's processor is of it.
+    /// Returns whether this machine's processor has this architecture.
     pub fn is_native(self) -> bool {
         Self::native().is_ok_and(|native| native == self)
     }
@@ -60,7 +60,7 @@ impl Architecture {
         format!("{}-gcc", self.multiarch())
     }
 
-    /// What QEMU's and the processor's makers call it.
+    /// Name of the architecture as used by QEMU and the makers of processors.
     pub const fn processor(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64",

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 const COMPLETE: &str = ".complete";
 const LOG_TAIL_LINES: usize = 30;
 
-/// A folder in the cache, by a name that says what exactly is in it.
+/// Folder in the cache, with a name that identifies its content exactly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache(PathBuf);
 
@@ -37,12 +37,12 @@ impl Cache {
         Self(linker.with_file_name(name))
     }
 
-    /// Where it is.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Whether all of it is there.
+    /// Returns whether the folder is complete.
     pub fn is_complete(&self) -> bool {
         self.0.join(COMPLETE).is_file()
     }
@@ -50,7 +50,7 @@ impl Cache {
     /// Gives up what is there: it no longer works. It is created again the next time.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// Fails when the folder cannot be written.
     pub fn spoil(&self) -> Result<()> {
         let complete = self.0.join(COMPLETE);
         std::fs::remove_file(&complete)
@@ -61,7 +61,7 @@ impl Cache {
     /// what the tools print.
     ///
     /// # Errors
-    /// When `fill` fails; the folder is created again the next time.
+    /// Fails when `fill` fails; the folder is created again the next time.
     pub fn fill(&self, fill: impl FnOnce(&Path, &Log) -> Result<()>) -> Result<()> {
         let parent = self.0.parent().context("the cache folder has a parent")?;
         std::fs::create_dir_all(parent)
@@ -92,7 +92,7 @@ impl Cache {
     }
 }
 
-/// Where tools print to.
+/// File for the output of tools.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
@@ -109,7 +109,7 @@ impl Log {
     /// Runs a tool that may take long.
     ///
     /// # Errors
-    /// When it fails; with the end of what it printed.
+    /// Fails when the tool fails; the error holds the end of its output.
     pub fn exec(&self, command: &mut Command) -> Result<()> {
         let output = || self.file.try_clone().context("cannot share the log");
         let status = command

@@ -10,7 +10,7 @@ use crate::workspace;
 /// Runs a program that takes no time and whose output is only of interest when it fails.
 ///
 /// # Errors
-/// When it cannot be started or fails; with its standard error.
+/// Fails when the command cannot be started or fails; the error holds its standard error.
 pub fn exec(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())

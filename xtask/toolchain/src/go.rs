@@ -17,7 +17,7 @@ use crate::{Cache, Log, Package, Plan, Step, find_program};
 
 pub use tool::GoTool;
 
-/// What `xtask/testbed/cluster/go.mod` asks for, and what is fetched.
+/// Least version, as required by `xtask/testbed/cluster/go.mod`, and the version that is fetched.
 const LEAST: (u32, u32) = (1, 26);
 const TOOLCHAIN: &str = "1.26.8";
 

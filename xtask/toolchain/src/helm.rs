@@ -24,7 +24,7 @@ pub fn plan(plan: &mut Plan) {
 /// Folder that it is in, for `PATH`.
 ///
 /// # Errors
-/// When it is not built yet.
+/// Fails when it is not built yet.
 pub fn folder() -> Result<PathBuf> {
     let path = HELM.path()?;
     Ok(path.parent().unwrap_or(&path).to_owned())
@@ -33,7 +33,7 @@ pub fn folder() -> Result<PathBuf> {
 /// Command line of it.
 ///
 /// # Errors
-/// When it is not built yet.
+/// Fails when it is not built yet.
 pub fn command() -> Result<Command> {
     HELM.command()
 }

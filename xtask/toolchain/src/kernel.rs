@@ -27,7 +27,7 @@ pub struct Args {}
 /// The kernel programs' object.
 #[derive(Debug, Clone)]
 pub struct BuiltObject {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
 }
 
@@ -38,7 +38,7 @@ const PROFILE: &str = "bpf";
 /// Builds the object.
 ///
 /// # Errors
-/// When no toolchain can build it, or it does not compile.
+/// Fails when no toolchain can build it, or it does not compile.
 pub fn run(_args: &Args) -> anyhow::Result<BuiltObject> {
     build(&workspace(), CRATE)
 }
@@ -46,7 +46,7 @@ pub fn run(_args: &Args) -> anyhow::Result<BuiltObject> {
 /// Builds the object of a source, and gives it a name beside the other.
 ///
 /// # Errors
-/// As [`run`].
+/// Like [`run`].
 pub fn build(source: &Path, name: &str) -> anyhow::Result<BuiltObject> {
     let toolchain = find_toolchain()?;
     let out = workspace().join("target/kiam-ebpf");

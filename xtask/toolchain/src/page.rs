@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 /// Puts `text` between the comments that are `command`'s.
 ///
 /// # Errors
-/// When the page cannot be read or written, or has no such comments.
+/// Fails when the page cannot be read or written, or has no such comments.
 pub fn replace(page: &Path, command: &str, text: &str) -> Result<()> {
     let name = page.display();
     let before = format!("<!-- made by {command} -->");

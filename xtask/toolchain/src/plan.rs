@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::apt::{self, Package};
 use crate::find_program;
 
-/// How to go about installing.
+/// Flags for installations.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Consent {
     /// Install what is missing without asking
@@ -23,7 +23,7 @@ pub struct Consent {
 /// repeated at any time.
 ///
 /// # Errors
-/// When the user says no, this is not root, the system is not Debian's, or something fails.
+/// Fails when the user says no, this is not root, the system is not Debian's, or something fails.
 pub fn prepare(consent: Consent, add: impl FnOnce(&mut Plan) -> Result<()>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         let again: Vec<_> = std::env::args().skip(1).collect();
@@ -41,11 +41,11 @@ pub fn prepare(consent: Consent, add: impl FnOnce(&mut Plan) -> Result<()>) -> R
 
 /// Something that is built or fetched.
 pub struct Step {
-    /// What is installed, and where to.
+    /// Name of the installed part, and its destination.
     pub what: String,
-    /// What it is needed for.
+    /// Purpose.
     pub why: &'static str,
-    /// How long it takes on a small machine, if that is worth a word.
+    /// Time that it takes on a small machine, if worth mentioning.
     pub about: Option<Duration>,
     /// Does it.
     pub run: Box<dyn FnOnce() -> Result<()>>,
@@ -57,7 +57,7 @@ impl fmt::Debug for Step {
     }
 }
 
-/// What is missing.
+/// Everything that is missing.
 #[derive(Debug, Default)]
 pub struct Plan {
     packages: Vec<Package>,
@@ -84,7 +84,7 @@ impl Plan {
         self.steps.push(step);
     }
 
-    /// Says what is missing, asks if it shall, and installs it.
+    /// Lists what is missing, asks for consent, and installs it.
     #[expect(clippy::print_stderr, reason = "shows progress to the user")]
     fn carry_out(self, ask: bool) -> Result<()> {
         if self.packages.is_empty() && self.steps.is_empty() {

@@ -45,7 +45,7 @@ pub struct Python {
     why: &'static str,
     file: &'static str,
     requirements: &'static str,
-    /// What can be imported where it works.
+    /// Module that can be imported where it works.
     import: &'static str,
 }
 
@@ -72,7 +72,7 @@ impl Python {
         self.cache().path().join("bin").join(name)
     }
 
-    /// Whether it is there.
+    /// Returns whether it is installed.
     pub fn is_installed(&self) -> bool {
         self.cache().is_complete()
     }

@@ -1,8 +1,9 @@
-//! What the inner pieces take by themselves, in time. `cargo bench -p kiam-bench` runs all of them, with
-//! a word behind `--` those whose names contain it.
+//! Microbenchmarks of the inner pieces. `cargo bench -p kiam-bench` runs all of them; with a word
+//! after `--`, those whose names contain it.
 //!
-//! Times are of one machine and one moment: for comparing before and after. What a request takes as a
-//! whole is counted in instructions (`cargo xtask instructions`), which CI holds to a budget.
+//! Times are of one machine and one moment: for comparing before and after. The cost of a whole
+//! request is counted in instructions (`cargo xtask instructions`), which CI compares with a
+//! budget.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use tokio::sync::{Notify, mpsc};
 const HOUR: Duration = Duration::from_secs(3600);
 const BASE: &str = "arn:aws:iam::123456789012:role/";
 const NODE: &str = "node-1";
-/// As AWS's session tokens are.
+/// Length of AWS's session tokens.
 const TOKEN_CHARACTERS: usize = 800;
 /// Pods of a node: a small one, the kubelet's default limit, and the largest that clouds run.
 const PODS: [usize; 3] = [10, 110, 500];
@@ -99,7 +100,7 @@ fn arn_resolution(bencher: Bencher<'_, '_>, spelling: &str) {
     bencher.bench(|| resolve(black_box(spelling), Some(&base)));
 }
 
-/// Whether a pod may have its role, by expressions as clusters have them.
+/// Decides whether a pod may have its role, with expressions as in real clusters.
 #[divan::bench(args = [".*", "arn:aws:iam::123456789012:role/team-a-.*", "(.*/)?(reader|writer|a-reader|b-writer)"])]
 fn policy_decision(bencher: Bencher<'_, '_>, expression: &str) {
     let member = PodContext {
@@ -125,7 +126,7 @@ fn credentials_written(bencher: Bencher<'_, '_>) {
     bencher.bench(|| view::Issued::new(black_box(&credentials), &role));
 }
 
-/// What a path asks for.
+/// Parsing of a path.
 #[divan::bench(args = [
     "/latest/meta-data/iam/security-credentials/a-reader",
     "//latest/./meta-data/iam/security-credentials/a%2Dreader/",

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 const POD: &str = "6fa1c3b2-8d5e-4a7f-9c01-2b3d4e5f6071";
 const LISTING: &str = "/latest/meta-data/iam/security-credentials/";
-/// As AWS's session tokens are.
+/// Length of AWS's session tokens.
 const TOKEN_CHARACTERS: usize = 800;
 
 /// One pod is all there is.

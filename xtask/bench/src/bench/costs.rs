@@ -1,4 +1,4 @@
-//! What the programs take while they do nothing: memory, CPU, disk.
+//! Cost of idle programs: memory, CPU, disk.
 
 use std::path::Path;
 use std::process::Command;
@@ -30,7 +30,7 @@ const STARTS: usize = 7;
 /// Measures agents.
 ///
 /// # Errors
-/// When the sandbox fails.
+/// Fails when the sandbox fails.
 pub(super) fn agent(cluster: &FileCluster, pod_client: &Path) -> Result<(Section, Plot)> {
     let empty = cluster.node("node-empty", NodeOptions::default())?;
     let agent = cluster.start_agent(&empty, &[])?;
@@ -97,7 +97,7 @@ pub(super) fn agent(cluster: &FileCluster, pod_client: &Path) -> Result<(Section
 /// Measures a server under load.
 ///
 /// # Errors
-/// When something is wrong with what it says.
+/// Fails when the server reports something wrong.
 pub(super) fn server(args: &Args, programs: &Programs) -> Result<Section> {
     let (pods, nodes) = if args.full {
         (150_000, 5_000)
@@ -183,7 +183,7 @@ pub(super) fn server(args: &Args, programs: &Programs) -> Result<Section> {
 /// Measures what the programs are before they do anything.
 ///
 /// # Errors
-/// When they cannot be read or started.
+/// Fails when they cannot be read or started.
 pub(super) fn programs(programs: &Programs) -> Result<Section> {
     let mut figures = Vec::new();
     for (name, path) in [("agent", programs.agent()), ("server", programs.server())] {

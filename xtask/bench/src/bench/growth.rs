@@ -11,7 +11,7 @@ use testbed::kiam::Programs;
 const PODS: [u64; 4] = [1_000, 10_000, 50_000, 150_000];
 const PODS_PER_NODE: u64 = 30;
 const AGENTS: [u64; 4] = [10, 100, 1_000, 5_000];
-/// That the agents share.
+/// Pods that the agents share.
 const SHARED: u64 = 15_000;
 const PODS_PER_ROLE: u64 = 50;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -19,7 +19,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Measures.
 ///
 /// # Errors
-/// When the server reports something wrong.
+/// Fails when the server reports something wrong.
 pub(super) fn measure(full: bool, programs: &Programs) -> Result<(Section, Vec<Plot>)> {
     // The sizes of the whole, or a tenth of them.
     let part = if full { 1 } else { 10 };

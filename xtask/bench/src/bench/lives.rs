@@ -23,7 +23,7 @@ const HEAD_START: Duration = Duration::from_millis(60);
 /// Measures.
 ///
 /// # Errors
-/// When the sandbox fails, or there is no answer.
+/// Fails when the sandbox fails, or there is no answer.
 pub(super) fn measure(cluster: &FileCluster, pod_client: &Path) -> Result<Section> {
     let node = cluster.node("node-lives", NodeOptions::default())?;
     let pod = cluster.pod(&node, ("team-a", "observer"), Some("a-reader"))?;

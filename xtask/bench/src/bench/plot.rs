@@ -10,26 +10,26 @@ const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 /// Horizontal lines.
 const STEPS: u32 = 4;
-/// Told apart by those who see colours otherwise, too (Okabe and Ito).
+/// Colours that people with colour blindness can distinguish, too (Okabe and Ito).
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 
 /// Curves over one axis.
 #[derive(Debug, Clone)]
 pub struct Plot {
-    /// What its file is called.
+    /// Name of its file.
     pub name: &'static str,
-    /// What it is of.
+    /// Title.
     pub title: &'static str,
-    /// What is to the right.
+    /// Label of the x axis.
     pub x: &'static str,
-    /// What is upwards.
+    /// Label of the y axis.
     pub y: &'static str,
     /// Names and points.
     pub curves: Vec<(String, Vec<(f64, f64)>)>,
 }
 
 impl Plot {
-    /// As a picture that stands for itself.
+    /// Renders a self-contained picture.
     #[must_use]
     pub fn svg(&self) -> String {
         let points = || self.curves.iter().flat_map(|(_, points)| points);

@@ -1,4 +1,4 @@
-//! What was measured, as tables for people and one object for machines.
+//! Report of the measurements: tables for people and one object for machines.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,10 +9,10 @@ use toolchain::page;
 
 use super::plot::Plot;
 
-/// Whose comments `--write` looks for in a page.
+/// Command whose comments `--write` looks for in a page.
 const COMMAND: &str = "cargo xtask bench --write";
 
-/// What was aimed at.
+/// Target for a figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Aim {
     /// Not more.
@@ -67,7 +67,7 @@ impl Figure {
         self
     }
 
-    /// What it is called by machines.
+    /// Its key in the JSON object.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
@@ -109,9 +109,9 @@ impl Figure {
 /// Numbers that belong together.
 #[derive(Debug, Clone)]
 pub struct Section {
-    /// What of.
+    /// Title.
     pub title: &'static str,
-    /// Which process was measured, and over which path.
+    /// Measured process and path.
     pub path: String,
     /// The numbers.
     pub figures: Vec<Figure>,
@@ -120,9 +120,9 @@ pub struct Section {
 /// All of it.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// What it was measured on.
+    /// Machine on which the figures were measured.
     pub machine: Machine,
-    /// What was measured.
+    /// Measurements.
     pub sections: Vec<Section>,
     /// Some of it as curves.
     pub plots: Vec<Plot>,
@@ -144,10 +144,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This machine.
+    /// Returns this machine.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// Fails when the kernel does not report it.
     pub fn this() -> Result<Self> {
         let read = |path: &str| {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
@@ -230,7 +230,7 @@ impl Report {
     /// Puts the tables into a page, between its marks, and the plots into a folder beside it.
     ///
     /// # Errors
-    /// When the page has no marks, or cannot be written.
+    /// Fails when the page has no marks, or cannot be written.
     pub fn write(&self, page: &Path) -> Result<()> {
         let mut tables = self.text();
         let folder = page.with_extension("");

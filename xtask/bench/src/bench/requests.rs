@@ -22,7 +22,7 @@ const LIMIT_PORT: u16 = 8182;
 const PARROT_PORT: u16 = 8183;
 const LONG: Duration = Duration::from_secs(30);
 
-/// Whom the pods ask.
+/// Service that the pods send requests to.
 #[derive(Debug, Clone)]
 struct Side {
     name: String,
@@ -33,7 +33,7 @@ struct Side {
 /// One way of asking.
 type Kind = (How, usize);
 
-/// What was measured of each, by turns.
+/// Measurements of each, by turns.
 type Outcomes = HashMap<(Kind, String), Vec<Outcome>>;
 
 struct Bench<'a> {
@@ -45,7 +45,7 @@ struct Bench<'a> {
 /// Measures.
 ///
 /// # Errors
-/// When the sandbox fails, or an answer is not 200.
+/// Fails when the sandbox fails, or an answer is not 200.
 pub(super) fn measure(
     args: &Args,
     cluster: &FileCluster,

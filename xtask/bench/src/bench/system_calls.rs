@@ -23,7 +23,7 @@ const SELDOM: f64 = 0.02;
 /// Counts them, of a request and of an exchange of three.
 ///
 /// # Errors
-/// When the sandbox fails, or strace cannot be used.
+/// Fails when the sandbox fails, or strace cannot be used.
 pub(super) fn measure(cluster: &FileCluster, pod_client: &Path) -> Result<Section> {
     let node = cluster.node("node-traced", NodeOptions::default())?;
     let pod = cluster.pod(&node, ("team-a", "traced"), Some("a-reader"))?;

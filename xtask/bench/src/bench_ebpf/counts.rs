@@ -25,7 +25,7 @@ pub struct Count {
     pub runs: Vec<(&'static str, u64, f64)>,
 }
 
-/// How often, and how long in all, by program.
+/// Runs and their total time, by program.
 type Totals = BTreeMap<&'static str, (u64, u64)>;
 
 /// Reads what the kernel counts while `work` is done, for each kind of work.

@@ -38,7 +38,7 @@ struct Progress {
     /// Pods whose credentials have come.
     served: AtomicU64,
     changes: watch::Sender<()>,
-    /// When pods were bound that came later, and how long their credentials took.
+    /// Times at which pods that came later were bound; then, times until their credentials came.
     bound: Mutex<HashMap<u64, Instant>>,
     pushed: Mutex<Vec<Duration>>,
 }
@@ -112,7 +112,7 @@ impl Agents {
         lock(&self.progress.bound).insert(pod, Instant::now());
     }
 
-    /// How long the credentials of pods took that were bound, sorted.
+    /// Times from binding to credentials, sorted.
     pub(super) fn pushed(&self) -> Vec<Duration> {
         let mut pushed = lock(&self.progress.pushed).clone();
         pushed.sort_unstable();

@@ -75,7 +75,7 @@ impl Api {
         sent.map(drop).ok().context("nobody watches the pods")
     }
 
-    /// How often somebody began to list the pods.
+    /// Number of lists of pods that were started.
     pub(super) fn lists_of_pods(&self) -> u64 {
         self.state.first_pages.load(Ordering::Relaxed)
     }

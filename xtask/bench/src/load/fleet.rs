@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 
-/// How large the cluster is.
+/// Size of the cluster.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fleet {
     pub(super) pods: u64,
@@ -13,7 +13,7 @@ pub(super) struct Fleet {
     pub(super) roles: u64,
 }
 
-/// What a real pod has and the server does not read, in about the size of a small one's.
+/// Fields of a real pod that the server does not read, about as large as a small pod's.
 const SPEC: &str = r#""containers":[{"name":"app","image":"registry.example.com/team/app:1.2.3","env":[{"name":"AWS_REGION","value":"eu-west-1"},{"name":"LOG_LEVEL","value":"info"}],"resources":{"limits":{"cpu":"1","memory":"512Mi"},"requests":{"cpu":"100m","memory":"256Mi"}},"volumeMounts":[{"mountPath":"/var/run/secrets/kubernetes.io/serviceaccount","name":"token","readOnly":true}],"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File","imagePullPolicy":"IfNotPresent"}],"volumes":[{"name":"token","projected":{"defaultMode":420,"sources":[{"serviceAccountToken":{"expirationSeconds":3607,"path":"token"}}]}}],"restartPolicy":"Always","terminationGracePeriodSeconds":30,"dnsPolicy":"ClusterFirst","securityContext":{},"schedulerName":"default-scheduler","tolerations":[{"effect":"NoExecute","key":"node.kubernetes.io/not-ready","operator":"Exists","tolerationSeconds":300},{"effect":"NoExecute","key":"node.kubernetes.io/unreachable","operator":"Exists","tolerationSeconds":300}],"priority":0,"enableServiceLinks":true,"preemptionPolicy":"PreemptLowerPriority""#;
 
 impl Fleet {

@@ -1,4 +1,4 @@
-//! What `cargo xtask load` has measured.
+//! Report of `cargo xtask load`.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ const TARGET_BYTES_PER_POD: f64 = 1.5 * 1024.0;
 const TARGET_PUSHED_P99_MS: f64 = 50.0;
 const TARGET_IDLE_CPU_PERCENT: f64 = 1.0;
 
-/// What was measured, as it was.
+/// Raw measurements.
 pub(super) struct Figures<'a> {
     pub(super) args: &'a Args,
     pub(super) identities: u64,
@@ -70,18 +70,18 @@ pub struct Report {
     pub bound_to_pushed_max_ms: f64,
     /// Pods that these three are of.
     pub bound: usize,
-    /// What was aimed at, and whether it was met.
+    /// Targets, each with its result.
     pub targets: Vec<Target>,
 }
 
-/// What was aimed at.
+/// Target for a figure.
 #[derive(Debug, Clone, Serialize)]
 pub struct Target {
     /// Of which figure.
     pub figure: &'static str,
     /// It should be less.
     pub below: f64,
-    /// Whether it is.
+    /// True if it is met.
     pub met: bool,
 }
 
@@ -152,7 +152,7 @@ impl Report {
         report
     }
 
-    /// Whether all targets are met.
+    /// Returns whether all targets are met.
     #[must_use]
     pub fn meets_targets(&self) -> bool {
         self.targets.iter().all(|target| target.met)

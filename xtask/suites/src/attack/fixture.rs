@@ -48,7 +48,7 @@ impl Fixture {
         })
     }
 
-    /// How many packets come to the service by it.
+    /// Makes an attempt and returns the number of packets that reach the service.
     pub(super) fn attempt(&self, attack: &Reach) -> Result<usize> {
         let before = self.packets();
         let words = python(self.attacker.place(), attack.words);

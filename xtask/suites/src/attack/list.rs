@@ -4,10 +4,10 @@
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reach {
     pub(super) name: &'static str,
-    /// As attacks.py takes it.
+    /// Arguments of attacks.py.
     pub(super) words: &'static [&'static str],
-    /// Whether it reaches the service where nothing guards it. A trick that gets nowhere by itself
-    /// is still tried: with the guard it may.
+    /// True if it reaches the service where nothing guards it. An attempt that fails without the
+    /// guard is still tried: with the guard it may succeed.
     pub(super) works: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What came of the attempts.
+//! Results of the attempts.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Phase;
 
-/// What came of it.
+/// Result of the command.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Attempts to reach the metadata service.
@@ -16,7 +16,7 @@ pub struct Report {
     pub old_connection: OldConnection,
     /// Attempts to get another pod's credentials.
     pub theft: Vec<Theft>,
-    /// What the victim itself asked while agents were replaced.
+    /// Requests of the victim itself while agents were replaced.
     pub load: Load,
 }
 
@@ -32,11 +32,11 @@ pub struct OldConnection {
 /// An attempt to reach the metadata service.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reached {
-    /// What was tried.
+    /// Name of the attempt.
     pub attack: &'static str,
     /// Packets that came to the service where nothing guards it.
     pub unguarded: usize,
-    /// Whether there have to be some.
+    /// True if there must be some.
     pub works: bool,
     /// Packets that came to it, by the state of the agent.
     pub packets: Vec<(Phase, usize)>,
@@ -45,12 +45,12 @@ pub struct Reached {
 /// An attempt to get another pod's credentials.
 #[derive(Debug, Clone, Serialize)]
 pub struct Theft {
-    /// What was tried.
+    /// Name of the attempt.
     pub attack: &'static str,
-    /// Whether the victim itself was answered by the same words, as it must be; none where there is
+    /// True if the victim itself got an answer to the same request, as it must; none where there is
     /// no victim any more.
     pub own: Option<bool>,
-    /// Whether something of the victim's was heard, by the state of the agent.
+    /// True if a reply of the victim's was received, by the state of the agent.
     pub stolen: Vec<(Phase, bool)>,
     /// The beginning of what was heard first.
     pub heard: String,
@@ -59,9 +59,9 @@ pub struct Theft {
 /// A pod's own requests while other things happen.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Load {
-    /// How many there were.
+    /// Number of requests.
     pub requests: usize,
-    /// How many were not answered with 200.
+    /// Number of requests that were not answered with 200.
     pub failed: usize,
 }
 
@@ -85,10 +85,10 @@ impl Theft {
 }
 
 impl Report {
-    /// That every attempt is one, and none has succeeded.
+    /// Checks that every attempt is valid, and that none has succeeded.
     ///
     /// # Errors
-    /// When not so.
+    /// Fails when one is not valid, or has succeeded.
     pub fn check(&self) -> Result<()> {
         for reached in &self.reach {
             ensure!(

@@ -16,7 +16,7 @@ const VIA: &str = "169.254.169.254";
 /// The last of the attempts: there is no victim any more.
 const ADDRESS_REUSED: &str = "the victim's address, as it is given up";
 
-/// What the victim itself hears by an attempt's words.
+/// Reply that the victim itself gets to an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Own {
     /// Its credentials.
@@ -32,9 +32,10 @@ pub(super) enum Own {
 pub(super) struct Attempt {
     pub(super) name: &'static str,
     pub(super) own: Own,
-    /// As attacks.py takes them.
+    /// Arguments of attacks.py.
     words: Vec<String>,
-    /// Whether the victim lends itself to it: the door is the second word then.
+    /// True if the victim passes a socket to the attacker, by a Unix socket whose path is the
+    /// second argument.
     borrows: bool,
 }
 
@@ -164,12 +165,12 @@ impl Attempt {
         Ok(run(self.name, python(pod.place(), &words), LIMIT)?.stdout)
     }
 
-    /// Whether what was heard is what only the victim may hear.
+    /// Returns whether a reply is one that only the victim may get.
     pub(super) fn is_theft(&self, heard: &str) -> bool {
         has_credentials(heard) || self.own == Own::Refusal && heard.starts_with("HTTP/1.1 200")
     }
 
-    /// Whether the victim hears by it what it must for the attempt to be one.
+    /// Returns whether the victim gets the reply that makes this an attempt.
     pub(super) fn is_answered(&self, heard: &str) -> bool {
         match self.own {
             Own::Credentials => has_credentials(heard),

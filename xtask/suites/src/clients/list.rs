@@ -18,15 +18,15 @@ pub(crate) struct Client {
     /// Its name in the table.
     pub(super) title: &'static str,
     pub(super) family: Family,
-    /// How many there are in one pod at once.
+    /// Number of clients in one pod at once.
     pub(super) many: usize,
-    /// How it is asked for its version: the file that pins it, and what its line there begins with.
+    /// Source of its version: the file that pins it, and the start of its line there.
     pinned: Pinned,
     /// States in which it gets no credentials of the real service either, and why.
     lacks: &'static [(State, &'static str)],
 }
 
-/// What runs it.
+/// Runtime of the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// Python, with the AWS CLI and boto3.
@@ -43,7 +43,7 @@ pub(super) enum Family {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pinned {
-    /// What follows this in that text, up to the end of the version.
+    /// Text between this prefix and the end of the version, in that file.
     In(&'static str, &'static str),
     /// A Debian package's.
     Package(&'static str),
@@ -287,7 +287,7 @@ impl Client {
         command
     }
 
-    /// Which version of it this is.
+    /// Version of the client.
     pub(super) fn version(&self) -> Result<String> {
         match self.pinned {
             Pinned::In(text, before) => {
@@ -301,7 +301,7 @@ impl Client {
         }
     }
 
-    /// Why the real service gives it no credentials in this state either.
+    /// Reason for which the real service gives it no credentials in this state either.
     pub(super) fn lacks(&self, state: State) -> Option<&'static str> {
         let mut lacks = self.lacks.iter();
         lacks.find(|(of, _)| *of == state).map(|(_, why)| *why)

@@ -10,11 +10,11 @@ use anyhow::Result;
 use super::list::Client;
 use testbed::sandbox::{Place, Program};
 
-/// How long a turn of one client may take, and of many.
+/// Limit for a turn of one client.
 const TURN_LIMIT: Duration = Duration::from_secs(120);
 const MANY_LIMIT: Duration = Duration::from_secs(240);
 
-/// What clients need to know of the sandbox.
+/// Parts of the sandbox that clients use.
 #[derive(Debug, Clone)]
 pub(crate) struct Surroundings {
     /// The built clients of AWS's SDK for Rust.
@@ -33,12 +33,12 @@ pub(crate) struct Running {
     input: ChildStdin,
 }
 
-/// What came of a turn.
+/// Result of a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Turn {
-    /// How many clients were served.
+    /// Number of clients that were served.
     pub(crate) good: usize,
-    /// Why the first of the others was not.
+    /// Error of the first client that was not.
     pub(crate) error: String,
 }
 
@@ -64,7 +64,7 @@ impl Running {
         })
     }
 
-    /// How many there are.
+    /// Number of clients.
     pub(crate) const fn count(&self) -> usize {
         self.count
     }

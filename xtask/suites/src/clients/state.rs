@@ -28,10 +28,10 @@ pub(super) enum State {
     LegacyRedirects,
 }
 
-/// What the agent is started with.
+/// Flags that the agent is started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Agents {
-    /// What most states need.
+    /// Defaults, for most states.
     Usual,
     /// `--imds-v2=required`
     ImdsV2,
@@ -76,19 +76,18 @@ impl State {
         }
     }
 
-    /// Whether the client must get credentials.
+    /// Returns whether the client must get credentials.
     pub(super) const fn serves(self) -> bool {
         !matches!(self, Self::Refused | Self::NoRole)
     }
 
-    /// Whether a failure of a client is one of the command: what is known not to work everywhere is
-    /// only reported.
+    /// Returns whether a failure of a client is one of the command. The results of states that are
+    /// known not to work everywhere are only reported.
     pub(super) const fn counts(self) -> bool {
         !matches!(self, Self::FullUri | Self::LegacyRedirects)
     }
 
-    /// What is set in the client's environment. Where the endpoint of containers is tried, nothing
-    /// else may serve.
+    /// Environment of the client. Where the container endpoint is tried, no other source may serve.
     pub(super) const fn environment(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::RelativeUri => &[

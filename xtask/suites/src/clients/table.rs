@@ -1,4 +1,4 @@
-//! What came of clients in states: as a table on the terminal and in docs/clients.md.
+//! Results of clients in states: as a table on the terminal and in docs/clients.md.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use super::list::Client;
 use super::state::State;
 
 const COMMAND: &str = "cargo xtask clients";
-/// How much of an error is shown.
+/// Length to which errors are cut.
 const MAX_ERROR: usize = 300;
 
-/// What came of a client in a state.
+/// Result of a client in a state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cell {
-    /// What should; with a word on it.
+    /// Expected result, with a remark.
     Good(String),
     /// Something else.
     Failed(String),
@@ -71,7 +71,7 @@ impl Table {
         failures
     }
 
-    /// That every client is served that the real service would serve.
+    /// Checks that every client is served that the real service would serve.
     pub(super) fn check(&self) -> Result<()> {
         let failures = self.failures();
         if failures.is_empty() {

@@ -1,4 +1,4 @@
-//! What is right of a body: the role's name, a token, a document. `None` if nothing is wrong.
+//! Checks of a body: the role's name, a token, a document. `None` if nothing is wrong.
 
 pub(super) fn the_role(body: &str, role: &str) -> Option<String> {
     (body != role).then(|| format!("the body is {body:?} and not {role:?}"))

@@ -1,4 +1,4 @@
-//! What is asked, what is right, and where that is known from.
+//! Requests, expected replies, and the source of each expectation.
 
 use super::body::{a_token, credentials, extended, info, nothing, the_role};
 
@@ -8,18 +8,18 @@ pub(super) struct Line {
     method: &'static str,
     /// `{role}` stands for the role's name.
     path: &'static str,
-    /// What is asked to become of the connection.
+    /// `Connection` header of the request.
     connection: &'static str,
     /// `{token}` stands for a token; lines end with `\r\n`.
     request_headers: &'static str,
     request_body: &'static str,
     /// Any of these.
     pub(super) status: &'static [u16],
-    /// What the reply's headers begin with.
+    /// Prefixes of the reply's headers.
     pub(super) headers: &'static [(&'static str, &'static str)],
-    /// What is wrong with the body, for a role's name.
+    /// Check of the body, for a role's name.
     pub(super) body: fn(&str, &str) -> Option<String>,
-    /// Whether closing the connection without a word is right too.
+    /// True if the service may also close the connection without a reply.
     pub(super) may_close: bool,
     pub(super) source: &'static str,
 }

@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 const LIMIT: Duration = Duration::from_secs(8);
 const MAX_REPLY_BYTES: u64 = 1 << 20;
 
-/// Where requests go.
+/// Address of the metadata service.
 #[derive(Debug)]
 pub(super) struct Service(SocketAddr);
 
-/// What came back first.
+/// First reply on a connection.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: u16,

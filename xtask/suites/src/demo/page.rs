@@ -1,4 +1,4 @@
-//! How the demo looks.
+//! Output of the demo.
 
 #![expect(clippy::print_stdout, reason = "a page for the terminal")]
 
@@ -13,7 +13,7 @@ use testbed::probe::Outcome;
 use testbed::sandbox::Pod;
 
 const WIDTH: usize = 96;
-/// Where the second column begins.
+/// Width of the labels' column.
 const LABEL: usize = 13;
 
 /// Prints the page, in colours where they can be seen.
@@ -32,7 +32,7 @@ enum Paint {
     Cyan,
 }
 
-/// How long it has been.
+/// Time since an instant.
 pub(super) fn took(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! The demo's pods: who wants what, and the file that says what they may have.
+//! The demo's pods, their roles, and the file with the roles that they may assume.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -41,14 +41,14 @@ pub(super) struct DemoPods {
     yaml: String,
 }
 
-/// Where the file keeps a pod from its role.
+/// Line of the file that denies a pod its role.
 #[derive(Debug)]
 pub(super) struct Obstacle {
     /// The line's number, from 1.
     pub(super) at: usize,
-    /// What it says.
+    /// Its text.
     pub(super) line: String,
-    /// What to write below it, if it is not the line itself that is to be changed.
+    /// Text to add below it, unless the line itself is to be changed.
     pub(super) lacks: Option<String>,
 }
 
@@ -73,12 +73,12 @@ impl DemoPod {
         &self.pod
     }
 
-    /// Whether its namespace permits what it wants.
+    /// Returns whether the namespace permits the requested role.
     pub(super) const fn is_permitted(&self) -> bool {
         self.permitted
     }
 
-    /// Which roles its namespace permits, if it says.
+    /// Returns the pattern of roles that the namespace permits, if it has one.
     pub(super) fn may_have(&self) -> Option<String> {
         NAMESPACES
             .contains(&(self.namespace, true))
@@ -116,7 +116,7 @@ impl DemoPods {
         &self.all
     }
 
-    /// What in the file keeps a pod from its role.
+    /// Returns the line of the file that denies a pod its role.
     pub(super) fn obstacle(&self, demo_pod: &DemoPod) -> Result<Obstacle> {
         let may_have = demo_pod.may_have();
         let (sought, lacks) = match &may_have {
@@ -162,7 +162,7 @@ impl DemoPods {
     }
 }
 
-/// What a pod's program finds in its environment: where STS is, and nothing of credentials.
+/// Environment of a pod's program: the address of STS, and no credentials.
 pub(super) fn environment(cluster: &FileCluster) -> Result<[(&'static str, String); 3]> {
     let home = cluster.sandbox().folder("home")?;
     Ok([
@@ -241,7 +241,7 @@ status:
     Ok(yaml)
 }
 
-/// What the kernel told the agent of a pod's connections, by the agent's log.
+/// Connections of a pod as identified by the kernel, from the agent's log.
 pub(super) fn sightings(agent: &Program, pod: &Pod) -> Result<Vec<Sighting>> {
     let of_pod = |line: &str| {
         let line: Value = serde_json::from_str(line).ok()?;

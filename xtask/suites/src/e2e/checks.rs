@@ -1,4 +1,4 @@
-//! What must be so. Each check makes its own pods, so that it can also run alone.
+//! Checks of the whole path. Each check makes its own pods, so that it can also run alone.
 
 mod changes;
 mod dashboards;
@@ -28,7 +28,7 @@ use testbed::probe::{METADATA_SERVICE, Prober};
 pub(super) type NamedCheck = (&'static str, Check);
 type Check = fn(&mut Fixture) -> LocalBoxFuture<'_, Result<Facts>>;
 
-/// How long a check may take.
+/// Limit for a check.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) const CHECKS: &[NamedCheck] = &[

@@ -25,7 +25,7 @@ use testbed::sandbox::{NodeOptions, Place, PodOptions, Program, Sandbox, run};
 use toolchain::helm;
 
 const PAGE: &str = "docs/getting-started.md";
-/// As the page calls it.
+/// Name of the image on the page.
 const IMAGE: &str = "registry.example.com/kiam";
 const LIMIT: Duration = Duration::from_secs(150);
 /// Has a connection with the node's metadata service, and prints how it ends.
@@ -114,7 +114,7 @@ async fn in_cluster(sandbox: &Sandbox, image: &Image, steps: &[Step]) -> Result<
     Ok(())
 }
 
-/// What AWS is here: a region, and moto.
+/// Environment that stands for AWS: a region, and moto.
 fn aws(more: &[(&str, &str)]) -> BTreeMap<String, String> {
     let here = [
         ("AWS_REGION", "eu-west-1"),

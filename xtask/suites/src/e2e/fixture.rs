@@ -1,4 +1,4 @@
-//! What the checks find: a control plane, a server, two nodes, an agent on the first, and three
+//! Fixture of the checks: a control plane, a server, two nodes, an agent on the first, and three
 //! namespaces.
 
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ impl Fixture {
     /// Starts everything.
     ///
     /// # Errors
-    /// When a part does not start.
+    /// Fails when a part does not start.
     pub async fn begin(sandbox: &Sandbox, programs: &Programs) -> Result<Self> {
         let mut plane = ControlPlane::start(sandbox)?;
         let moto = start_moto(sandbox)?;
@@ -134,7 +134,7 @@ impl Fixture {
         Ok(fixture)
     }
 
-    /// What it is made of.
+    /// Version of Kubernetes, and the names of the nodes.
     pub(super) async fn facts(&self) -> Result<Facts> {
         let version = self.objects.client().apiserver_version().await?;
         let nodes = self
@@ -212,7 +212,7 @@ impl Fixture {
     /// Stops everything in order.
     ///
     /// # Errors
-    /// When something does not stop in time.
+    /// Fails when something does not stop in time.
     pub fn end(self) -> Result<()> {
         let Self {
             agent,
@@ -235,7 +235,7 @@ impl Fixture {
         Ok(place)
     }
 
-    /// Who an SDK is in a place.
+    /// Runs an SDK in a place to print its caller identity.
     pub(super) fn caller_identity(&self, sdk: Sdk, place: &Place) -> Result<Finished> {
         let mut command = sdk.who(|program| place.command(program));
         command
@@ -323,7 +323,7 @@ fn in_order(ended: &Finished) -> Result<()> {
     Ok(())
 }
 
-/// As the DaemonSet's controller would make it, and the kubelet run it.
+/// Runs the agent's pod as the DaemonSet's controller and the kubelet would.
 async fn run_agent_pod(kubelet: &Kubelet) -> Result<Running> {
     let name = format!("kiam-agent-{}", kubelet.node().name());
     let template = PodTemplate {

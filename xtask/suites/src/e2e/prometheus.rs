@@ -31,7 +31,7 @@ pub(super) struct Prometheus {
     _way: Guest,
 }
 
-/// What a query has found: one for each set of labels.
+/// Result of a query, for one set of labels.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Series {
     pub(super) metric: BTreeMap<String, String>,
@@ -117,7 +117,7 @@ impl Prometheus {
         }
     }
 
-    /// What a query finds in the last `past`, second by second.
+    /// Results of a query over the last `past`, second by second.
     pub(super) async fn ask(&self, query: &str, past: Duration) -> Result<Vec<Series>> {
         let now = jiff::Timestamp::now().as_second();
         let begin = now - i64::try_from(past.as_secs())?;

@@ -1,4 +1,4 @@
-//! What came of the checks: a row for each, and at last one line that counts.
+//! Results of the checks: a row for each, and a summary in the last line.
 
 #![expect(clippy::print_stdout, reason = "the command's result")]
 
@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 /// Behind the names stands how long it took.
 const NAME_WIDTH: usize = 70;
 
-/// What a check saw and measured, for whoever reads the table.
+/// Observations and figures of a check, for the table.
 pub(super) type Facts = Vec<String>;
 
 /// Prints rows as they come, and counts them.
@@ -53,7 +53,7 @@ impl Report {
     /// Prints the line that counts, alone on a line.
     ///
     /// # Errors
-    /// When a check failed, or none could run; with `CI=true` also when one was skipped.
+    /// Fails when a check failed, or none could run; with `CI=true` also when one was skipped.
     pub(super) fn conclude(&self) -> Result<()> {
         println!("\n{self}");
         let in_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");

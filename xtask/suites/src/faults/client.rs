@@ -14,7 +14,7 @@ use testbed::doubles::sts::{Record, Sts};
 use testbed::kiam;
 use testbed::sandbox::{Place, Program};
 
-/// How long a role that was withdrawn may still be answered with, on a busy machine.
+/// Time for which a withdrawn role may still be answered, on a busy machine.
 pub(super) const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);
 const INTERVAL: &str = "--interval=500";
 
@@ -37,7 +37,7 @@ while True:
     time.sleep(2)
 "#;
 
-/// What asks.
+/// Kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Fast,
@@ -69,7 +69,7 @@ impl Had {
     }
 }
 
-/// What was wrong with an answer, if anything.
+/// Verdict on an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     Right,
@@ -122,7 +122,8 @@ impl Client {
         });
     }
 
-    /// Whether its role was changed since then, in milliseconds since 1970; or it is that new.
+    /// Returns whether its role was changed since then, in milliseconds since 1970, or the pod is
+    /// newer.
     pub(super) fn is_changed(&self, since: u64) -> bool {
         self.roles.last().is_some_and(|had| had.since >= since)
     }
@@ -134,7 +135,7 @@ impl Client {
         }
     }
 
-    /// What it got since this was asked last.
+    /// Returns its answers since the last call.
     pub(super) fn drain(&mut self) -> Result<Vec<Asked>> {
         let lines = self.program.lines_after(self.read);
         self.read += lines.len();

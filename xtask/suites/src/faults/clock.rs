@@ -10,7 +10,7 @@ use toolchain::{Package, Plan};
 #[derive(Debug)]
 pub(super) struct Clock(PathBuf);
 
-/// Where Debian has the library.
+/// Path of the library in Debian.
 fn library() -> PathBuf {
     let arch = std::env::consts::ARCH;
     format!("/usr/lib/{arch}-linux-gnu/faketime/libfaketime.so.1").into()

@@ -28,9 +28,9 @@ use testbed::sandbox::{CONTROL_IP, NodeOptions, Program, Sandbox};
 /// kiam's rights, as they are shipped.
 const RBAC: &str = include_str!("../../../../deploy/manifests/rbac.yaml");
 const STS_PORT: u16 = 4566;
-/// Where servers reach the API: through a proxy.
+/// Port at which servers reach the API, through a proxy.
 const API_PROXY_PORT: u16 = 6444;
-/// Where servers are when the way to them is slow, in place of [`SERVER_PORT`].
+/// Port of the servers while connections to them are slow, in place of [`SERVER_PORT`].
 pub(super) const SLOW_PORT: u16 = 9710;
 const NODES: usize = 3;
 const PODS: usize = 30;
@@ -58,7 +58,7 @@ pub(super) struct Fixture {
     pub(super) authority: Authority,
     pub(super) objects: Objects,
     pub(super) plane: ControlPlane,
-    /// How long the credentials live that STS gives out.
+    /// Lifetime of the credentials that STS issues.
     life: Duration,
     pods: u32,
     /// Objects of pods that do not run any more.
@@ -192,7 +192,7 @@ impl Fixture {
         self.pod_at(which, name, role, None).await
     }
 
-    /// As [`Self::pod`], at an address that was another pod's.
+    /// Like [`Self::pod`], at an address that was another pod's.
     pub(super) async fn pod_at(
         &mut self,
         which: usize,
@@ -261,7 +261,7 @@ impl Fixture {
         self.sts.behave(None, behavior);
     }
 
-    /// How STS behaves when all is well.
+    /// Behavior of STS while nothing is broken.
     pub(super) fn usual(&self) -> Behavior {
         Behavior {
             lifetime: SignedDuration::try_from(self.life).ok(),

@@ -82,7 +82,7 @@ impl FaultNode {
         self.kubelet.node().place().netns()
     }
 
-    /// Where the agent's token is.
+    /// Path of the agent's token.
     pub(super) fn token(&self) -> &Path {
         &self.token
     }
@@ -147,8 +147,8 @@ impl FaultNode {
     }
 }
 
-/// What starts an agent: a view of the file system in which the cluster's DNS is its resolver, and
-/// a clock.
+/// Command that starts an agent: with a view of the file system in which the cluster's DNS is its
+/// resolver, and with a clock.
 fn starter(etc: &Path, clock: &Clock) -> Result<Vec<String>> {
     let resolv = etc.join("resolv.conf");
     std::fs::write(&resolv, "nameserver 10.0.0.1\noptions ndots:5\n")

@@ -41,7 +41,7 @@ impl Planted {
 /// Plays the fault that shows a defect.
 ///
 /// # Errors
-/// When it is not detected: no answer was wrong.
+/// Fails when it is not detected: no answer was wrong.
 pub(super) fn detect(planted: Planted) -> Result<()> {
     let (patch, name) = planted.of();
     let defect = patch.name();

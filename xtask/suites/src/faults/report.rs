@@ -1,4 +1,4 @@
-//! What pods saw of each fault, as a table in Markdown.
+//! Effects of each fault on pods, as a table in Markdown.
 
 #![expect(clippy::print_stdout, reason = "the command's result")]
 
@@ -17,7 +17,7 @@ use pod_client::ask::Asked;
 
 const HEAD: &str = "| fault | requests | failed | refused | wrong | longest | recovered | |\n|---|---:|---:|---:|---:|---:|---:|---|";
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) seed: u64,
@@ -58,7 +58,7 @@ impl Report {
         format!("{head}\n{rows}\n{}\n", self.rest())
     }
 
-    /// What stands below the table.
+    /// Lines below the table.
     fn rest(&self) -> String {
         let requests: usize = self.rows.iter().map(|row| row.requests).sum();
         let wrong: usize = self.rows.iter().map(|row| row.wrong).sum();
@@ -77,7 +77,7 @@ impl Report {
     /// Prints the rest.
     ///
     /// # Errors
-    /// When something is not as it must be.
+    /// Fails when an expectation was not met.
     pub(super) fn conclude(&self) -> Result<()> {
         let broken = self.rows.iter().filter(|row| !row.broken.is_empty());
         let broken = broken.count();
@@ -101,10 +101,10 @@ impl Report {
     }
 }
 
-/// What pods saw of a fault, or of a pair.
+/// Effects of a fault, or of a pair, on pods.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Row {
-    /// What broke.
+    /// Fault, or pair.
     pub(super) fault: String,
     /// Requests of running pods, those that came to no answer too.
     pub(super) requests: usize,
@@ -118,7 +118,7 @@ pub(super) struct Row {
     pub(super) longest_ms: u64,
     /// From the end of the fault until new pods on all nodes had credentials, in milliseconds.
     pub(super) recovered_ms: Option<u64>,
-    /// What was expected and is not so.
+    /// Expectations that were not met.
     pub(super) broken: Vec<String>,
 }
 
@@ -179,7 +179,7 @@ impl Row {
         }
     }
 
-    /// As a row of a table in Markdown.
+    /// Row of a table in Markdown.
     pub(super) fn line(&self) -> String {
         let recovered = self
             .recovered_ms

@@ -1,5 +1,5 @@
-//! Whether a secret that was given out during the run is seen anywhere: logs, audit logs, metrics,
-//! status pages, Events, error replies to pods, arguments, core files.
+//! Search for every secret issued during the run: in logs, audit logs, metrics, status pages,
+//! Events, error replies to pods, arguments, core files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -17,16 +17,16 @@ const TAIL: usize = 24;
 const PAGES: [&str; 5] = ["/metrics", "/healthz", "/readyz", "/status", "/status.html"];
 const CONTROL: &str = "(control)";
 
-/// What was looked for, and where.
+/// Result of the search.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Scan {
-    /// How many secrets of each kind were given out.
+    /// Number of issued secrets of each kind.
     pub(super) secrets: BTreeMap<&'static str, usize>,
-    /// How many texts were read.
+    /// Number of texts that were read.
     pub(super) texts: usize,
-    /// How long they are, in bytes.
+    /// Their length, in bytes.
     pub(super) bytes: usize,
-    /// Which secret is where, but for itself.
+    /// Kind of each secret that was found, and where, without the secret.
     pub(super) hits: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Scan {
     }
 }
 
-/// What of the secrets is looked for: their ends, as they are and as a URL's query has them.
+/// Ends of the secrets, as they are and escaped as in a URL's query.
 #[derive(Default)]
 struct Needles(HashMap<[u8; TAIL], &'static str>);
 
@@ -77,8 +77,8 @@ impl Needles {
 /// Looks for everything everywhere, after all faults or some of them.
 ///
 /// # Errors
-/// When a place cannot be read, no secret of a kind was given out, or one that is there is not
-/// found.
+/// Fails when a place cannot be read, no secret of a kind was given out, or one that is there is
+/// not found.
 pub(super) async fn scan(fixture: &Fixture, all_faults: bool) -> Result<Scan> {
     let secrets = secrets(fixture)?;
     let needles = Needles::new(&secrets)?;

@@ -14,7 +14,7 @@ use testbed::kiam::{Programs, SERVER_PORT, Server, ServerOptions, Source};
 use testbed::pki::PemFiles;
 use testbed::sandbox::{Place, Program};
 
-/// Where the replicas are; the first is the control plane's own address.
+/// Addresses of the replicas; the first is that of the control plane.
 pub(super) const ADDRESSES: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
 const ADMIN_PORTS: [u16; 2] = [9611, 9613];

@@ -1,5 +1,5 @@
-//! Startup latency: from the API's word that a pod is bound to its credentials on the node, with many
-//! pods a second starting, none of which the API knows an address of.
+//! Startup latency: from the API's reply that a pod is bound to its credentials on the node, with
+//! many pods starting each second, none of which has an address in the API.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use pod_client::ask::{Asked, now};
 use testbed::cluster::{PodTemplate, Running};
 use testbed::sandbox::Program;
 
-/// How long STS takes for each role; each pod has one of its own.
+/// Latency of STS for each role; each pod has a role of its own.
 const STS_LATENCY: Duration = Duration::from_millis(50);
 /// No container starts earlier: its sandbox is made, and its image unpacked, before that.
 const CONTAINER_START_MS: u64 = 500;
@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Pods whose namespaces are made at a time.
 const AT_ONCE: usize = 4;
 
-/// What was measured, times in milliseconds.
+/// Measured figures, times in milliseconds.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct StartupLatency {
     pub(super) pods: usize,
@@ -69,7 +69,7 @@ struct Starting {
 /// Starts so many pods, so many a second, and measures when each has its credentials.
 ///
 /// # Errors
-/// When a pod cannot be made, or has no credentials in the end.
+/// Fails when a pod cannot be made, or has no credentials in the end.
 pub(super) async fn measure(
     fixture: &mut Fixture,
     pods: usize,

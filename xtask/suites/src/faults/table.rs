@@ -17,10 +17,10 @@ use futures::future::LocalBoxFuture;
 
 use super::fixture::Fixture;
 
-/// Breaks something, or mends it.
+/// Injects or lifts a fault.
 pub(super) type Act = for<'a> fn(&'a mut Fixture) -> LocalBoxFuture<'a, Result<()>>;
 
-/// What running pods may see.
+/// Effect that running pods may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notice {
     /// Nothing: each request is answered with the pod's credentials.
@@ -29,10 +29,10 @@ pub(super) enum Notice {
     Failures(&'static str),
 }
 
-/// Whether new pods get credentials while it lasts.
+/// Effect of a fault on new pods while it lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NewPods {
-    /// As if nothing was broken.
+    /// All of them, as without a fault.
     Served,
     /// None of them.
     Starved,
@@ -48,9 +48,9 @@ pub(super) struct Fault {
     pub(super) lift: Act,
     pub(super) notice: Notice,
     pub(super) new_pods: NewPods,
-    /// How long it may take from its end until new pods on all nodes have credentials.
+    /// Limit from its end until new pods on all nodes have credentials.
     pub(super) recovery: Duration,
-    /// Faults of a group do not run together: one would mend the other.
+    /// Faults of a group do not run together: one would undo the other.
     pub(super) group: &'static str,
 }
 

@@ -1,5 +1,5 @@
-//! What plays a machine's processor: the kernel's KVM where a stock kernel boots by it, or else QEMU
-//! itself, by translating (TCG), which takes ten to twenty times as long.
+//! Accelerators of a machine's processor: the kernel's KVM where a stock kernel boots with it, or
+//! else QEMU itself, by translation (TCG), which takes ten to twenty times as long.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -19,7 +19,7 @@ const DEVICE: &str = "/dev/kvm";
 /// A kernel is there within a second by KVM, or never.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
-/// What plays a machine's processor.
+/// Accelerator of a machine's processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
     /// The kernel's KVM.
@@ -33,7 +33,7 @@ pub enum Accelerator {
 pub struct Chosen {
     /// The accelerator.
     pub accelerator: Accelerator,
-    /// Why it is not KVM.
+    /// Reason for which it is not KVM.
     pub why: Option<String>,
 }
 
@@ -55,7 +55,7 @@ impl Chosen {
     }
 }
 
-/// Why KVM cannot be used, if so.
+/// Reason for which KVM cannot be used.
 fn refusal(kernel: &Kernel, device: &Path) -> Option<String> {
     // That it is there is not that it opens, and that it opens is not that kernels boot.
     if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
@@ -101,7 +101,7 @@ impl Accelerator {
         ["-accel", accelerator, "-cpu", processor]
     }
 
-    /// How many times a limit for KVM has to be.
+    /// Factor by which limits for KVM are multiplied.
     #[must_use]
     pub const fn patience(self) -> u32 {
         match self {

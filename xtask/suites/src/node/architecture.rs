@@ -1,4 +1,4 @@
-//! What machines of each processor architecture are to QEMU.
+//! QEMU's machines for each processor architecture.
 
 use toolchain::Architecture;
 
@@ -7,7 +7,7 @@ pub(super) fn qemu(architecture: Architecture) -> String {
     format!("qemu-system-{}", architecture.processor())
 }
 
-/// Kind of machine that QEMU plays.
+/// Kind of machine that QEMU emulates.
 pub(super) const fn machine(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::Amd64 => "pc",

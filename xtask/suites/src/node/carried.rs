@@ -1,5 +1,4 @@
-//! What is carried into machines: kiam's programs, these commands and the kernel tests, built here
-//! and put on a disk.
+//! Disk that machines get: kiam's programs, these commands and the kernel tests, built here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,12 +10,12 @@ use super::{Check, disk};
 use crate::patched::Patch;
 use testbed::kiam::{self, Programs, last_executable};
 
-/// What to put on the disk.
+/// Content of the disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Carried<'a> {
     /// An agent that was built elsewhere.
     Agent(&'a Path),
-    /// What these checks take, of this commit.
+    /// Programs that these checks need, of this commit.
     For(&'a [Check]),
 }
 

@@ -1,4 +1,4 @@
-//! What kernels are tried with: `doctor` with the agent's capabilities, the kernel tests, and the
+//! Checks that kernels undergo: `doctor` with the agent's capabilities, the kernel tests, and the
 //! commands that run whole agents.
 
 use std::time::Duration;
@@ -10,11 +10,11 @@ use super::machine::Machine;
 use testbed::sandbox::PATIENCE;
 use testbed::test_output::Outcome;
 
-/// What the chart gives an agent, and no more.
+/// Capabilities that the chart gives an agent, and no others.
 const AS_AGENT: &str = "setpriv --bounding-set=-all,+bpf,+net_admin,+dac_read_search \
                         --inh-caps=-all,+bpf,+net_admin,+dac_read_search --no-new-privs";
 const PODS: &str = "/sys/fs/cgroup/kubepods.slice";
-/// What the oldest kernels are told.
+/// Reply of `doctor` on kernels that are too old.
 const TOO_OLD: &str = "needs 5.14 or newer";
 
 /// Kernel tests of the short form: one of each kernel program, of attaching and of taking over.
@@ -42,7 +42,7 @@ pub enum Check {
     Restarts,
 }
 
-/// What came of a check.
+/// Result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) good: bool,
@@ -91,7 +91,7 @@ impl Check {
 
 const RESTARTS: &str = "restarts --seconds=120 --times=4 --rate=5";
 
-/// What `doctor` reports as an agent has it in the chart.
+/// Runs `doctor` with the rights of an agent in the chart.
 pub(super) fn doctor(machine: &Machine) -> Result<Found> {
     let script = format!("mkdir -p {PODS}; {AS_AGENT} {MOUNT}/kiam-agent doctor 2>&1");
     let limit = machine.limit(Duration::from_secs(15));
@@ -119,7 +119,7 @@ pub(super) fn doctor(machine: &Machine) -> Result<Found> {
 }
 
 impl Found {
-    /// That a kernel which is too old is refused, and told so.
+    /// Checks that a kernel which is too old is refused with that reason.
     pub(super) fn refusal(self) -> Self {
         Self {
             good: !self.good && self.summary.contains(TOO_OLD),

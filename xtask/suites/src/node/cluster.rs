@@ -112,28 +112,28 @@ struct Run {
     image: PathBuf,
 }
 
-/// What came of a check.
+/// Result of a check.
 #[derive(Debug, Clone)]
 struct Outcome {
     check: &'static str,
-    /// Why it failed, if it did.
+    /// Reason for which it failed.
     failure: Option<String>,
-    /// Whether others make no sense without it.
+    /// True if other checks depend on it.
     needed: bool,
 }
 
 impl Args {
-    /// Whether a cluster is asked for.
+    /// Returns whether a cluster is requested.
     pub(super) const fn is_wanted(&self) -> bool {
         self.cluster
     }
 
-    /// Whether only what there is time for at every change is asked for, of either level.
+    /// Returns whether only the checks of `.ci/run` are requested, of either level.
     pub(super) const fn short(&self) -> bool {
         self.short
     }
 
-    /// How the agents know pods, by the chart's values.
+    /// Returns how agents identify pods, by the chart's values.
     fn known_by(&self) -> KnownBy {
         if self.set.iter().any(|it| it == "agent.redirect=iptables") {
             KnownBy::Address
@@ -142,7 +142,7 @@ impl Args {
         }
     }
 
-    /// What a column of the table is of: a kernel, and what is not as it is by default.
+    /// Title of the table's column: the kernel, and every setting that is not the default.
     fn title(&self, kernel: &Kernel) -> String {
         let mut words = vec![kernel.release.clone()];
         words.extend(self.settings.words());
@@ -168,7 +168,7 @@ impl Args {
 /// Makes a cluster with each kernel, one after the other, and checks kiam there.
 ///
 /// # Errors
-/// When there is no image.
+/// Fails when there is no image.
 pub(super) fn command(
     args: &Args,
     kernels: &[Kernel],
@@ -209,7 +209,7 @@ struct Cluster {
     plane: ControlPlane,
     /// Images of kiam; the last one is installed.
     images: Vec<KiamImage>,
-    /// How many packets to the nodes' metadata service are allowed so far.
+    /// Packets to the nodes' metadata service that are allowed so far.
     allowed: usize,
     _sandbox: Sandbox,
 }
@@ -294,7 +294,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// A limit that suits what plays the nodes' processors.
+    /// Scales a limit to the accelerator of the nodes.
     fn limit(&self, by_kvm: Duration) -> Duration {
         by_kvm * self.run.accelerator.patience()
     }
@@ -383,7 +383,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What the cluster looks like, for whoever reads of a failure.
+    /// State of the cluster, for the report of a failure.
     fn state(&self) -> String {
         let mut text = String::new();
         for args in [
@@ -412,5 +412,5 @@ impl Cluster {
     }
 }
 
-/// The cluster's DNS server, as kubelets tell pods.
+/// Address of the cluster's DNS server in pods.
 const DNS: std::net::SocketAddr = std::net::SocketAddr::new(CONTROL_IP, 53);

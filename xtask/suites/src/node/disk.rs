@@ -7,12 +7,12 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::statvfs::statvfs;
 use toolchain::exec;
 
-/// Where machines mount the disk of what is carried into them.
+/// Mount point, in machines, of the disk with the programs and tests.
 pub(super) const MOUNT: &str = "/mnt/kiam";
 
 const MIB: u64 = 1024 * 1024;
 
-/// Makes a file system of a folder, with so much room beside what is in it. The file is sparse.
+/// Makes a file system of a folder, with a given amount of free space. The file is sparse.
 pub fn make(folder: &Path, image: &Path, spare_mib: u64, journal: bool) -> Result<()> {
     let used = used_mib(folder)?;
     check_room(image.parent().unwrap_or(folder), used + used / 8)?;
@@ -38,17 +38,17 @@ pub(super) fn overlay(image: &Path, overlay: &Path) -> Result<()> {
     exec(&mut command).map(drop)
 }
 
-/// Fails where a folder's file system has not so much room left.
+/// Fails when the file system of a folder has too little free space.
 ///
 /// # Errors
-/// When there is less room, or nothing to ask.
+/// Fails when there is less space, or it cannot be determined.
 pub fn check_room(folder: &Path, mib: u64) -> Result<()> {
     let system = statvfs(folder)
-        .with_context(|| format!("cannot ask for the room in {}", folder.display()))?;
+        .with_context(|| format!("cannot determine the free space in {}", folder.display()))?;
     let free = system.blocks_available() * system.fragment_size() / MIB;
     if free < mib {
         bail!(
-            "no room for a node's disk: {} has {free} MB left, and it takes {mib} MB; remove \
+            "not enough space for a node's disk: {} has {free} MB left, and it takes {mib} MB; remove \
              something there, or choose another folder by XDG_CACHE_HOME (what is kept) or TMPDIR \
              (what a run writes)",
             folder.display()
@@ -79,7 +79,7 @@ mod tests {
         let error = check_room(folder.path(), u64::MAX).unwrap_err().to_string();
         let path = folder.path().display().to_string();
         assert!(
-            error.starts_with("no room") && error.contains(&path),
+            error.starts_with("not enough space") && error.contains(&path),
             "{error}"
         );
     }

@@ -17,7 +17,7 @@ use super::root::Root;
 use super::table::Row;
 use testbed::sandbox::Sandbox;
 
-/// What kernels are tried in and with.
+/// Machine and tools with which kernels are tried.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Trial<'a> {
     pub(super) sandbox: &'a Sandbox,

@@ -16,9 +16,9 @@ pub struct Choice {
     /// Its name, as `--kernel` takes it.
     pub name: &'static str,
     suites: &'static [Suite],
-    /// What its packages' names begin with, behind `linux-image-`.
+    /// Prefix of its packages' names, after `linux-image-`.
     prefix: &'static str,
-    /// What its packages' names have, and those of other suites' builds do not.
+    /// Part of its packages' names that distinguishes them from other suites' builds.
     mark: &'static str,
 }
 
@@ -68,7 +68,7 @@ pub const CHOICES: [Choice; 4] = [
 pub struct Kernel {
     /// Its name, as it was asked for.
     pub name: &'static str,
-    /// Its release, as `uname -r` says it.
+    /// Its release, as printed by `uname -r`.
     pub release: String,
     /// Its architecture.
     pub architecture: Architecture,
@@ -76,10 +76,10 @@ pub struct Kernel {
 }
 
 impl Choice {
-    /// The choice of this name.
+    /// Returns the choice of this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails when there is no such choice.
     pub fn parse(name: &str) -> Result<Self, String> {
         let found = CHOICES.into_iter().find(|choice| choice.name == name);
         found.ok_or_else(|| {
@@ -119,10 +119,10 @@ impl Choice {
         });
     }
 
-    /// The kernel, which has been fetched.
+    /// Returns the kernel, which was fetched before.
     ///
     /// # Errors
-    /// When it has not.
+    /// Fails when it was not fetched.
     pub fn kernel(self, architecture: Architecture) -> Result<Kernel> {
         let cache = self.cache(architecture);
         ensure!(
@@ -174,7 +174,7 @@ impl Choice {
         Ok(())
     }
 
-    /// Whether a package is a kernel of it: not a package that stands for the newest one.
+    /// Returns whether a package is one of its kernels, and not a metapackage for the newest one.
     fn is_of(self, package: &str) -> bool {
         let release = package.trim_start_matches("linux-image-");
         release.starts_with(|first: char| first.is_ascii_digit())

@@ -20,13 +20,13 @@ use super::kernels::Kernel;
 use super::root::Root;
 use testbed::sandbox::{Finished, Program, Sandbox};
 
-/// What both kinds of `init` say once commands can be run.
+/// Line that both kinds of `init` print once commands can be run.
 const READY: &str = "kiam-machine-ready";
 /// For a command of ours that takes no time, by KVM.
 const SHORT: Duration = Duration::from_secs(15);
 /// From start to the first command, by KVM.
 const BOOT: Duration = Duration::from_secs(40);
-/// What a run may write before there is certainly no room.
+/// Space that a run may write to the overlay.
 const OVERLAY_MIB: u64 = 1024;
 
 /// First program of a machine.
@@ -38,7 +38,7 @@ pub enum Init {
     Bare,
 }
 
-/// What a machine is like.
+/// Options of a machine.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Its name.
@@ -95,7 +95,7 @@ impl Machine {
     /// Makes a machine, which is off.
     ///
     /// # Errors
-    /// When there is no room for its disk, or a tool fails.
+    /// Fails when there is no space for its disk, or a tool fails.
     pub fn new(
         sandbox: &Sandbox,
         kernel: &Kernel,
@@ -130,7 +130,8 @@ impl Machine {
     /// Starts it and waits until commands can be run.
     ///
     /// # Errors
-    /// When it has not come so far in time: then it is killed; with the end of what it said.
+    /// Fails when it has not started in time: then it is killed; the error holds the end of its
+    /// output.
     pub fn power_on(&mut self) -> Result<()> {
         ensure!(self.qemu.is_none(), "{} is on", self.options.name);
         let qemu = Program::start(&self.options.name, self.command())?;
@@ -161,13 +162,13 @@ impl Machine {
         self.options.address
     }
 
-    /// What it has said on its serial line since it was started.
+    /// Output on its serial console since its start.
     #[must_use]
     pub fn console(&self) -> String {
         self.qemu.as_ref().map(Program::output).unwrap_or_default()
     }
 
-    /// A limit that suits KVM, made to suit what plays its processor.
+    /// Scales a limit for KVM to the machine's accelerator.
     #[must_use]
     pub fn limit(&self, by_kvm: Duration) -> Duration {
         by_kvm * self.accelerator.patience()
@@ -176,8 +177,8 @@ impl Machine {
     /// Runs a shell's command in it.
     ///
     /// # Errors
-    /// When it is off or has ended, or the command has not ended in time. A command that fails is not an
-    /// error here.
+    /// Fails when it is off or has ended, or the command has not ended in time. A command that
+    /// fails is not an error here.
     pub fn run(&self, script: &str, limit: Duration) -> Result<Finished> {
         let finished = self.start(script)?.finish(limit);
         let finished = finished.map_err(|error| self.explain(error))?;
@@ -192,7 +193,7 @@ impl Machine {
     /// Runs a shell's command in it that has to succeed, and returns what it printed.
     ///
     /// # Errors
-    /// As [`Self::run`], and when the command fails.
+    /// Like [`Self::run`], and fails when the command fails.
     pub fn check(&self, script: &str, limit: Duration) -> Result<String> {
         let finished = self.run(script, limit)?;
         ensure!(
@@ -210,7 +211,7 @@ impl Machine {
     /// output; it is not killed.
     ///
     /// # Errors
-    /// When it is off.
+    /// Fails when it is off.
     pub fn start(&self, script: &str) -> Result<Program> {
         ensure!(self.qemu.is_some(), "{} is off", self.name());
         let mut command = self.ssh("ssh");
@@ -221,7 +222,7 @@ impl Machine {
     /// Copies a file or folder into it.
     ///
     /// # Errors
-    /// When it is off, or there is no such file, or no room.
+    /// Fails when it is off, or there is no such file, or too little space.
     pub fn copy_in(&self, from: &Path, to: &str, limit: Duration) -> Result<()> {
         ensure!(self.qemu.is_some(), "{} is off", self.name());
         let mut command = self.ssh("scp");
@@ -240,7 +241,7 @@ impl Machine {
     /// Shuts it down in order.
     ///
     /// # Errors
-    /// When it has not ended in time: then it is killed.
+    /// Fails when it has not ended in time: then it is killed.
     pub fn power_off(&mut self) -> Result<()> {
         let script = match self.options.init {
             Init::Systemd => "systemctl poweroff",
@@ -291,7 +292,7 @@ impl Machine {
         Ok(())
     }
 
-    /// An error with the end of what the machine has said.
+    /// Adds the end of the machine's console output to an error.
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let Some(qemu) = &self.qemu else {
             return error;

@@ -13,7 +13,7 @@ use toolchain::{Architecture, Cache, Log, Plan, Step, fingerprint};
 use super::disk;
 use toolchain::debian::{LATE_MIRROR, Lists, SID, check_keyring};
 
-/// What is installed beside Debian's essential packages.
+/// Packages installed in addition to Debian's essential ones.
 const PACKAGES: &[&str] = &[
     "bpftool",
     "ca-certificates",
@@ -41,13 +41,13 @@ const PACKAGES: &[&str] = &[
     "udev",
     "util-linux",
 ];
-/// What a node may write: images, logs, containers.
+/// Space for images, logs and containers on a node.
 const SPARE_MIB: u64 = 8192;
-/// What making it takes, packages included.
+/// Space that building it takes, packages included.
 const TAKES_MIB: u64 = 2500;
 
-/// What there is of these on a machine of another architecture, whose packages can only be unpacked:
-/// enough for a program of ours to be tried there, without systemd.
+/// Packages of these on a machine of another architecture, where packages can only be unpacked:
+/// enough to run one of kiam's programs there, without systemd.
 const UNPACKED: &[&str] = &[
     "base-files",
     "base-passwd",
@@ -101,7 +101,7 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/fstab", 0o644, "/dev/vda / ext4 defaults 0 0\n"),
 ];
 const ENABLED: &[&str] = &["kiam-network", "kiam-ready"];
-/// What a node in a room without the Internet would only wait for.
+/// Units that would only wait on a node without the Internet.
 const MASKED: &[&str] = &[
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -252,10 +252,10 @@ fn furnish(root: &Path, key: &Path) -> Result<()> {
 }
 
 impl Root {
-    /// The root file system, which has been made.
+    /// Returns the root file system, which was built before.
     ///
     /// # Errors
-    /// When it has not.
+    /// Fails when it was not built.
     pub fn get(architecture: Architecture) -> Result<Self> {
         let cache = cache(architecture);
         ensure!(

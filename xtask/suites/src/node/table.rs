@@ -5,7 +5,7 @@ use std::fmt;
 use super::checks::{Check, Found};
 use super::conditions::Condition;
 
-/// What came of a kernel's checks.
+/// Results of a kernel's checks.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) kernel: String,
@@ -20,7 +20,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// What is not as it should be.
+    /// Unexpected results.
     pub(super) fn wrong(&self) -> Vec<String> {
         let cells = self.rows.iter().flat_map(|row| {
             let cells = row.cells.iter();

@@ -18,7 +18,7 @@ const NAMES: [&str; 3] = ["rust", "java-v2-metadata", "go-v1"];
 /// Between two turns: each asks for new credentials.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What came of a client's requests.
+/// Results of a client's requests.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ClientCounts {
     /// Its name.
@@ -120,12 +120,12 @@ impl ClientCounts {
         counts
     }
 
-    /// That it was refused while there was no agent, and never else.
+    /// Checks that it was refused only while there was no agent.
     ///
     /// # Errors
-    /// When it was, or asked for nothing.
+    /// Fails when it was refused at another time, or sent no request.
     pub(super) fn check(&self) -> Result<()> {
-        ensure!(self.requests > 0, "{} asked for nothing", self.client);
+        ensure!(self.requests > 0, "{} sent no request", self.client);
         ensure!(
             self.failed == 0,
             "a client was refused while there was an agent: {self:?}"

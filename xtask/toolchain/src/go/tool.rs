@@ -18,9 +18,9 @@ pub struct GoTool {
     pub package: &'static str,
     /// Version that is built.
     pub version: &'static str,
-    /// What it is needed for.
+    /// Purpose, shown before it is installed.
     pub why: &'static str,
-    /// How long building it takes on a small machine.
+    /// Time to build it on a small machine.
     pub seconds: u64,
 }
 
@@ -44,7 +44,7 @@ impl GoTool {
         });
     }
 
-    /// Where it is.
+    /// Path of the installed program.
     pub fn path(self) -> Result<PathBuf> {
         let cache = self.cache();
         ensure!(cache.is_complete(), "{} is not built yet", self.name);

@@ -20,9 +20,9 @@ pub struct Toolchain {
     pub cargo: PathBuf,
     /// Its rustc.
     pub rustc: PathBuf,
-    /// Where its library is.
+    /// Folder of its library.
     pub sysroot: PathBuf,
-    /// Its version, as it says it.
+    /// Its version, as it prints it.
     pub version: String,
     /// The folder that bpf-linker is in.
     pub linker_folder: PathBuf,
@@ -39,7 +39,7 @@ impl fmt::Display for Toolchain {
     }
 }
 
-/// What is missing to build the kernel programs.
+/// Parts that are missing to build the kernel programs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Missing {
     /// There is no toolchain with the standard library's source.
@@ -84,7 +84,7 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Where these commands install bpf-linker: in the user's cache folder.
+/// Folder in the user's cache into which these commands install bpf-linker.
 pub fn linker_root() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -99,7 +99,7 @@ pub fn linker_root() -> PathBuf {
 /// Finds a toolchain: a rustup nightly with `rust-src`, else the distribution's.
 ///
 /// # Errors
-/// Says what is missing, with the commands that install it.
+/// Lists the missing parts, with the commands that install them.
 pub fn find_toolchain() -> Result<Toolchain, Missing> {
     let linker = find_linker();
     let rust = nightly().or_else(distribution);
@@ -176,8 +176,8 @@ fn toolchain(cargo: &Path, rustc: &Path) -> Option<Toolchain> {
     })
 }
 
-/// What a program prints, if it is there and succeeds. Rustup's proxies must not be given which
-/// toolchain to be.
+/// Output of a program, if it is there and succeeds. Rustup's proxies must not inherit the name of
+/// a toolchain.
 fn stdout_of(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Option<String> {
     let output = Command::new(program)
         .args(args)

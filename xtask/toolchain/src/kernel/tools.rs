@@ -1,4 +1,5 @@
-//! What builds the kernel programs: a Rust toolchain with its library's source, and bpf-linker.
+//! Tools that build the kernel programs: a Rust toolchain with its library's source, and
+//! bpf-linker.
 
 use std::path::Path;
 use std::process::Command;
@@ -69,7 +70,7 @@ fn rust(plan: &mut Plan) {
     }
 }
 
-/// By what `/etc/os-release` says.
+/// Returns whether the content of `/etc/os-release` is Debian's.
 fn is_debian(system: &str) -> bool {
     system.lines().any(|line| line.trim() == "ID=debian")
 }

@@ -1,4 +1,4 @@
-//! What changes in the API changes on the node.
+//! Changes in the API take effect on the node.
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::{Namespace, Pod};

@@ -13,7 +13,7 @@ use testbed::cluster::PodTemplate;
 use testbed::kiam::METADATA_PORT;
 use testbed::probe::{METADATA_SERVICE, Prober};
 
-/// What Grafana puts in place of variables; rates over half a minute, as the run is short.
+/// Values of Grafana's variables; rates over half a minute, as the run is short.
 const VARIABLES: [(&str, &str); 3] = [
     ("$__rate_interval", "30s"),
     ("[5m]", "[30s]"),

@@ -1,4 +1,4 @@
-//! What running programs count, compared with what is documented.
+//! Metrics of running programs, compared with the documented ones.
 
 use anyhow::{Context as _, Result, ensure};
 

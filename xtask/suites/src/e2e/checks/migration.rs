@@ -22,7 +22,7 @@ use testbed::sandbox::CONTROL_IP;
 const POD: &str = "moving";
 const POD_ROLE: &str = "billing-moving";
 
-/// What kiam v4's agent is to a server: its calls, with its certificate, from its node.
+/// Client of a server as kiam v4's agent: its calls, with its certificate, from its node.
 struct OldAgent(KiamServiceClient<Channel>);
 
 impl OldAgent {
@@ -40,7 +40,7 @@ impl OldAgent {
         Ok(Self(KiamServiceClient::new(channel?)))
     }
 
-    /// What it would answer a pod at this address: its role's name, and whether there are
+    /// Answer of that agent to a pod at this address: the name of its role, and whether there are
     /// credentials of it.
     async fn answer(&mut self, ip: IpAddr) -> Result<String, Status> {
         let ip = ip.to_string();

@@ -1,4 +1,4 @@
-//! What a running pod does not notice.
+//! Outages that a running pod does not notice.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ async fn pod(fixture: &mut Fixture, name: &str) -> Result<Place> {
     fixture.pod(&template).await
 }
 
-/// How long it takes now until a new pod has its credentials.
+/// Time until a new pod has its credentials.
 async fn next(fixture: &mut Fixture, name: &str) -> Result<Duration> {
     let begin = Instant::now();
     let place = pod(fixture, name).await?;

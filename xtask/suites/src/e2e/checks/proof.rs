@@ -119,8 +119,8 @@ pub(super) async fn other_tokens(fixture: &mut Fixture) -> Result<Facts> {
     Ok(facts)
 }
 
-/// That the server refuses an agent on a node, logs why, and the node's pods have nothing.
-/// Returns why.
+/// Checks that the server refuses an agent on a node and logs why, and that the node's pods get no
+/// credentials. Returns the reason.
 fn refused(
     fixture: &Fixture,
     kubelet: &Kubelet,

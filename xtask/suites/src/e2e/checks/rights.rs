@@ -1,4 +1,4 @@
-//! What kiam's service accounts may do, by the word of the API itself.
+//! Rights of kiam's service accounts, as reported by the API itself.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Who gets which role.
+//! Assignment of roles to pods.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -12,7 +12,7 @@ use super::tools::{answers, has, is, sdk_is, seen};
 use testbed::cluster::PodTemplate;
 use testbed::sdk::Sdk;
 
-/// How long it may take until a pod gets the reason why it has no role.
+/// Limit until a pod gets the reason why it has no role.
 const EVENT_SECONDS: u32 = 15;
 
 pub(super) async fn own(fixture: &mut Fixture) -> Result<Facts> {
@@ -79,7 +79,7 @@ pub(super) async fn without_permission(fixture: &mut Fixture) -> Result<Facts> {
     refused(fixture, &template, "newcomers-files").await
 }
 
-/// That a pod is refused the role it names, with the annotation that decides it.
+/// Checks that a pod is refused the role it names, with the annotation that decides it.
 async fn refused(fixture: &mut Fixture, template: &PodTemplate<'_>, role: &str) -> Result<Facts> {
     let place = fixture.pod(template).await?;
     let PodTemplate {

@@ -84,7 +84,7 @@ pub(super) async fn keeps(fixture: &mut Fixture) -> Result<Facts> {
     )])
 }
 
-/// Whether a node has the taint. Other taints stay whatever happens.
+/// Returns whether a node has the taint. Other taints stay in every case.
 async fn has(nodes: &Api<Node>, name: &str) -> Result<bool> {
     let node = nodes.get(name).await?;
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();

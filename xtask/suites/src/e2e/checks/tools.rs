@@ -13,7 +13,7 @@ use testbed::probe::{Answer, METADATA_SERVICE, Prober};
 use testbed::sandbox::Place;
 use testbed::sdk::Sdk;
 
-/// How long what has changed may take to be seen, on a busy machine.
+/// Limit for a change to take effect, on a busy machine.
 const SEEN_LIMIT: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -97,7 +97,7 @@ impl Asking {
         Self { enough, asked }
     }
 
-    /// How often it asked and got them, which must be always.
+    /// Number of requests, all of which must have been served.
     pub(super) async fn end(mut self) -> Result<usize> {
         self.enough.store(true, Ordering::Relaxed);
         match (&mut self.asked).await?? {

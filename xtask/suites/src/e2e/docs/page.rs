@@ -35,7 +35,7 @@ pub(super) fn steps(page: &str) -> Result<Vec<Step>> {
 }
 
 impl Step {
-    /// What is missing of what it was to print.
+    /// Returns the first expected line that is missing from the output.
     pub(super) fn missing<'a>(&'a self, printed: &str) -> Option<&'a str> {
         let mut lines = printed.lines();
         let missing = self

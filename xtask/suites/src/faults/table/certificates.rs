@@ -45,7 +45,7 @@ pub(super) const FAULTS: &[Fault] = &[
     .serves_new_pods(),
 ];
 
-/// What was written is in use, and new connections show it.
+/// Checks that the written files are in use, and that new connections show it.
 async fn taken_in(fixture: &Fixture) -> Result<()> {
     // Writers are waited for, some 200 ms, and there is no telling from outside.
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -82,7 +82,7 @@ async fn readdressed(fixture: &mut Fixture, deleted: bool) -> Result<()> {
     fixture.pod_at(0, &name, &role, ip).await
 }
 
-/// What was left is deleted.
+/// Deletes the pods that were left.
 async fn gone(fixture: &mut Fixture) -> Result<()> {
     for (namespace, name) in std::mem::take(&mut fixture.left) {
         fixture.objects.delete_pod(&namespace, &name).await?;

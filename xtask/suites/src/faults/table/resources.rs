@@ -1,4 +1,4 @@
-//! What runs out: file descriptors, memory, disks; and many pods at once.
+//! Exhausted resources: file descriptors, memory, disks; and many pods at once.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -14,13 +14,13 @@ use super::{Args, Cluster};
 pub(super) struct Check {
     /// Its name in the table.
     pub(super) name: &'static str,
-    /// Whether others make no sense without it.
+    /// True if other checks depend on it.
     pub(super) needed: bool,
     /// Does it.
     pub(super) run: fn(&mut Cluster) -> Result<()>,
 }
 
-/// What `.ci/run` has time for.
+/// Checks that `.ci/run` includes.
 const SHORT: &[Check] = &[
     needed("helm installs the chart", basic::install),
     needed("pods start", basic::pods_start),
@@ -44,13 +44,13 @@ const SHORT: &[Check] = &[
     check("no packet of a pod to the node's service", basic::no_packet),
 ];
 
-/// What iptables cannot do: all pods of the node's network are one to it.
+/// Checks that iptables cannot pass: it sees all pods of the node's network as one.
 const EBPF: &[Check] = &[
     check("hostNetwork pod, its own role", host::annotated),
     check("hostNetwork pod, refused", host::deny),
 ];
 
-/// What there is time for by hand.
+/// Checks that only run by hand, as they take long.
 const LONG: &[Check] = &[
     check("StatefulSet pod made again", life::stateful_set),
     check("hostUsers: false", life::host_users),

@@ -1,4 +1,4 @@
-//! Which node of the cluster a machine is.
+//! Identity of a machine as a node of the cluster.
 
 use std::net::Ipv4Addr;
 

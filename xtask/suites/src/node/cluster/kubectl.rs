@@ -15,7 +15,7 @@ use toolchain::helm;
 
 /// For commands that wait for nothing.
 const SHORT: Duration = Duration::from_secs(120);
-/// Between two looks at what nobody tells.
+/// Interval between two checks of a state that cannot be watched.
 const LOOK: Duration = Duration::from_secs(3);
 
 /// A user's shell with an administrator's kubeconfig.
@@ -68,7 +68,7 @@ impl Kubectl {
         self.run_for(args, SHORT)
     }
 
-    /// As [`Self::run`], with a limit.
+    /// Like [`Self::run`], with a limit.
     pub(super) fn run_for(&self, args: &[&str], limit: Duration) -> Result<String> {
         let ended = self.try_run(args, limit)?;
         succeeded(&format!("kubectl {}", args.join(" ")), ended)
@@ -132,7 +132,7 @@ impl Kubectl {
         }
     }
 
-    /// What a container has printed.
+    /// Output of a container.
     pub(super) fn logs(&self, namespace: &str, pod: &str, container: &str) -> Result<String> {
         self.run(&["-n", namespace, "logs", pod, "-c", container])
     }

@@ -1,4 +1,4 @@
-//! What pods print, read: see `files/pod.c`.
+//! Output of pods, parsed: see `files/pod.c`.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -20,7 +20,7 @@ pub(super) struct Answer {
     pub(super) status: u16,
     /// The role, or the reason why not.
     pub(super) text: String,
-    /// Whether the container was told to end before.
+    /// True if the container was asked to end before.
     pub(super) terminating: bool,
 }
 
@@ -52,12 +52,13 @@ pub(super) fn answers(log: &str) -> Vec<Answer> {
     answers
 }
 
-/// How a node knows its pods.
+/// How a node identifies its pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KnownBy {
     /// At once.
     Cgroup,
-    /// As soon as the API tells it: requests until then are answered 503, and SDKs repeat them.
+    /// By address, as soon as the API reports it: requests until then are answered 503, and SDKs
+    /// repeat them.
     Address,
 }
 

@@ -10,7 +10,7 @@ pub(in crate::node) struct Table {
     kernels: Vec<(String, Vec<Outcome>)>,
     /// Clusters that could not be made.
     failures: Vec<String>,
-    /// Whether each check had to fail.
+    /// True if each check had to fail.
     planted: bool,
 }
 
@@ -33,8 +33,8 @@ impl Table {
         self.failures.push(format!("{release}: {failure}"));
     }
 
-    /// What is not as it should be: each failure; where defects are planted, each check that has not
-    /// noticed, but for those that others need.
+    /// Unexpected results: each failure; with planted defects, each check that has not detected
+    /// one, except those that others need.
     pub(in crate::node) fn wrong(&self) -> Vec<String> {
         let planted = self.planted;
         let mut wrong = self.failures.clone();

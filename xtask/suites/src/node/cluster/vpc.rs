@@ -1,5 +1,5 @@
-//! What is around the cluster's nodes, as on EC2: the node's own metadata service at the far end of
-//! `eth0`, STS, and a watch on whatever is sent to the metadata service.
+//! Surroundings of the cluster's nodes, as on EC2: the node's own metadata service at the far end
+//! of `eth0`, STS, and a capture of all packets to the metadata service.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,7 +21,7 @@ const STS_PORT: u16 = 4566;
 /// The last packets, which a failure is explained by.
 const MAX_PACKETS: usize = 200;
 
-/// What is around the nodes, until it is dropped.
+/// Surroundings of the nodes, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Vpc {
     sts: Sts,
@@ -66,7 +66,7 @@ impl Vpc {
         &self.sts
     }
 
-    /// What was sent to the nodes' metadata service.
+    /// Packets sent to the nodes' metadata service.
     pub(super) const fn packets(&self) -> &Packets {
         &self.packets
     }
@@ -77,7 +77,7 @@ impl Packets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many there were.
+    /// Number of packets.
     pub(super) fn count(&self) -> usize {
         self.lock().count
     }
@@ -143,7 +143,7 @@ async fn follow(socket: UnixDatagram, packets: &Packets) {
     }
 }
 
-/// Sender, protocol, and the first line of what it says.
+/// Sender, protocol, and the first line of the payload.
 fn describe(packet: &[u8]) -> String {
     const ETHERNET: usize = 14;
     let Some(ip) = packet.get(ETHERNET..ETHERNET + 20) else {

@@ -13,13 +13,13 @@ use crate::node::disk::MOUNT;
 use crate::node::{Accelerator, Init, Kernel, Machine, Options, Root};
 use testbed::sandbox::Sandbox;
 
-/// What a command in a node may take by KVM.
+/// Limit for a command in a node, with KVM.
 const SHORT: Duration = Duration::from_secs(20);
 const IMPORT: Duration = Duration::from_secs(30);
 const MEMORY_MIB: u32 = 3072;
 const PROCESSORS: u32 = 2;
 
-/// Who makes a container's cgroup.
+/// Component that makes a container's cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Driver {
     /// systemd, as the kubelet recommends
@@ -28,7 +28,7 @@ pub(super) enum Driver {
     Cgroupfs,
 }
 
-/// How kube-proxy reaches Services.
+/// Mode in which kube-proxy routes Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum ProxyMode {
     /// By nftables
@@ -37,11 +37,11 @@ pub(super) enum ProxyMode {
     Iptables,
 }
 
-/// What nodes are like.
+/// Settings of nodes.
 #[derive(Debug, Clone, clap::Args)]
 #[group(id = "node-settings")]
 pub(super) struct Settings {
-    /// Who makes containers' cgroups
+    /// Driver of containers' cgroups
     #[arg(long, value_enum, default_value = "systemd")]
     cgroup_driver: Driver,
 
@@ -55,7 +55,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// What is not as it is by default.
+    /// Settings that are not the default.
     pub(super) fn words(&self) -> impl Iterator<Item = String> {
         let driver = (self.cgroup_driver == Driver::Cgroupfs).then(|| "cgroupfs".to_owned());
         let proxy =

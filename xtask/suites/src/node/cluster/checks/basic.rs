@@ -78,7 +78,7 @@ pub(super) fn static_pod(cluster: &mut Cluster) -> Result<()> {
     cluster.all_of(&log, &cluster.role("static")).map(drop)
 }
 
-/// What `kubectl exec` runs is the pod's; its keys sign as its role.
+/// Checks that a process of `kubectl exec` belongs to the pod; its keys sign as its role.
 pub(super) fn exec(cluster: &mut Cluster) -> Result<()> {
     let log = cluster.exec("besteffort", &["ask", "-c"])?;
     cluster.all_of(&log, &cluster.role("besteffort"))?;
@@ -246,7 +246,7 @@ impl Cluster {
         self.all_of(&log, &self.role(pod)).map(drop)
     }
 
-    /// What a container has printed, once it has been answered.
+    /// Output of a container, once it has been answered.
     pub(super) fn answered(&self, pod: &str, container: &str) -> Result<String> {
         let mut log = String::new();
         self.until(self.limit(STEP), || {

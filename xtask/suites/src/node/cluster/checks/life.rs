@@ -1,4 +1,4 @@
-//! What happens to pods and nodes in the course of time: they are made again, started again, cut off.
+//! Checks of pods and nodes over time: they are created again, restarted, cut off.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
