@@ -29,7 +29,7 @@ pub(super) async fn other_node(fixture: &mut Fixture) -> Result<Facts> {
 
     // It asks for another node's pods with the token that it has.
     let other = ["--node-name=node-1"];
-    let expected = "asks for node node-1 and proves that it comes from node-2";
+    let expected = "asks for node node-1, but proves that it comes from node-2";
     let asks = refused(
         fixture, &kubelet, &pod, &own_token, &other, expected, nothing,
     )?;
@@ -39,7 +39,7 @@ pub(super) async fn other_node(fixture: &mut Fixture) -> Result<Facts> {
     let stolen = fixture.kubelets[0]
         .project_token(&fixture.agent_pod, AGENT_ACCOUNT, AUDIENCE, &folder)
         .await?;
-    let expected = "asks for node node-2 and proves that it comes from node-1";
+    let expected = "asks for node node-2, but proves that it comes from node-1";
     let steals = refused(fixture, &kubelet, &pod, &stolen, &[], expected, nothing)?;
 
     // And when it asks for its own, it gets it.
