@@ -20,7 +20,7 @@ use system::System;
 use testbed::image;
 use testbed::kiam::ImagePrograms;
 
-/// All of it, unpacked.
+/// Limit for the unpacked image.
 const MOST_BYTES: u64 = 40 << 20;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const SBOM: &str = "usr/share/doc/kiam/sbom.cdx.json";
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Makes it, below `target/image`, and checks it.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was made")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 fn build(architecture: Architecture, system: &System) -> Result<()> {
     let folder = image::folder(architecture);
     std::fs::create_dir_all(&folder)?;

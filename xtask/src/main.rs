@@ -68,7 +68,7 @@ enum Command {
     Faults(faults::Args),
 }
 
-#[expect(clippy::print_stderr, reason = "for whoever started it")]
+#[expect(clippy::print_stderr, reason = "for the terminal")]
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,

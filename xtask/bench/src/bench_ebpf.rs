@@ -69,7 +69,7 @@ pub struct Report {
     pub udp_connect_ratio: f64,
     /// Accepting connections.
     pub tcp_accept_ratio: f64,
-    /// All of it.
+    /// All kinds of work.
     pub rows: Vec<Row>,
     /// Counts of the kernel for each program, from a run of their own: counting costs time.
     pub programs: Vec<Count>,

@@ -37,13 +37,13 @@ use testbed::doubles::sts::Sts;
 use testbed::kiam::Programs;
 use testbed::pki::Authority;
 
-/// For a cluster to be read, and its credentials to come.
+/// Limit until a cluster is read, and its credentials are issued.
 const SETTLE_LIMIT: Duration = Duration::from_secs(600);
-/// For the last pods' credentials to come.
+/// Limit for the credentials of the last pods.
 const PUSH_LIMIT: Duration = Duration::from_secs(10);
 /// Time for which a new pod stays.
 const STAY: Duration = Duration::from_secs(5);
-/// Of the pods that come, one in so many has a role that none had before.
+/// Interval, among new pods, of those with a role that none had before.
 const NEW_ROLE_EVERY: u64 = 10;
 
 /// Flags of `cargo xtask load`.

@@ -1,7 +1,7 @@
 //! Requests from inside of a pod, as many as will go. Run by the benchmark.
 //!
-//! It writes a request that was composed before and looks for an answer's end and nothing else: what it
-//! costs itself is told with the rest, so that one can see whether it was what limited.
+//! It writes a request that was composed before and looks for the end of an answer and nothing else. Its
+//! own CPU time is in the result, to show whether it was the limit.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::Histogram;
 const WARM_UP: Duration = Duration::from_millis(50);
 /// An answer that takes longer is none.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Between two attempts while something starts.
+/// Pause between two attempts while something starts.
 const RETRY: Duration = Duration::from_micros(500);
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 
@@ -63,7 +63,7 @@ pub enum How {
     Connect,
     /// The requests of an SDK: a token, the role, its credentials, each on a connection of its own
     Exchange,
-    /// Until there is an answer with credentials that are not the node's
+    /// Requests until an answer has credentials that are not the node's
     First,
     /// The begin of a request on each connection, and then nothing
     Hold,
@@ -186,7 +186,7 @@ async fn first(args: &Args) -> Result<First> {
                 let answered = monotonic()?;
                 return Ok(First { exposed, answered });
             }
-            // The node's own service knows no such role; it does not say what the agent says it is.
+            // The node's own service knows no such role; its reply differs from the agent's.
             Ok(Err(error)) if is_refusal(&error) && !error.to_string().contains("EC2ws") => {
                 exposed = Some(monotonic()?);
             }
@@ -237,7 +237,7 @@ impl Client {
         Ok(Self { stream, buffer })
     }
 
-    /// The body of an answer, which must be 200 and say how long it is.
+    /// The body of an answer, which must be 200 and have a length.
     async fn ask(&mut self, request: &[u8]) -> Result<&[u8]> {
         self.stream.write_all(request).await?;
         let mut filled = 0;
@@ -268,7 +268,7 @@ fn body(answer: &[u8]) -> Result<Option<(usize, usize)>> {
         let is_it = name.eq_ignore_ascii_case("content-length");
         is_it.then(|| value.trim().parse::<usize>())
     });
-    let length = length.context("the answer does not say how long it is")??;
+    let length = length.context("the answer has no length")??;
     Ok(Some((head + 4, head + 4 + length)))
 }
 

@@ -1,4 +1,4 @@
-//! Requests and other traffic from inside a pod, and what whoever started them reads of it.
+//! Requests and other traffic from inside a pod, and the types of their results.
 //!
 //! The kernel programs know a process by its cgroup, so a pod's request has to come from a process
 //! in the pod: the program of this package. Each module is one of its commands, with the types that

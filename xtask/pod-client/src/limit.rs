@@ -30,7 +30,7 @@ pub struct Args {
     pub bare: bool,
 }
 
-/// Serves until it is killed; says `listening` when it does.
+/// Serves until it is killed; prints `listening` first.
 ///
 /// # Errors
 /// Fails when the address cannot be bound.

@@ -22,7 +22,7 @@ enum Command {
     Work(work::Args),
 }
 
-#[expect(clippy::print_stderr, reason = "for whoever started it")]
+#[expect(clippy::print_stderr, reason = "for the terminal")]
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Probe(args) => probe::run(&args),

@@ -1,5 +1,5 @@
 //! Requests from inside of a pod at a steady rate, each on a connection of its
-//! own, and what came of every one of them. Run by `cargo xtask restarts` and tests.
+//! own, and the result of each. Run by `cargo xtask restarts` and tests.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

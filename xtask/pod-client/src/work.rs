@@ -39,7 +39,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// All of them.
+    /// All kinds of work.
     pub const ALL: [Self; 5] = [
         Self::TcpConnect,
         Self::UdpSend,
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
         Work::TcpAccept => {
             let listener = TcpListener::bind(args.address)?;
             println!("listening");
-            // The first tells that the client is at work.
+            // The first shows that the client is running.
             listener.accept()?;
             rate(time, || {
                 let (stream, _) = listener.accept()?;

@@ -60,7 +60,7 @@ const HANDLERS: &[&str] = &[
     "/lifecycle/preStop/tcpSocket",
 ];
 
-/// A pod that somebody makes.
+/// A pod that a user creates.
 struct Case {
     what: String,
     namespace: &'static str,
@@ -159,8 +159,8 @@ async fn attempt(client: &kube::Client, namespace: &str, pod: &Value) -> Result<
     api.create(&params, &pod).await
 }
 
-/// Tries all cases: each is accepted without the policy, and refused by it or not as it says.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+/// Tries all cases: each is accepted without the policy, and with it, refused or accepted as expected.
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) async fn check(plane: &ControlPlane, objects: &Objects) -> Result<()> {
     let client = objects.client();
     objects.namespace(TEAM, &[]).await?;
@@ -271,7 +271,7 @@ async fn mirror(plane: &ControlPlane, pod: &Value) -> Result<()> {
     let kubelet = plane.client_of_kubelet(NODE).await?;
     let tried = attempt(&kubelet, TEAM, &pod).await;
     tried.context("a static pod's mirror")?;
-    // Whoever else says so is not believed.
+    // Other users cannot claim this.
     let tried = attempt(&admin, TEAM, &pod).await;
     ensure!(tried.is_err(), "a user's mirror of no static pod");
     Ok(())

@@ -94,7 +94,7 @@ struct Thresholds {
 }
 
 /// Checks all of it.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn check() -> Result<()> {
     let known = Known::ask()?;
     let folder = workspace().join("deploy/prometheus");
@@ -147,11 +147,11 @@ fn runbook(alert: &str, severity: &str, url: &str) -> Result<()> {
         other => bail!("{alert}: unknown severity {other:?}"),
     };
     let stated = format!("**{reaction}** (`severity: {severity}`)");
-    ensure!(text.contains(&stated), "{url}: must say {stated:?}");
+    ensure!(text.contains(&stated), "{url}: must contain {stated:?}");
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 fn dashboards(known: &Known) -> Result<()> {
     let folder = workspace().join("deploy/grafana");
     let mut rules = "groups:\n  - name: queries\n    rules:\n".to_owned();

@@ -30,7 +30,7 @@ pub(crate) fn plan(plan: &mut Plan) {
 }
 
 /// The pages' Terraform is HCL, formatted as usual.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn terraform() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     for page in TERRAFORM {
@@ -57,7 +57,7 @@ pub(super) fn terraform() -> Result<()> {
 }
 
 /// Makes it, in `target/book`.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was made")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn make() -> Result<()> {
     let root = workspace();
     let mut build = Command::new(MDBOOK.path()?);

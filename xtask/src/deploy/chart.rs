@@ -40,7 +40,7 @@ const TOLERATIONS: &str = "/spec/template/spec/tolerations";
 const CAPABILITIES: &str = "/spec/template/spec/containers/0/securityContext/capabilities/add";
 
 /// Lints and renders the defaults and each of the chart's value sets; by name.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn render_all() -> Result<Vec<(String, String)>> {
     let mut rendered = vec![("defaults".to_owned(), render(&[])?)];
     for path in value_sets()? {
@@ -75,7 +75,7 @@ fn value_sets() -> Result<Vec<PathBuf>> {
 }
 
 /// Bad values are refused, and the refusal names the fix.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn refusals() -> Result<()> {
     for (values, expected) in REFUSED {
         match helm::template(&["--set", values]) {
@@ -160,7 +160,7 @@ fn fields() -> Vec<(&'static str, &'static str, &'static str, Value)> {
 }
 
 /// Values reach the fields that they are for.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn values_reach_fields() -> Result<()> {
     let fields = fields();
     for (values, object, field, expected) in &fields {
@@ -206,7 +206,7 @@ pub(super) fn dry_run(rendered: &[(String, String)]) -> Result<()> {
     })?
 }
 
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 async fn check(objects: &Objects, rendered: &[(String, String)]) -> Result<()> {
     objects.namespace("monitoring", &[]).await?;
     let version = objects.client().apiserver_version().await?.git_version;

@@ -53,7 +53,7 @@ fn help(program: &str, command: &[&str]) -> Result<String> {
     run.args(["run", "--quiet", "--locked", "-p", program, "--"])
         .args(command)
         .arg("--help")
-        // What is set here is told as a flag's value.
+        // A variable set here would be printed as the flag's value.
         .env_remove("NODE_NAME")
         .env_remove("HOST_IP")
         .env_remove("POD_UID")

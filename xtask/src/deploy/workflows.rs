@@ -20,7 +20,7 @@ pub(crate) fn plan(plan: &mut Plan) -> Result<()> {
 }
 
 /// Neither may find anything; zizmor is asked to be pedantic.
-#[expect(clippy::print_stdout, reason = "for whoever reads what was checked")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn check() -> Result<()> {
     let root = workspace();
     let mut actionlint = ACTIONLINT.command()?;

@@ -26,7 +26,7 @@ use testbed::sandbox;
 use testbed::sandbox::{NodeOptions, run as run_program};
 use wire::Reply;
 
-/// For all lines together, in the sandbox.
+/// Limit for all lines together, in the sandbox.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Role of the pod in the sandbox.
 const ROLE: &str = "a-reader";
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// From inside of a pod, by this program again.
+/// Runs this program again inside a pod.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 fn in_sandbox(args: &Args) -> Result<()> {
     if args.programs.is_none() {

@@ -143,7 +143,7 @@ fn begin_with(image: bool) -> Result<(Programs, Sandbox)> {
 }
 
 /// Returns the fixture as the checks left it, if it came up.
-#[expect(clippy::print_stderr, reason = "for whoever looks for the cause")]
+#[expect(clippy::print_stderr, reason = "for the terminal")]
 async fn run_checks(
     sandbox: &Sandbox,
     programs: &Programs,

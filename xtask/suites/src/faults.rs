@@ -40,7 +40,7 @@ const LIFE: Duration = Duration::from_secs(90);
 const NEW_POD_LIMIT: Duration = Duration::from_secs(30);
 /// Time for which new pods must get nothing.
 const STARVED_FOR: Duration = Duration::from_secs(2);
-/// Until requests that were under way have ended.
+/// Time in which pending requests end.
 const SETTLE: Duration = Duration::from_millis(1500);
 /// Number of pods that start for the startup latency, and how many each second.
 const STARTING: (usize, u32) = (150, 50);
@@ -204,7 +204,7 @@ async fn quiet(fixture: &mut Fixture, hold: Duration) -> Result<Row> {
     Ok(row)
 }
 
-/// Breaks something, mends it, and waits until all is well again.
+/// Injects faults, lifts them, and waits until pods are served again.
 async fn broken(fixture: &mut Fixture, faults: &[&Fault], hold: Duration) -> Result<Row> {
     let names: Vec<_> = faults.iter().map(|fault| fault.name).collect();
     let mut row = Row::new(names.join(" + "));

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! kernel_level  kernels, each in a machine of its own
-//! checks        what they are tried with
+//! checks        checks of a kernel
 //! conditions    nodes that lack something
-//! table         what came of it
+//! table         results
 //! carried       the programs, built here and put on a disk
 //!
-//! machine       a virtual machine: started, spoken to, cut off
+//! machine       a virtual machine: start, commands, power off
 //! kernels       Debian's kernels, with their modules and the initial file system
 //! root          the root file system that all machines start from
 //! accelerator   KVM where kernels boot by it, else QEMU's translator
@@ -194,7 +194,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
-    /// Shows what came of it, and writes it down if it is to be.
+    /// Prints the results, and writes them to the page with `--write`.
     #[expect(clippy::print_stdout, reason = "the command's result")]
     fn conclude(&self, command: &str, table: &str, wrong: &[String]) -> Result<()> {
         println!("\n{table}");

@@ -338,8 +338,8 @@ pub fn run_suite(args: &Args, programs: &Programs) -> Result<Report> {
     })
 }
 
-/// Starts an agent and waits until it says that it is ready: its admin port might be answered by
-/// the one before.
+/// Starts an agent and waits for its log to report that it is ready: its admin port might be
+/// answered by the agent before it.
 fn begin(cluster: &FileCluster, node: &FileClusterNode, programs: &Programs) -> Result<Agent> {
     let agent = cluster.launch_agent_of(programs, node, node.tls(), &[])?;
     let ready = |line: &str| line.ends_with("ready").then_some(());
@@ -378,7 +378,7 @@ fn end(client: Program, args: &Args) -> Result<Vec<Try>> {
     steady::read(&ended.stdout)
 }
 
-/// From `start` to the end of the first request that was answered after it.
+/// Time from `start` to the end of the first request that was answered after it.
 fn recovery(tries: &[Try], start: u64) -> Option<u64> {
     let answered = |tried: &&Try| matches!(tried.end, End::Answered(200, _)) && tried.at >= start;
     let first = tries.iter().find(answered)?;

@@ -40,7 +40,7 @@ impl Suite {
         }
     }
 
-    /// Those of this machine's own release, by what its `/etc/os-release` says.
+    /// Packages of this machine's release, from `/etc/os-release`.
     pub fn of_this_machine(os_release: &str) -> Result<[Self; 2]> {
         let value = |name: &str| {
             let line = os_release

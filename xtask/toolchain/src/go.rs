@@ -99,7 +99,7 @@ fn is_new(go: &Path) -> bool {
         .is_some_and(|version| version >= LEAST)
 }
 
-/// Of `go version go1.26.8 linux/amd64`.
+/// Parses the output of `go version`, as in `go version go1.26.8 linux/amd64`.
 fn version(output: &str) -> Option<(u32, u32)> {
     let mut parts = output
         .split_whitespace()

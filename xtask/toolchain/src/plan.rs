@@ -19,7 +19,7 @@ pub struct Consent {
 }
 
 /// Installs whatever `add` adds to a plan: Debian packages first, then what is built or fetched into
-/// the user's cache folder. Says what and why, asks once when there is somebody to ask, and can be
+/// the user's cache folder. Lists the parts and their purposes, asks once on a terminal, and can be
 /// repeated at any time.
 ///
 /// # Errors
@@ -132,7 +132,7 @@ fn minutes(about: Option<Duration>) -> String {
     })
 }
 
-#[expect(clippy::print_stderr, reason = "asks whoever is waiting")]
+#[expect(clippy::print_stderr, reason = "asks the user")]
 fn agreed() -> Result<bool> {
     eprint!("Install them? [Y/n] ");
     std::io::stderr().flush()?;

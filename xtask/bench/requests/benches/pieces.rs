@@ -93,7 +93,7 @@ fn credentials() -> SessionCredentials {
     }
 }
 
-/// From an annotation to an ARN, however it spells the role.
+/// Resolves an annotation, in any spelling, to an ARN.
 #[divan::bench(args = ["reader", "/team-a/reader", "arn:aws:iam::123456789012:role/team-a/reader"])]
 fn arn_resolution(bencher: Bencher<'_, '_>, spelling: &str) {
     let base = base();

@@ -220,7 +220,7 @@ fn resident(agent: &Agent) -> Result<f64> {
     memory(agent.program().pid(), "VmRSS:")
 }
 
-/// Of proc_pid_status(5), in bytes.
+/// Field of proc_pid_status(5), in bytes.
 fn memory(pid: u32, field: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));

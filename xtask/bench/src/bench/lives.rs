@@ -17,7 +17,7 @@ const STARTS: usize = 5;
 const PODS: usize = 30;
 pub(super) const MANY: usize = 110;
 const LIMIT: Duration = Duration::from_secs(20);
-/// For a client to be at work, so that its own start is not measured.
+/// Time in which a client starts, so that its start is not measured.
 const HEAD_START: Duration = Duration::from_millis(60);
 
 /// Measures.

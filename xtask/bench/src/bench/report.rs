@@ -117,7 +117,7 @@ pub struct Section {
     pub figures: Vec<Figure>,
 }
 
-/// All of it.
+/// The whole report.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Machine on which the figures were measured.

@@ -17,7 +17,7 @@ use testbed::sandbox::{NodeOptions, Program, run};
 const LIMIT: Duration = Duration::from_secs(30);
 /// strace slows the agent much; these are still enough to lose all else among them.
 const LEAST: f64 = 500.0;
-/// Calls that fewer requests than this make are of timers and of others than requests.
+/// Calls for each request below which a system call belongs to timers and not to requests.
 const SELDOM: f64 = 0.02;
 
 /// Counts them, of a request and of an exchange of three.

@@ -21,7 +21,7 @@ pub struct Count {
     pub program: &'static str,
     /// Its instructions, as the verifier left them.
     pub instructions: u32,
-    /// By work: how often it ran, and for how long each time, in nanoseconds.
+    /// Number of runs for each kind of work, and the time of each, in nanoseconds.
     pub runs: Vec<(&'static str, u64, f64)>,
 }
 
@@ -73,7 +73,7 @@ fn sizes() -> Result<BTreeMap<&'static str, u32>> {
     Ok(sizes)
 }
 
-/// Of all programs of these names.
+/// Totals of all programs of these names.
 fn totals() -> Result<Totals> {
     let mut totals = Totals::new();
     for program in loaded_programs() {

@@ -72,7 +72,7 @@ impl Api {
     pub(super) fn publish(&self, kind: &str, pod: &str) -> Result<()> {
         let event = format!("{{\"type\":\"{kind}\",\"object\":{pod}}}\n");
         let sent = self.state.events.send(event.into());
-        sent.map(drop).ok().context("nobody watches the pods")
+        sent.map(drop).ok().context("no watch of pods is open")
     }
 
     /// Number of lists of pods that were started.

@@ -139,7 +139,7 @@ impl Server {
     }
 }
 
-/// A port that nobody has.
+/// Finds a free port.
 fn free() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     Ok(listener.local_addr()?)

@@ -42,9 +42,10 @@ pub struct Report {
     pub identities: u64,
     /// Calls of `AssumeRole`.
     pub sts_calls: u64,
-    /// From the server's start to its being ready, in milliseconds.
+    /// Time from the server's start to its being ready, in milliseconds.
     pub startup_ms: f64,
-    /// From the first stream's begin to the last pod's credentials on its stream, in milliseconds.
+    /// Time from the start of the first stream to the last pod's credentials on its stream, in
+    /// milliseconds.
     pub all_pushed_ms: f64,
     /// Resident memory with no pod and no stream, in bytes.
     pub empty_rss_bytes: u64,
@@ -52,17 +53,17 @@ pub struct Report {
     pub pods_rss_bytes: u64,
     /// With the pods, the streams and the credentials.
     pub full_rss_bytes: u64,
-    /// Of the pods and nothing else.
+    /// Memory of the pods and nothing else.
     pub bytes_per_pod_without_streams: f64,
-    /// Of all, streams and credentials included.
+    /// Memory of all, streams and credentials included.
     pub bytes_per_pod: f64,
-    /// Of the streams and credentials, by stream.
+    /// Memory of the streams and credentials, by stream.
     pub bytes_per_stream: f64,
     /// The part of a core while nothing happens, in percent.
     pub cpu_idle_percent: f64,
     /// The part of a core while pods come and go, in percent.
     pub cpu_churn_percent: f64,
-    /// From a pod's being bound to its credentials on its node's stream, in milliseconds.
+    /// Time from a pod's binding to its credentials on its node's stream, in milliseconds.
     pub bound_to_pushed_p50_ms: f64,
     /// The same, of 99 in 100.
     pub bound_to_pushed_p99_ms: f64,
@@ -77,7 +78,7 @@ pub struct Report {
 /// Target for a figure.
 #[derive(Debug, Clone, Serialize)]
 pub struct Target {
-    /// Of which figure.
+    /// Name of the figure.
     pub figure: &'static str,
     /// It should be less.
     pub below: f64,

@@ -13,9 +13,9 @@ use testbed::sandbox::{NodeOptions, Place, Pod, Program, run};
 
 const ATTACKS: &str = include_str!("attacks.py");
 const PYTHON: &str = "/usr/bin/python3";
-/// For one attempt.
+/// Limit for one attempt.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
-/// For a packet to be counted that is on its way.
+/// Time in which a packet on its way is counted.
 const SETTLE: Duration = Duration::from_millis(30);
 
 /// A node with its metadata service, a hostile pod and its victim.
@@ -63,12 +63,12 @@ impl Fixture {
         let holder = python(self.attacker.place(), &["hold", "v4"]);
         let holder = Program::start("an old connection", holder)?;
         let line = |begin: &'static str| move |line: &str| line.starts_with(begin).then_some(());
-        holder.wait_for("that it is there", LIMIT, line("connected"))?;
+        holder.wait_for("a connection", LIMIT, line("connected"))?;
         std::thread::sleep(SETTLE);
         let before = self.packets() - start;
         let agent = self.cluster.start_agent(&self.node, &[])?;
         holder.signal(Signal::SIGUSR1)?;
-        holder.wait_for("what came of it", LIMIT, line("heard"))?;
+        holder.wait_for("its result", LIMIT, line("heard"))?;
         std::thread::sleep(SETTLE);
         let after = self.packets() - start - before;
         drop(holder);

@@ -19,7 +19,7 @@ const fn works(name: &'static str, words: &'static [&'static str]) -> Reach {
     }
 }
 
-/// All of them.
+/// All attempts.
 pub(super) const REACH: &[Reach] = &[
     works("TCP, IPv4", &["tcp", "v4"]),
     works("TCP, v4-mapped", &["tcp", "mapped"]),

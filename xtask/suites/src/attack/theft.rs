@@ -21,9 +21,9 @@ const ADDRESS_REUSED: &str = "the victim's address, as it is given up";
 pub(super) enum Own {
     /// Its credentials.
     Credentials,
-    /// An answer without them: the way as such leads nobody to any.
+    /// An answer without credentials: the request as such gets none for any caller.
     Answer,
-    /// A refusal: nobody is to hear anything else there.
+    /// A refusal: no caller may get another reply.
     Refusal,
 }
 
@@ -141,7 +141,7 @@ impl Attempt {
         }
     }
 
-    /// Makes it from inside of a pod; what that heard.
+    /// Makes the attempt from inside a pod, and returns the reply.
     pub(super) fn make(&self, fixture: &Fixture, pod: &Pod) -> Result<String> {
         if !self.borrows {
             return self.run(pod, &self.words);

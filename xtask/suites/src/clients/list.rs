@@ -66,7 +66,7 @@ const BASE: Client = Client {
 };
 const NO_CONTAINERS: &str = "it does not ask containers' endpoints";
 
-/// All of them.
+/// All clients.
 pub(super) const ALL: [Client; 19] = [
     Client {
         name: "cli",

@@ -35,7 +35,7 @@ impl Table {
     }
 
     /// Records the result of a client, and prints it.
-    #[expect(clippy::print_stderr, reason = "for whoever waits")]
+    #[expect(clippy::print_stderr, reason = "for the terminal")]
     pub(super) fn set(&mut self, client: &Client, state: State, cell: Result<Cell>) {
         let cell = cell.unwrap_or_else(|error| Cell::Failed(format!("{error:#}")));
         let (mark, text) = match &cell {

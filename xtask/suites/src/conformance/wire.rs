@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// For a connection, and for each read: longer than the agent lets any request wait.
+/// Limit for a connection, and for each read: longer than the agent lets any request wait.
 const LIMIT: Duration = Duration::from_secs(8);
 const MAX_REPLY_BYTES: u64 = 1 << 20;
 

@@ -207,7 +207,7 @@ impl Page {
     }
 }
 
-/// The end of a pod's cgroup that tells it from others.
+/// Returns the end of a pod's cgroup, which distinguishes it.
 fn tail(pod: &Pod) -> String {
     let path = pod.place().cgroup().path();
     let names: Vec<_> = path

@@ -24,7 +24,7 @@ pub(super) struct Panel {
     pub(super) targets: Vec<Target>,
 }
 
-/// In columns, of which there are 24, and rows.
+/// Position and size, in columns, of which there are 24, and rows.
 #[derive(Debug, Deserialize)]
 pub(super) struct Place {
     pub(super) x: f64,
@@ -51,7 +51,7 @@ pub(super) struct Target {
     pub(super) legend_format: String,
 }
 
-/// All of them, by name.
+/// All dashboards, by name.
 pub(super) fn all() -> Result<Vec<Dashboard>> {
     let folder = workspace().join("deploy/grafana");
     let mut all = Vec::new();

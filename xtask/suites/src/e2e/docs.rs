@@ -51,7 +51,7 @@ pub(super) fn run_page() -> Result<()> {
     control.block_on(async || in_cluster(&sandbox, &image, &steps).await)?
 }
 
-#[expect(clippy::print_stdout, reason = "for whoever reads what was run")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 async fn in_cluster(sandbox: &Sandbox, image: &Image, steps: &[Step]) -> Result<()> {
     let mut plane = ControlPlane::start(sandbox)?;
     let moto = start_moto(sandbox)?;

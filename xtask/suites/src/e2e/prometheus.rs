@@ -95,7 +95,7 @@ impl Prometheus {
         })
     }
 
-    /// Waits until it has looked at both programs once more, which nothing but asking tells.
+    /// Waits until it has scraped both programs once more, which only a query shows.
     pub(super) async fn looks(&self) -> Result<()> {
         let begin = jiff::Timestamp::now();
         let deadline = Instant::now() + LOOK_LIMIT;

@@ -22,7 +22,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Takes note of what came of a check.
+    /// Records the result of a check.
     pub(super) fn add(&mut self, name: &str, took: Duration, outcome: &Result<Facts>) {
         match outcome {
             Ok(facts) => {

@@ -109,7 +109,7 @@ impl Client {
         self.pod
     }
 
-    /// From now on it must have this role; that before may be seen for as long as is allowed.
+    /// Expects this role from now on; the one before may be seen for the permitted time.
     pub(super) fn expect(&mut self, role: Option<&str>) {
         let since = now();
         if let Some(before) = self.roles.last_mut() {

@@ -33,7 +33,7 @@ impl Clock {
         Ok(clock)
     }
 
-    /// From now on it is so many seconds off.
+    /// Sets the clock off by a number of seconds from now on.
     pub(super) fn step(&self, seconds: i64) -> Result<()> {
         let beside = self.0.with_extension("new");
         std::fs::write(&beside, format!("{seconds:+}"))

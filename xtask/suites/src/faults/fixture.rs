@@ -34,7 +34,7 @@ const API_PROXY_PORT: u16 = 6444;
 pub(super) const SLOW_PORT: u16 = 9710;
 const NODES: usize = 3;
 const PODS: usize = 30;
-/// Of the pods of each node, so many have an SDK.
+/// Number of pods with an SDK on each node.
 const SDKS: usize = 1;
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -50,7 +50,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// All of it, as a part of a page.
+    /// Whole report, as a part of a page.
     pub(super) fn text(&self) -> String {
         let lines = self.rows.iter().map(Row::line);
         let rows = lines.collect::<Vec<_>>().join("\n");
@@ -116,7 +116,7 @@ pub(super) struct Row {
     pub(super) wrong: usize,
     /// The longest time to credentials, in milliseconds.
     pub(super) longest_ms: u64,
-    /// From the end of the fault until new pods on all nodes had credentials, in milliseconds.
+    /// Time from the end of the fault until new pods on all nodes had credentials, in milliseconds.
     pub(super) recovered_ms: Option<u64>,
     /// Expectations that were not met.
     pub(super) broken: Vec<String>,

@@ -21,7 +21,7 @@ const STS_LATENCY: Duration = Duration::from_millis(50);
 /// No container starts earlier: its sandbox is made, and its image unpacked, before that.
 const CONTAINER_START_MS: u64 = 500;
 const LIMIT: Duration = Duration::from_secs(30);
-/// Until the last client has stopped itself.
+/// Time in which the last client stops itself.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Pods whose namespaces are made at a time.
 const AT_ONCE: usize = 4;

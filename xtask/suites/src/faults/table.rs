@@ -1,4 +1,4 @@
-//! The faults: what breaks, how it is mended, and what may be noticed of it.
+//! Table of the faults: what breaks, how it is restored, and the permitted effect.
 
 mod agents;
 mod api;
@@ -18,7 +18,7 @@ use futures::future::LocalBoxFuture;
 use super::fixture::Fixture;
 
 /// Injects or lifts a fault.
-pub(super) type Act = for<'a> fn(&'a mut Fixture) -> LocalBoxFuture<'a, Result<()>>;
+pub(super) type Action = for<'a> fn(&'a mut Fixture) -> LocalBoxFuture<'a, Result<()>>;
 
 /// Effect that running pods may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) enum Notice {
 /// Effect of a fault on new pods while it lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NewPods {
-    /// All of them, as without a fault.
+    /// All new pods get credentials, as without a fault.
     Served,
     /// None of them.
     Starved,
@@ -44,8 +44,8 @@ pub(super) enum NewPods {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fault {
     pub(super) name: &'static str,
-    pub(super) inject: Act,
-    pub(super) lift: Act,
+    pub(super) inject: Action,
+    pub(super) lift: Action,
     pub(super) notice: Notice,
     pub(super) new_pods: NewPods,
     /// Limit from its end until new pods on all nodes have credentials.
@@ -55,8 +55,8 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    /// One of which nothing is noticed, and that mends itself soon.
-    const fn new(name: &'static str, group: &'static str, inject: Act, lift: Act) -> Self {
+    /// Returns a fault without effect on pods, which ends soon by itself.
+    const fn new(name: &'static str, group: &'static str, inject: Action, lift: Action) -> Self {
         Self {
             name,
             inject,
@@ -107,7 +107,7 @@ const NO_AGENT: &str = "no agent runs on the node";
 /// Agents wait up to 15 s between their attempts to connect, and then there are calls of STS.
 const RECONNECT: Duration = Duration::from_secs(25);
 
-/// All of them, in the order in which they run.
+/// All faults, in the order in which they run.
 pub(super) fn all() -> Vec<Fault> {
     [
         servers::FAULTS,
@@ -123,8 +123,8 @@ pub(super) fn all() -> Vec<Fault> {
     .concat()
 }
 
-/// Groups, those first that are broken first in a pair, and mended last: what starts again needs
-/// certificates, servers and the API, and changes are made by it.
+/// Groups, in the order in which a pair injects its faults; it lifts them in reverse: a restart needs
+/// certificates, servers and the API, and changes are made by the API.
 const ORDER: [&str; 9] = [
     "agents",
     "resources",
@@ -145,7 +145,7 @@ impl Fault {
     }
 }
 
-/// Does nothing: what was broken mends itself.
+/// Does nothing: the fault ends by itself.
 fn nothing(_world: &mut Fixture) -> LocalBoxFuture<'_, Result<()>> {
     Box::pin(async { Ok(()) })
 }

@@ -95,7 +95,7 @@ impl Accelerator {
         let (accelerator, processor) = match (self, architecture) {
             (Self::Kvm, _) => ("kvm", "host"),
             (Self::Tcg, Architecture::Amd64) => (TRANSLATOR, "max"),
-            // Graviton2's; the greatest one that QEMU plays is one that older kernels do not start on.
+            // Graviton2's; older kernels do not start on the newest one that QEMU emulates.
             (Self::Tcg, Architecture::Arm64) => (TRANSLATOR, "neoverse-n1"),
         };
         ["-accel", accelerator, "-cpu", processor]

@@ -46,7 +46,7 @@ pub enum Check {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) good: bool,
-    /// In a few words.
+    /// Summary in a few words.
     pub(super) summary: String,
     /// All that is of interest where it is not good.
     pub(super) details: String,

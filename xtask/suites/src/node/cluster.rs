@@ -215,7 +215,7 @@ struct Cluster {
 }
 
 /// Makes a cluster, installs kiam and checks it.
-#[expect(clippy::print_stdout, reason = "for whoever waits")]
+#[expect(clippy::print_stdout, reason = "for the terminal")]
 fn outcomes(run: Run) -> Result<Vec<Outcome>> {
     let begin = Instant::now();
     let mut cluster = Cluster::start(run)?;

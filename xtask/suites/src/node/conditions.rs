@@ -1,4 +1,4 @@
-//! Nodes that lack something, or forbid it: what `doctor` says there, and that it says so in one line.
+//! Nodes that lack something, or forbid it, and the one line that `doctor` prints there.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::machine::Machine;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Condition {
     pub(super) name: &'static str,
-    /// For the kernel's command line.
+    /// Argument of the kernel's command line.
     pub(super) kernel_argument: &'static str,
     /// Shell's command that makes it so.
     prepare: &'static str,

@@ -71,7 +71,7 @@ impl Trial<'_> {
         for condition in conditions {
             let begin = Instant::now();
             let found = condition.make(&machine)?;
-            found.say(kernel, condition.name, begin);
+            found.print(kernel, condition.name, begin);
             all.push((*condition, found));
         }
         machine.power_off()?;
@@ -92,7 +92,7 @@ impl Trial<'_> {
         let begin = Instant::now();
         let mut machine = self.machine(kernel, self.options(number, kernel.name)?)?;
         machine.power_on()?;
-        Found::good(&kernel.release).say(kernel, "boots", begin);
+        Found::good(&kernel.release).print(kernel, "boots", begin);
         let mut row = Row {
             kernel: kernel.release.clone(),
             cells: Vec::new(),
@@ -103,7 +103,7 @@ impl Trial<'_> {
             if kernel.name == REFUSED {
                 found = found.refusal();
             }
-            found.say(kernel, check.name(), begin);
+            found.print(kernel, check.name(), begin);
             row.cells.push((*check, found));
             if kernel.name == REFUSED {
                 break;
@@ -124,7 +124,7 @@ impl Found {
     }
 
     #[expect(clippy::print_stdout, reason = "the command's result")]
-    fn say(&self, kernel: &Kernel, what: &str, begin: Instant) {
+    fn print(&self, kernel: &Kernel, what: &str, begin: Instant) {
         let mark = if self.good { "ok  " } else { "FAIL" };
         let (name, took, summary) = (kernel.name, begin.elapsed(), &self.summary);
         let mut text = format!("{mark} {name:<7} {what:<13} {took:>6.0?}  {summary}");
@@ -135,7 +135,7 @@ impl Found {
     }
 }
 
-/// Does something with each of these, so many at once, and returns what came of it in their order.
+/// Applies a function to each item, a number of them at once, and returns the results in order.
 fn side_by_side<T: Sync, R: Send>(
     items: &[T],
     at_once: usize,

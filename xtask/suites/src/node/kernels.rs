@@ -35,7 +35,7 @@ const BACKPORTS: &[Suite] = &[
     Suite::new("debian-security", "bookworm-security"),
 ];
 
-/// All of them, oldest first.
+/// All kernels, oldest first.
 pub const CHOICES: [Choice; 4] = [
     Choice {
         name: "5.10",

@@ -22,9 +22,9 @@ use testbed::sandbox::{Finished, Program, Sandbox};
 
 /// Line that both kinds of `init` print once commands can be run.
 const READY: &str = "kiam-machine-ready";
-/// For a command of ours that takes no time, by KVM.
+/// Limit for a quick command, with KVM.
 const SHORT: Duration = Duration::from_secs(15);
-/// From start to the first command, by KVM.
+/// Limit from start to the first command, with KVM.
 const BOOT: Duration = Duration::from_secs(40);
 /// Space that a run may write to the overlay.
 const OVERLAY_MIB: u64 = 1024;
@@ -56,7 +56,7 @@ pub struct Options {
     pub disk: Option<PathBuf>,
     /// More for the kernel's command line.
     pub kernel_arguments: Vec<String>,
-    /// From start to the first command; what is usual for the accelerator if not given.
+    /// Limit from start to the first command; by default, that of the accelerator.
     pub boot_limit: Option<Duration>,
 }
 

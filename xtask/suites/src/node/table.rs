@@ -12,7 +12,7 @@ pub(super) struct Row {
     pub(super) cells: Vec<(Check, Found)>,
 }
 
-/// All rows, as Markdown, and below them what `doctor` said of nodes that lack something.
+/// All rows, as Markdown, and below them the output of `doctor` on nodes that lack something.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     pub(super) rows: Vec<Row>,
@@ -55,7 +55,7 @@ impl fmt::Display for Table {
             writeln!(f)?;
         }
         if !self.conditions.is_empty() {
-            writeln!(f, "\n| a node with | `doctor` says |\n|---|---|")?;
+            writeln!(f, "\n| a node with | result of `doctor` |\n|---|---|")?;
         }
         for (condition, found) in &self.conditions {
             writeln!(f, "| {} | {} |", condition.name, cell(found))?;

@@ -15,7 +15,7 @@ use testbed::sandbox::Pod;
 
 /// Those whose older agents' tokens were once their last.
 const NAMES: [&str; 3] = ["rust", "java-v2-metadata", "go-v1"];
-/// Between two turns: each asks for new credentials.
+/// Pause between two turns: each asks for new credentials.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Results of a client's requests.

@@ -131,7 +131,7 @@ fn without_an_agent_pods_are_refused_unless_the_rules_are_to_be_removed() {
     assert!(node.imds().traffic().bytes() == 0, "nothing leaks");
     let ended = agent.stop().unwrap();
     assert!(ended.status.success(), "{}", ended.stderr);
-    // As the flag says, pods reach the metadata service of the node. This shows that the test can fail.
+    // With this flag, pods reach the metadata service of the node. This shows that the test can fail.
     let answer = ask(alice.place(), "");
     assert!(answer.body == NODE_ROLE, "{answer:?}");
 }

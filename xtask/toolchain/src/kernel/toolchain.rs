@@ -120,7 +120,7 @@ fn find_linker() -> Option<PathBuf> {
     let mut folders = vec![linker_root().join("bin")];
     folders.extend(std::env::split_paths(&path));
     folders.into_iter().find(|folder| {
-        // One that was cut short while it was built, or lacks its LLVM, does not even say this.
+        // One that was cut short while it was built, or lacks its LLVM, does not even print this.
         folder.join("bpf-linker").is_file()
             && stdout_of(folder.join("bpf-linker"), &["--version"]).is_some()
     })

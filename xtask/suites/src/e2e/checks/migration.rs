@@ -1,4 +1,4 @@
-//! From kiam v4 as in docs/migrate.md: servers first, then agents node by node, and back.
+//! Migration from kiam v4 as in docs/migrate.md: servers first, then agents node by node, and back.
 
 use std::net::IpAddr;
 

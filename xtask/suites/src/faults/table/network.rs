@@ -24,7 +24,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "the servers refuse connections (RST)",
         GROUP,
         |w| async { rules(w, "tcp dport 9610 reject with tcp reset", "") }.boxed_local(),
-        |w| async { mend(w) }.boxed_local(),
+        |w| async { restore(w) }.boxed_local(),
     )
     .starves_new_pods()
     .recovers_within(RECONNECT),
@@ -32,7 +32,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "the network swallows everything (half-open)",
         GROUP,
         |w| async { rules(w, "tcp dport 9610 drop", "tcp sport 9610 drop") }.boxed_local(),
-        |w| async { mend(w) }.boxed_local(),
+        |w| async { restore(w) }.boxed_local(),
     )
     .starves_new_pods()
     .recovers_within(KEEPALIVE),
@@ -40,7 +40,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "30 % of the packets are lost, both ways",
         GROUP,
         |w| async { lossy(w) }.boxed_local(),
-        |w| async { mend(w) }.boxed_local(),
+        |w| async { restore(w) }.boxed_local(),
     )
     .recovers_within(KEEPALIVE),
     Fault::new(
@@ -72,7 +72,7 @@ pub(super) const FAULTS: &[Fault] = &[
 
 async fn dns_again(fixture: &mut Fixture) -> Result<()> {
     fixture.dns.reply_with(here());
-    mend(fixture)
+    restore(fixture)
 }
 
 fn lossy(fixture: &Fixture) -> Result<()> {
@@ -92,7 +92,7 @@ fn rules(fixture: &Fixture, output: &str, input: &str) -> Result<()> {
     nodes.try_for_each(|node| nft(node.netns(), &rules))
 }
 
-fn mend(fixture: &Fixture) -> Result<()> {
+fn restore(fixture: &Fixture) -> Result<()> {
     let mut nodes = fixture.nodes.iter();
     // Made if it is not there, so that it can be deleted.
     nodes.try_for_each(|node| {
@@ -120,12 +120,12 @@ async fn delay(fixture: &mut Fixture) -> Result<()> {
     nodes.try_for_each(|node| nft(node.netns(), &slow))
 }
 
-/// Connections that go through a proxy stay there, and it is slow no more.
+/// Removes the delay of the proxies; connections through them stay.
 async fn fast_again(fixture: &mut Fixture) -> Result<()> {
     for way in &fixture.slow_ways {
         way.delay(Duration::ZERO);
     }
-    mend(fixture)
+    restore(fixture)
 }
 
 async fn dns(fixture: &mut Fixture, reply: Reply) -> Result<()> {

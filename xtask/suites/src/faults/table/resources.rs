@@ -18,7 +18,7 @@ const GROUP: &str = "resources";
 /// The node of the crowd.
 const CROWDED: usize = 1;
 const CROWD: usize = 1000;
-/// Of the crowd, so many have the same role.
+/// Number of pods in the crowd with the same role.
 const SHARE: usize = 50;
 /// Requests to the API at a time.
 const AT_ONCE: usize = 16;

@@ -15,7 +15,7 @@ const GROUP: &str = "sts";
 /// New roles are asked for at once; those that failed wait up to half a minute.
 const RETRIES: Duration = Duration::from_secs(20);
 
-const fn fault(name: &'static str, inject: super::Act) -> Fault {
+const fn fault(name: &'static str, inject: super::Action) -> Fault {
     Fault::new(name, GROUP, inject, |w| change(w, |_| ()).boxed_local())
         .starves_new_pods()
         .recovers_within(RETRIES)

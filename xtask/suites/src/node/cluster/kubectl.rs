@@ -13,7 +13,7 @@ use testbed::cluster::ControlPlane;
 use testbed::sandbox::{Finished, Place, Program, Sandbox};
 use toolchain::helm;
 
-/// For commands that wait for nothing.
+/// Limit for commands that wait for nothing.
 const SHORT: Duration = Duration::from_secs(120);
 /// Interval between two checks of a state that cannot be watched.
 const LOOK: Duration = Duration::from_secs(3);

@@ -57,8 +57,8 @@ pub(super) fn answers(log: &str) -> Vec<Answer> {
 pub(super) enum KnownBy {
     /// At once.
     Cgroup,
-    /// By address, as soon as the API reports it: requests until then are answered 503, and SDKs
-    /// repeat them.
+    /// Identified by address, as soon as the API reports it: requests until then are answered 503,
+    /// and SDKs repeat them.
     Address,
 }
 

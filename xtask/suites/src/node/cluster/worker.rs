@@ -31,9 +31,9 @@ pub(super) enum Driver {
 /// Mode in which kube-proxy routes Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum ProxyMode {
-    /// By nftables
+    /// Rules of nftables
     Nftables,
-    /// By iptables
+    /// Rules of iptables
     Iptables,
 }
 

@@ -157,7 +157,10 @@ pub(super) fn grace_period(cluster: &mut Cluster) -> Result<()> {
     let ended = follow.finish(cluster.limit(STEP))?;
     let answers = cluster.all_of(&ended.stdout, &cluster.role("burstable"))?;
     let after = answers.iter().filter(|answer| answer.terminating).count();
-    ensure!(after > 1, "it asked {after} times after it was told to end");
+    ensure!(
+        after > 1,
+        "it asked {after} times after it was asked to end"
+    );
     Ok(())
 }
 

@@ -124,8 +124,8 @@ fn started_again(cluster: &mut Cluster, power_cut: bool) -> Result<()> {
 }
 
 impl Cluster {
-    /// Waits until containers can be reached by the kubelet and the runtime: the node's being ready
-    /// tells it late.
+    /// Waits until containers can be reached by the kubelet and the runtime: the condition
+    /// Ready of the node changes late.
     fn kubelet_serves(&self) -> Result<()> {
         self.until(self.limit(STEP), || {
             let ended = self.try_exec("roleless", &["ask"])?;
