@@ -38,7 +38,7 @@ pub(super) const CONDITIONS: [Condition; 6] = [
         name: "no BTF",
         kernel_argument: "",
         prepare: "mount -t tmpfs none /sys/kernel/btf",
-        expected: Expected::Refused("there is no /sys/kernel/btf/vmlinux"),
+        expected: Expected::Refused("no file /sys/kernel/btf/vmlinux"),
     },
     Condition {
         name: "no BPF file system",
