@@ -86,11 +86,11 @@ const TARGETS: &[Target] = &[
 /// Flags of `cargo xtask fuzz`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Time for which each target is tried
+    /// Time for each target
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
 
-    /// Only the targets whose names contain this
+    /// Run only the targets whose names contain this
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
 }

@@ -31,11 +31,11 @@ pub struct Args {
     #[command(flatten)]
     consent: Consent,
 
-    /// Processor architecture, this machine's if not given
+    /// Processor architecture (default: that of this machine)
     #[arg(long, value_enum)]
     architecture: Option<Architecture>,
 
-    /// Make only the root file system, in this folder: for the Dockerfile
+    /// Make only the root file system, in this folder, for the Dockerfile
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
 }

@@ -30,41 +30,41 @@ enum Command {
     Alerts(deploy::AlertsArgs),
     /// Check the Helm chart with helm and a real kube-apiserver
     Chart(deploy::ChartArgs),
-    /// Make deploy/manifests from the chart
+    /// Generate deploy/manifests from the chart
     Manifests(deploy::ManifestsArgs),
-    /// Make docs/reference from the programs: every flag, every metric
+    /// Generate docs/reference from the programs: every flag, every metric
     Docs(deploy::DocsArgs),
     /// Build the container image, without a daemon and without a registry
     Image(image::Args),
     /// Check format, clippy, documentation and dependencies
     Lint(lint::Args),
-    /// Make a book of the pages in docs
+    /// Build a book of the pages in docs
     Book(deploy::BookArgs),
     /// Check the workflows of .github
     Workflows(deploy::WorkflowsArgs),
-    /// Make nodes and pods to try something in by hand
+    /// Make nodes and pods for manual experiments
     Sandbox(sandbox::Args),
-    /// Try kiam on the kernels of Debian's suites, in virtual machines
+    /// Run kiam on the kernels of Debian's suites, in virtual machines
     Node(node::Args),
-    /// Try, as a hostile pod, all ways to the node's metadata service and to others' credentials
+    /// Attack, from a hostile pod, the node's metadata service and other pods' credentials
     Attack(attack::Args),
-    /// Try what hostile bytes reach, for as long as is wanted
+    /// Run the property tests of hostile input for a given time
     Fuzz(fuzz::Args),
-    /// Try AWS's SDKs and other clients in every state that kiam shows them
+    /// Run AWS SDKs and other clients in every state of kiam that they can meet
     Clients(clients::Args),
-    /// Compare a metadata service, this agent's or any other, with what is known of the real one
+    /// Compare a metadata service, this agent's or another, with the known behavior of the real one
     Conformance(conformance::Args),
-    /// Measure what kiam costs, in one report
+    /// Measure the cost of kiam, in one report
     Bench(bench::Args),
     /// Count the instructions of a request, and compare them with the budget
     Instructions(instructions::Args),
-    /// Measure what the kernel programs cost traffic that is none of their business
+    /// Measure the cost of the kernel programs to other traffic
     BenchEbpf(bench_ebpf::Args),
-    /// Load a server with a large cluster's pods and agents, and measure it
+    /// Load a server with the pods and agents of a large cluster, and measure it
     Load(load::Args),
-    /// Upgrade and kill an agent again and again while its pod asks all the time
+    /// Upgrade and kill an agent repeatedly while its pod sends requests
     Restarts(restarts::Args),
-    /// Break one part after another of a small cluster while its pods ask all the time
+    /// Break the parts of a small cluster, one after another, while its pods send requests
     Faults(faults::Args),
 }
 

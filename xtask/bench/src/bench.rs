@@ -57,15 +57,16 @@ pub struct Args {
     #[arg(long, default_value_t = 300, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(50..=10_000))]
     pub time: u64,
 
-    /// One more server to ask, which pods can reach: an http:// URL whose host is an address
+    /// Another server to measure, reachable from pods: an http:// URL whose host is an address
     #[arg(long, value_name = "NAME=URL")]
     pub against: Vec<Against>,
 
-    /// Load the server with 150,000 pods on 5,000 nodes, and not with a tenth: minutes more
+    /// Load the server with 150,000 pods on 5,000 nodes instead of a tenth; takes minutes longer
     #[arg(long)]
     pub full: bool,
 
-    /// Load servers with clusters of eight sizes too, up to 15,000 pods, or 150,000 with --full: ten minutes more
+    /// Also load servers with clusters of eight sizes, up to 15,000 pods, or 150,000 with --full;
+    /// takes ten minutes longer
     #[arg(long)]
     pub growth: bool,
 
@@ -73,7 +74,7 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 
-    /// Put the tables into this page, between its marks, and plots into the folder of its name
+    /// Write the tables to this page, between its marks, and plots to the folder of its name
     #[arg(long, value_name = "PAGE")]
     pub write: Option<PathBuf>,
 }

@@ -22,7 +22,7 @@ const BUDGET: &str = "xtask/bench/requests/instructions.budget";
 /// Flags of `cargo xtask instructions`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Record what is counted as the budget
+    /// Record the counted number as the budget
     #[arg(long)]
     pub record: bool,
 

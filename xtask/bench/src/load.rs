@@ -49,27 +49,27 @@ const NEW_ROLE_EVERY: u64 = 10;
 /// Flags of `cargo xtask load`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Pods at the start; each has a role
+    /// Pods at the start, each with a role
     #[arg(long, default_value_t = 150_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub pods: u64,
 
-    /// Nodes, each with an agent's stream
+    /// Nodes, each with the stream of an agent
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=20_000))]
     pub nodes: u64,
 
-    /// Namespaces that the pods are in
+    /// Namespaces of the pods
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub namespaces: u64,
 
-    /// Roles that the pods have
+    /// Roles of the pods
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub roles: u64,
 
-    /// Pods a second that come, and that go
+    /// Pods created, and deleted, per second
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rate: u32,
 
-    /// Duration for which they come and go
+    /// Duration of creating and deleting pods
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
 
@@ -77,11 +77,12 @@ pub struct Args {
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     pub quiet: u64,
 
-    /// Take the server from this folder, and build none: to compare with an earlier one
+    /// Use the server in this folder instead of building one, to compare with another commit
     #[arg(long, value_name = "FOLDER")]
     pub programs: Option<PathBuf>,
 
-    /// Run the server under a profiler, `perf record -g -o FILE` say: memory and CPU are the profiler's then
+    /// Run the server under a profiler, such as `perf record -g -o FILE`: memory and CPU are then
+    /// those of the profiler
     #[arg(long, value_name = "COMMAND")]
     pub under: Option<String>,
 
@@ -89,7 +90,7 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 
-    /// Fail when a target is missed, and not only when something is wrong
+    /// Fail when a target is missed, and not only on errors
     #[arg(long)]
     pub check: bool,
 }

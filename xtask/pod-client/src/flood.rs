@@ -43,7 +43,7 @@ pub struct Args {
     /// Path to request; for `exchange`, the name of a role
     pub path: String,
 
-    /// Connections at once
+    /// Concurrent connections
     #[arg(long, default_value_t = 1)]
     pub connections: usize,
 
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, default_value_t = 400, value_name = "MILLISECONDS")]
     pub time: u64,
 
-    /// Write a first answer's body here
+    /// File for the body of the first answer
     #[arg(long)]
     pub save: Option<PathBuf>,
 }

@@ -25,7 +25,7 @@ pub struct Args {
     /// File with the answer
     pub body: PathBuf,
 
-    /// Answer without HTTP: the same bytes to whatever comes; what a client can do at most
+    /// Answer without HTTP, with the same bytes to any request: the upper limit of a client
     #[arg(long)]
     pub bare: bool,
 }

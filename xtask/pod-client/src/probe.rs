@@ -21,11 +21,11 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The request's method
+    /// Method of the request
     #[arg(long, default_value = "GET")]
     method: http::Method,
 
-    /// A header, as in "name: value"
+    /// Header, as in "name: value"
     #[arg(long = "header", value_name = "HEADER")]
     headers: Vec<String>,
 

@@ -14,7 +14,7 @@ use crate::probe::fetch;
 /// Flags of the command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Connections a second
+    /// Connections per second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rate: u32,
 

@@ -28,7 +28,7 @@ use testbed::probe::Prober;
 /// Flags of `cargo xtask attack`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Only in this state of the agent; in all if not given
+    /// States of the agent during which to attack (default: all)
     #[arg(long, value_enum)]
     pub phase: Vec<Phase>,
 

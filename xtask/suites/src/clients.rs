@@ -43,15 +43,15 @@ pub struct Args {
     #[command(flatten)]
     consent: Consent,
 
-    /// Try only these clients
+    /// Run only these clients
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = client)]
     only: Vec<Client>,
 
-    /// Try only these states
+    /// Run only these states
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     state: Vec<State>,
 
-    /// Take kiam's programs from this folder in place of building them: those of another commit
+    /// Use kiam's programs in this folder instead of building them, such as those of another commit
     #[arg(long, value_name = "FOLDER")]
     programs: Option<PathBuf>,
 }

@@ -51,7 +51,7 @@ pub struct Args {
     #[command(flatten)]
     consent: Consent,
 
-    /// Play only the faults whose names contain this
+    /// Run only the faults whose names contain this
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
 
@@ -59,15 +59,15 @@ pub struct Args {
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     hold: u64,
 
-    /// Go on with random pairs of faults until as long has passed
+    /// Continue with random pairs of faults until this time has passed
     #[arg(long, default_value_t = 6, value_name = "MINUTES")]
     minutes: u64,
 
-    /// Play pairs only
+    /// Run pairs only
     #[arg(long)]
     pairs: bool,
 
-    /// Chooses the pairs; chosen itself, and printed, if not given
+    /// Seed of the pairs (default: random, and printed)
     #[arg(long)]
     seed: Option<u64>,
 
@@ -75,7 +75,7 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     logs: Option<PathBuf>,
 
-    /// Put the table into this page
+    /// Write the table to this page
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
 

@@ -59,7 +59,7 @@ pub struct Args {
     #[command(flatten)]
     consent: Consent,
 
-    /// Kernels to boot, all if not given
+    /// Kernels to boot (default: all)
     #[arg(long, value_name = "KERNEL", value_parser = Choice::parse)]
     kernel: Vec<Choice>,
 
@@ -68,15 +68,15 @@ pub struct Args {
     #[arg(long, value_enum, conflicts_with_all = ["only", "short", "write", "cluster"])]
     architecture: Option<Architecture>,
 
-    /// Checks to make, all if not given
+    /// Checks to run (default: all)
     #[arg(long, value_enum, value_name = "CHECK", conflicts_with_all = ["short", "cluster"])]
     only: Vec<Check>,
 
-    /// Machines that run at the same time, as many as processors if not given
+    /// Machines that run at the same time (default: number of processors)
     #[arg(long, value_name = "NUMBER")]
     at_once: Option<usize>,
 
-    /// Try doctor of this agent, built from another commit
+    /// Run doctor of this agent, built from another commit
     #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "short", "cluster"])]
     agent: Option<PathBuf>,
 

@@ -41,7 +41,7 @@ const RECOVERY_TARGET: Duration = Duration::from_secs(1);
 /// Flags of `cargo xtask restarts`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Connections a second
+    /// Connections per second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rate: u32,
 
@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 
-    /// Have SDKs that keep tokens and connections sign requests meanwhile; installs them
+    /// Also run SDKs that keep tokens and connections and sign requests; installs them
     #[arg(long)]
     pub clients: bool,
 

@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     pods: u32,
 
-    /// Remove them at once, in place of waiting for Ctrl-C
+    /// Remove them at once instead of waiting for Ctrl-C
     #[arg(long)]
     exit: bool,
 }

@@ -13,7 +13,7 @@ use crate::find_program;
 /// Flags for installations.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Consent {
-    /// Install what is missing without asking
+    /// Install missing parts without asking
     #[arg(long, short)]
     pub yes: bool,
 }

@@ -66,15 +66,16 @@ const STEP: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, clap::Args)]
 #[group(id = "cluster-args")]
 pub(super) struct Args {
-    /// Make a Kubernetes cluster of machines, install kiam by helm, and check what its pods get
+    /// Create a Kubernetes cluster of machines, install kiam with helm, and check the credentials
+    /// of pods
     #[arg(long)]
     cluster: bool,
 
-    /// Do only checks with this in their name, and what they need
+    /// Run only checks with this in their name, and those that they need
     #[arg(long, value_name = "PART", requires = "cluster")]
     check: Vec<String>,
 
-    /// Do only what there is time for at every change
+    /// Run only the short checks, which suit every change
     #[arg(long)]
     short: bool,
 
@@ -86,7 +87,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", requires = "cluster")]
     image: Option<PathBuf>,
 
-    /// Archive of the image that is installed first, to be upgraded to the other under load
+    /// Archive of the image that is installed first, and then upgraded to the other under load
     #[arg(long, value_name = "FILE", requires = "cluster")]
     before: Option<PathBuf>,
 
@@ -128,7 +129,7 @@ impl Args {
         self.cluster
     }
 
-    /// Returns whether only the checks of `.ci/run` are requested, of either level.
+    /// Returns whether only the short checks are requested, of either level.
     pub(super) const fn short(&self) -> bool {
         self.short
     }

@@ -20,7 +20,7 @@ pub(super) struct Check {
     pub(super) run: fn(&mut Cluster) -> Result<()>,
 }
 
-/// Checks that `.ci/run` includes.
+/// Checks that --short includes.
 const SHORT: &[Check] = &[
     needed("helm installs the chart", basic::install),
     needed("pods start", basic::pods_start),
