@@ -138,7 +138,11 @@ pub fn main<P: Program>(arguments: impl IntoIterator<Item: Into<OsString> + Clon
             match serve::<P>(*args) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    tracing::error!("{error}");
+                    if tracing::enabled!(tracing::Level::ERROR) {
+                        tracing::error!("{error}");
+                    } else {
+                        drop(writeln!(io::stderr(), "{}: {error}", P::NAME));
+                    }
                     ExitCode::from(error.code)
                 }
             }
