@@ -1,4 +1,4 @@
-//! Clients that know nothing of credentials but what AWS's SDK for Rust finds, for
+//! Clients whose only credentials are those that AWS's SDK for Rust finds, for
 //! `cargo xtask clients`.
 //!
 //! `rust-client rust COUNT`: for each line of its input, each client signs one request.

@@ -1,9 +1,9 @@
-//! `cargo xtask attack`: what a hostile pod tries to reach the node's metadata service, or another
-//! pod's credentials, in every state that the agent can be in.
+//! `cargo xtask attack`: attempts of a hostile pod to reach the node's metadata service, or
+//! another pod's credentials, in every state of the agent.
 //!
-//! Each attempt runs as a process of a pod, in its cgroup and namespaces. Whether it has succeeded is
-//! counted at the service: packets that are delivered to its addresses. The same attempts are made
-//! first where nothing guards the node, so that one which never works cannot pass.
+//! Each attempt runs as a process of a pod, in its cgroup and namespaces. The service
+//! counts the packets that reach its addresses: those are successes. The same attempts are made
+//! first where nothing guards the node, so that an attempt which never works cannot pass.
 
 mod fixture;
 mod list;

@@ -1,8 +1,8 @@
-//! `cargo xtask clients`: what AWS's SDKs and other clients make of kiam, in every state that it
-//! shows them.
+//! `cargo xtask clients`: AWS SDKs and other clients against kiam, in every state of it that
+//! they can meet.
 //!
 //! Each client runs unmodified in a pod of its own, finds its credentials by itself, and signs
-//! requests to the doubles of STS and S3. Which credentials it signed with is what these saw.
+//! requests to the doubles of STS and S3. The doubles record the credentials that it signed with.
 
 mod install;
 mod list;

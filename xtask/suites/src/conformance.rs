@@ -1,10 +1,10 @@
-//! `cargo xtask conformance`: a metadata service, line by line against what is known of the real
-//! one: this agent's by default, in a sandbox; with `--against`, any other, so that differences can
-//! be listed.
+//! `cargo xtask conformance`: a metadata service, line by line against the known behavior of the
+//! real one: this agent's by default, in a sandbox; with `--against`, any other, to list the
+//! differences.
 //!
 //! ```text
-//! body     what is right of a body
-//! table    what is asked, what is right, and where that is known from
+//! body     checks of a body
+//! table    requests, expected replies, sources
 //! wire     one exchange, as bytes
 //! ```
 

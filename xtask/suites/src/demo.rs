@@ -1,10 +1,9 @@
-//! `cargo xtask demo`: kiam at work on a node, to look at.
+//! `cargo xtask demo`: shows kiam on a node.
 //!
 //! Four pods in three namespaces each run the same unmodified AWS CLI. Two get their own roles'
-//! credentials; one wants a role that its namespace does not permit, and one is in a namespace
-//! that permits none. Server and agent are
-//! the real programs, the kernel programs are real; STS is a double, and so is the node's own
-//! metadata service, which counts what reaches it.
+//! credentials; one wants a role that its namespace does not permit, and one is in a namespace that
+//! permits none. Server and agent are the real programs, the kernel programs are real; STS is a
+//! double, and so is the node's own metadata service, which counts its connections and bytes.
 
 mod page;
 mod pods;

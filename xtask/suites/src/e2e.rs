@@ -43,7 +43,8 @@ pub struct Args {
     #[arg(long)]
     image: bool,
 
-    /// Run the commands of docs/getting-started.md instead, with the image that `cargo xtask image` has made
+    /// Run the commands of docs/getting-started.md instead, with the image that `cargo xtask image`
+    /// has made
     #[arg(long, conflicts_with_all = ["image", "name"])]
     docs: bool,
 
@@ -81,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     report.conclude()
 }
 
-/// Installs what is needed. What this machine cannot have is an error.
+/// Installs missing parts. Fails if this machine cannot run the checks.
 fn set_up(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);

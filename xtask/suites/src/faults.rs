@@ -1,8 +1,8 @@
-//! `cargo xtask faults`: what pods notice while one part after another breaks.
+//! `cargo xtask faults`: the answers to pods while one part after another breaks.
 //!
-//! Two servers, three nodes with an agent each, and thirty pods that ask all the time, on a real
-//! etcd and kube-apiserver. Every answer is checked: whose role, since when, until when. Then many
-//! pods start at once, and at last all that was written is searched for what must be in none of it.
+//! Two servers, three nodes with an agent each, and thirty pods that send requests all the time,
+//! on a real etcd and kube-apiserver. Every answer is checked: the pod must have that role at that
+//! time. Then many pods start at once, and finally all output is searched for secrets.
 
 mod client;
 mod clock;
@@ -248,8 +248,8 @@ async fn new_pods(fixture: &mut Fixture, faults: &[&Fault], row: &mut Row) {
     }
 }
 
-/// Judges what came since the last time. In a pair, begun at `pair`, what one fault changes may be
-/// kept from its pods by the other: they may see failures.
+/// Judges the answers since the last call. In a pair, begun at `pair`, what one fault changes may
+/// be kept from its pods by the other: they may see failures.
 fn judge(
     fixture: &mut Fixture,
     row: &mut Row,

@@ -1,13 +1,13 @@
 //! Suites that try whole agents and servers, each a command of `cargo xtask`.
 //!
 //! ```text
-//! demo         a node with pods that get their credentials, to look at
+//! demo         a node with pods that get their credentials
 //! e2e          the whole path against a real Kubernetes API
-//! clients      AWS's SDKs and other clients, in every state that kiam shows them
+//! clients      AWS SDKs and other clients, in every state of kiam
 //! conformance  a metadata service, line by line against the real one
 //! attack       a hostile pod
 //! restarts     upgrades and kills of an agent under load
-//! faults       what pods notice while one part after another breaks
+//! faults       a small cluster, while one part after another breaks
 //! node         real kernels and nodes, in virtual machines
 //! sandbox      nodes and pods for manual experiments
 //! patched      agents built from a patched copy of the source

@@ -63,8 +63,8 @@ pub struct Args {
     #[arg(long, value_name = "KERNEL", value_parser = Choice::parse)]
     kernel: Vec<Choice>,
 
-    /// Processor architecture; one that is not this machine's is tried by doctor of the agent that
-    /// `cargo xtask image` made
+    /// Processor architecture; for another than this machine's, only doctor of the agent that
+    /// `cargo xtask image` made runs
     #[arg(long, value_enum, conflicts_with_all = ["only", "short", "write", "cluster"])]
     architecture: Option<Architecture>,
 
@@ -88,7 +88,7 @@ pub struct Args {
     cluster: cluster::Args,
 }
 
-/// Adds what machines are made by, and the root file system.
+/// Adds the tools that make machines, and the root file system.
 fn machines(architecture: Architecture, kernels: &[Choice], plan: &mut Plan) {
     let machines = "emulates nodes' machines";
     let disks = "makes nodes' disks";

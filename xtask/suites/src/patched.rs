@@ -10,7 +10,7 @@ use toolchain::{exec, fingerprint, kernel, workspace};
 
 /// Settings of the workspace.
 const WORKSPACE: &[&str] = &[".cargo", "Cargo.lock", "Cargo.toml"];
-/// Folders of packages, and of what they are built from.
+/// Folders of packages, and of their sources.
 const PACKAGES: &[&str] = &[
     "kiam-agent",
     "kiam-common",

@@ -1,9 +1,9 @@
-//! `cargo xtask restarts`: a pod asks for its credentials all the time, while the node's agent is
-//! upgraded again and again, and then killed again and again. Every other agent is of a version that keeps
+//! `cargo xtask restarts`: a pod requests its credentials all the time while the node's agent is
+//! upgraded repeatedly, and then killed repeatedly. Every other agent is of a version that keeps
 //! other maps in the kernel.
 //!
 //! The path is the real one: the pod's namespace and cgroup, the kernel's redirect, kiam-agent and
-//! kiam-server as processes. What reaches the node's own metadata service is counted there.
+//! kiam-server as processes. The node's own metadata service counts its connections and bytes.
 
 mod clients;
 
@@ -261,7 +261,7 @@ pub fn run(args: &Args) -> Result<()> {
     report.check()
 }
 
-/// Upgrades and kills the agent of a node, and reports what its pod saw.
+/// Upgrades and kills the agent of a node, and reports the answers that its pod got.
 ///
 /// # Errors
 /// Fails when the agent of the next version was not built, or the sandbox fails.

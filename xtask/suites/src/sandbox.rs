@@ -1,4 +1,4 @@
-//! `cargo xtask sandbox`: nodes and pods to try something in by hand.
+//! `cargo xtask sandbox`: nodes and pods for manual experiments.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-// Clients that know nothing of credentials but what their SDK finds, for `cargo xtask clients`.
+// Clients whose only credentials are those that their SDK finds, for `cargo xtask clients`.
 //
 //   node client.mjs NAME COUNT    for each line of its input, each client signs one request
 
@@ -10,7 +10,7 @@ const require = createRequire(process.env.KIAM_CLIENTS_MODULES + "/");
 const endpoint = process.env.KIAM_STS_URL;
 const region = process.env.AWS_REGION;
 
-// Each: how it forgets its credentials, though nothing else, and how it signs a request.
+// Each: how it forgets only its credentials, and how it signs a request.
 const makers = {
   "js-v2"() {
     process.env.AWS_SDK_JS_SUPPRESS_MAINTENANCE_MODE_MESSAGE = "1";
@@ -37,7 +37,7 @@ const makers = {
     const { auth, http, io } = require("aws-crt");
     let provider = auth.AwsCredentialsProvider.newDefault();
     return {
-      // It has no way to forget but a new provider.
+      // Only a new provider forgets them.
       forget() {
         provider = auth.AwsCredentialsProvider.newDefault();
       },

@@ -22,7 +22,7 @@ LIMIT = 60
 
 
 def certificate(folder):
-    """A certificate that nobody checks."""
+    """A certificate, which no client checks."""
     key, cert = os.path.join(folder, "key.pem"), os.path.join(folder, "cert.pem")
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     make += ["-nodes", "-days", "1", "-subj", "/CN=s3", "-keyout", key, "-out", cert]
@@ -65,7 +65,7 @@ def end_tls(folder):
 
 
 def turn(port):
-    """What went wrong, in one line."""
+    """Error message, in one line."""
     options = {
         "log-level-console": "error",
         "log-level-file": "off",

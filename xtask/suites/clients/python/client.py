@@ -1,4 +1,4 @@
-"""Clients that know nothing of credentials but what their SDK finds, for `cargo xtask clients`.
+"""Clients whose only credentials are those that their SDK finds, for `cargo xtask clients`.
 
 client.py NAME COUNT    for each line of its input, each client signs one request
 
@@ -29,7 +29,7 @@ class Boto3:
     def load():
         import boto3
 
-        # Reads the SDK's descriptions, which is most of what a process takes.
+        # Reads the SDK's descriptions, which is most of the cost of a process.
         boto3.Session(aws_access_key_id="x", aws_secret_access_key="x").client("sts")
 
     def forget(self):
@@ -43,7 +43,7 @@ class Boto3:
 
 
 class Cli:
-    """Each time a new process of the CLI, as it is used."""
+    """Starts a new process of the CLI each time, as users do."""
 
     processes = True
 
@@ -80,7 +80,7 @@ class Awscrt:
     def forget(self):
         from awscrt.auth import AwsCredentialsProvider
 
-        # It has no way to forget but a new provider.
+        # Only a new provider forgets them.
         self.provider = AwsCredentialsProvider.new_default_chain()
 
     def sign(self):
@@ -150,7 +150,7 @@ class Opendal(Files):
 
 
 class Clickhouse:
-    """Each time a new process: the engine has no other way to forget its credentials."""
+    """Starts a new process each time: only that makes the engine forget its credentials."""
 
     processes = False
     program = """
@@ -179,7 +179,7 @@ CLIENTS = {
 
 
 def turn(client, number):
-    """What went wrong, in one line."""
+    """Error message, in one line."""
     try:
         if number > 0:
             client.forget()

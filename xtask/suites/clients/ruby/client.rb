@@ -1,4 +1,4 @@
-# Clients that know nothing of credentials but what AWS's SDK for Ruby finds, for
+# Clients whose only credentials are those that AWS's SDK for Ruby finds, for
 # `cargo xtask clients`.
 #
 #   ruby client.rb ruby COUNT    for each line of its input, each client signs one request

@@ -22,7 +22,7 @@ def run(*command):
 
 
 def turn(folder):
-    """What went wrong, in one line."""
+    """Error message, in one line."""
     options = f"iam_role=auto,url={S3},endpoint={os.environ['AWS_REGION']},use_path_request_style"
     if "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in os.environ:
         options = options.replace("iam_role=auto", "ecs")
@@ -38,7 +38,7 @@ def turn(folder):
         wrong = [line for line in text.splitlines() if "[ERR]" in line or "[CRT]" in line]
         return " ".join(f"{error}; {'; '.join(wrong[-2:])}".split())
     finally:
-        # One that could not be mounted is not there.
+        # A file system that could not be mounted is missing.
         subprocess.run(["umount", mount], capture_output=True, timeout=LIMIT)
 
 

@@ -1,4 +1,4 @@
-"""What a hostile process in a pod tries. The first argument names the attempt, the others are its own.
+"""Attempts of a hostile process in a pod. The first argument names the attempt, the others are its own.
 
 An attempt prints what it heard, if anything. That it fails is no error of this program's.
 """
@@ -28,7 +28,7 @@ def stream(address, protocol=0):
 
 
 def talk(sock, request=REQUEST):
-    """Asks, and prints all that is answered."""
+    """Sends a request, and prints the whole answer."""
     sock.settimeout(2)
     sock.sendall(request)
     while heard := sock.recv(4096):
@@ -92,7 +92,7 @@ def udp_connected(which):
 
 
 def optioned(which):
-    """With IP options, that make its header longer."""
+    """IP options, which make the header longer."""
     sock = stream(ADDRESSES[which])
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x01")
     sock.connect((ADDRESSES[which], 80))
@@ -124,7 +124,7 @@ def sum16(data):
 
 def own(which):
     probe = socket.socket(family(ADDRESSES[which]), socket.SOCK_DGRAM)
-    # To somewhere that is as far away, and no business of anybody's.
+    # To an address at the same distance that is not guarded.
     probe.connect(("fd00:ec2::1" if which == "v6" else "169.254.169.1", 9))
     return probe.getsockname()[0]
 
@@ -154,7 +154,7 @@ def raw(which):
 
 
 def frame(which):
-    """In an Ethernet frame, below all sockets, to whoever is next on the way."""
+    """An Ethernet frame, below all sockets, to the next hop."""
     import subprocess
 
     ip = ["ip", "-6" if which == "v6" else "-4"]
@@ -208,7 +208,7 @@ def by_ring(which):
 
 
 def source_routed(which):
-    """By way of the node, with the service as the next stop (RFC 791, loose source route)."""
+    """Through the node, with the service as the next hop (RFC 791, loose source route)."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     route = b"\x83\x07\x04" + socket.inet_aton(V4) + b"\x01"
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
@@ -229,7 +229,7 @@ def own_dnat(which):
 
 
 def own_cgroup(name):
-    """Enters a cgroup of its own making, below its pod's."""
+    """Enters a cgroup that it made below its pod's."""
     with open("/proc/self/cgroup") as lines:
         path = next(line[3:].strip() for line in lines if line.startswith("0::"))
     with open("/proc/self/mounts") as lines:
@@ -249,7 +249,7 @@ def moved(which):
 
 
 def disguised(name, path):
-    """From a cgroup that is named as the victim's."""
+    """From a cgroup with the name of the victim's."""
     own_cgroup(name)
     sock = stream(V4)
     sock.connect((V4, 80))
@@ -276,7 +276,7 @@ def passed_on(which):
 
 
 def lend(path):
-    """Run in the victim: connects whatever socket it is given, and gives it back."""
+    """Run in the victim: connects the socket that it is given, and gives it back."""
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     door.bind(path)
     door.listen()
@@ -291,7 +291,7 @@ def lend(path):
 
 
 def borrow(door, path):
-    """Has the victim connect a socket, and asks on it."""
+    """Has the victim connect a socket, and sends a request on it."""
     sock = stream(V4)
     guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     guest.connect(door)
@@ -301,7 +301,7 @@ def borrow(door, path):
 
 
 def hold(which):
-    """A connection from before anything guards the node, asked on when something does."""
+    """A connection from before the node is guarded, used once it is."""
     sock = stream(ADDRESSES[which])
     sock.connect((ADDRESSES[which], 80))
     print("connected", flush=True)
@@ -339,7 +339,7 @@ def own_nat(address):
 
 
 def http(address, port, path, *headers):
-    """A request to the agent's own port, or any other, with whatever headers."""
+    """A request to the agent's own port, or any other, with the given headers."""
     sock = socket.socket(family(address), socket.SOCK_STREAM)
     sock.settimeout(2)
     sock.connect((address, int(port)))
@@ -368,7 +368,7 @@ def smuggle(path):
 
 def spoof(source, path):
     """Another pod's address, taken for this one."""
-    # Whose it is has it already, and keeps it.
+    # The owner has the address already, and keeps it.
     added = os.system(f"ip addr add {source}/32 dev eth0 2>/dev/null") == 0
     try:
         sock = stream(V4)
@@ -398,7 +398,7 @@ def count():
         for sock in select.select([*v4, *v6], [], [])[0]:
             if sock in v4:
                 packet = sock.recv(4096)
-                # What the node says to itself is no pod's.
+                # Packets from the node to itself are from no pod.
                 if packet[16:20] == wanted4 and packet[12:16] != wanted4:
                     print(f"packet v4 {v4[sock]}", flush=True)
             else:

@@ -57,7 +57,7 @@ impl Fixture {
         Ok(self.packets() - before)
     }
 
-    /// One that was made while nothing guarded the service, asked on when an agent is there.
+    /// Opens a connection while nothing guards the service, and uses it once an agent runs.
     pub(super) fn old_connection(&self) -> Result<OldConnection> {
         let start = self.packets();
         let holder = python(self.attacker.place(), &["hold", "v4"]);

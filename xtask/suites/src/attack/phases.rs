@@ -13,10 +13,10 @@ use testbed::kiam::Agent;
 use testbed::probe::METADATA_SERVICE;
 use testbed::sandbox::Program;
 
-/// The victim's own role, which it asks for while agents are replaced.
+/// Role of the victim, which it requests while agents are replaced.
 const OWN: &str = "/latest/meta-data/iam/security-credentials/b-writer";
 
-/// The agent of the fixture's node, in whatever state it is.
+/// The agent of the fixture's node, in its current state.
 pub(super) struct Change<'a> {
     fixture: &'a Fixture,
     pod_client: &'a Path,
@@ -68,7 +68,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// While the next agent takes over, and the victim asks for what is its own.
+    /// Runs `attempt` while the next agent takes over and the victim requests its own role.
     fn upgrade<T>(&mut self, attempt: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut command = self.fixture.victim.place().command(self.pod_client);
         let url = format!("{METADATA_SERVICE}{OWN}");
@@ -92,7 +92,7 @@ impl<'a> Change<'a> {
         Ok(outcome)
     }
 
-    /// The last agent ends; what the victim's requests came to.
+    /// Stops the last agent, and returns the results of the victim's requests.
     pub(super) fn end(self) -> Load {
         self.load
     }

@@ -23,9 +23,9 @@ pub struct Report {
 /// A connection to the metadata service that is older than any guard.
 #[derive(Debug, Clone, Serialize)]
 pub struct OldConnection {
-    /// Packets that came to the service while nothing guarded it.
+    /// Packets that reached the service while nothing guarded it.
     pub before: usize,
-    /// Packets of it that came once an agent was there.
+    /// Packets of the connection that reached it once an agent ran.
     pub after: usize,
 }
 
@@ -34,11 +34,11 @@ pub struct OldConnection {
 pub struct Reached {
     /// Name of the attempt.
     pub attack: &'static str,
-    /// Packets that came to the service where nothing guards it.
+    /// Packets that reached the service while nothing guarded it.
     pub unguarded: usize,
     /// True if there must be some.
     pub works: bool,
-    /// Packets that came to it, by the state of the agent.
+    /// Packets that reached it, by the state of the agent.
     pub packets: Vec<(Phase, usize)>,
 }
 
@@ -52,7 +52,7 @@ pub struct Theft {
     pub own: Option<bool>,
     /// True if a reply of the victim's was received, by the state of the agent.
     pub stolen: Vec<(Phase, bool)>,
-    /// The beginning of what was heard first.
+    /// Start of the first reply.
     pub heard: String,
 }
 

@@ -1,5 +1,5 @@
-//! Attempts to get another pod's credentials, and what the pod itself hears by the same words: an
-//! attempt that could get nobody anything shows nothing.
+//! Attempts to get another pod's credentials, and the reply that the pod itself gets to the same
+//! request: an attempt that cannot work for any pod proves nothing.
 
 use std::process::Command;
 

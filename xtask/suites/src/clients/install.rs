@@ -23,7 +23,7 @@ pub(super) const PYTHON: Python = Python::new(
 
 const NEXT_TO: &str = "xtask/suites/clients";
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub(crate) fn plan(plan: &mut Plan) -> Result<()> {
     AWS.plan(plan)?;
     PYTHON.plan(plan)?;

@@ -1,4 +1,4 @@
-//! The clients: how each is run, and which version of it that is.
+//! Clients: their programs and versions.
 
 use std::path::PathBuf;
 use std::process::Command;

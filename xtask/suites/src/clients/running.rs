@@ -43,7 +43,7 @@ pub(crate) struct Turn {
 }
 
 impl Running {
-    /// Starts clients that ask nothing yet.
+    /// Starts clients, which send no request yet.
     pub(crate) fn start(
         client: &Client,
         place: &Place,

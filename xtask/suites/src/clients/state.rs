@@ -1,4 +1,4 @@
-//! The states that clients are tried in, and what each must come to.
+//! States in which clients are tried, and the expected result of each.
 
 use clap::ValueEnum;
 
@@ -16,7 +16,7 @@ pub(super) enum State {
     NoRole,
     /// The agent is restarted and the credentials are rotated, while the client lives on.
     Restarted,
-    /// Many clients in one pod ask at once.
+    /// Many clients in one pod send requests at once.
     Many,
     /// The agent requires IMDSv2.
     ImdsV2,

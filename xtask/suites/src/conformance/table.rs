@@ -2,7 +2,7 @@
 
 use super::body::{a_token, credentials, extended, info, nothing, the_role};
 
-/// One request and what is right.
+/// One request and the expected reply.
 pub(super) struct Line {
     pub(super) name: &'static str,
     method: &'static str,
@@ -33,7 +33,7 @@ const TOKEN_PATH: &str = "/latest/api/token";
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds: 21600\r\n";
 const WITH_TOKEN: &str = "X-aws-ec2-metadata-token: {token}\r\n";
 const PLAIN: &[(&str, &str)] = &[("content-type", "text/plain")];
-/// Each answer ends its connection, whatever is asked.
+/// Every answer closes its connection, regardless of the request.
 const CLOSED: &[(&str, &str)] = &[("connection", "close")];
 
 const GET: Line = Line {

@@ -1,4 +1,4 @@
-//! One exchange, as bytes: a table of odd requests needs a client that corrects none of them.
+//! One exchange, as bytes: the unusual requests of the table need a client that corrects nothing.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};

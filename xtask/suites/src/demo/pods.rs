@@ -11,7 +11,7 @@ use toolchain::AWS;
 use testbed::file_cluster::{BASE_ARN, FileCluster, FileClusterNode};
 use testbed::sandbox::{Node, Pod, PodOptions, Program};
 
-/// Namespaces, and whether they permit roles: those that begin with their names.
+/// Namespaces, and whether they permit roles with their name as a prefix.
 const NAMESPACES: [(&str, bool); 3] = [("orders", true), ("billing", true), ("sandbox", false)];
 /// Namespace, pod, the role that it wants, and whether its namespace permits that.
 const ROLES: [(&str, &str, &str, bool); 4] = [
@@ -24,7 +24,7 @@ const PERMITTED: &str = "iam.amazonaws.com/permitted";
 const FILE: &str = "cluster";
 const LOG_LIMIT: Duration = Duration::from_secs(5);
 
-/// A pod and what it wants.
+/// A pod and its requested role.
 #[derive(Debug)]
 pub(super) struct DemoPod {
     namespace: &'static str,

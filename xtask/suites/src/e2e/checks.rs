@@ -24,7 +24,7 @@ use testbed::cluster::PodTemplate;
 use testbed::doubles::imds::Imds;
 use testbed::probe::{METADATA_SERVICE, Prober};
 
-/// A check, by what is so when it passes.
+/// A check, with the statement that it proves as its name.
 pub(super) type NamedCheck = (&'static str, Check);
 type Check = fn(&mut Fixture) -> LocalBoxFuture<'_, Result<Facts>>;
 

@@ -1,4 +1,4 @@
-//! The dashboards of `deploy/grafana`, as far as they are drawn.
+//! The parts of the dashboards of `deploy/grafana` that are drawn.
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;

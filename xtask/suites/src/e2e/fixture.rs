@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) const ROLE: &str = "iam.amazonaws.com/role";
 pub(super) const PERMITTED: &str = "iam.amazonaws.com/permitted";
 
-/// Namespaces and what they permit.
+/// Namespaces and the roles that they permit.
 const NAMESPACES: [(&str, Option<&str>); 3] = [
     ("orders", Some("arn:aws:iam::123456789012:role/orders-.*")),
     ("billing", Some(".*")),
@@ -157,7 +157,7 @@ impl Fixture {
         tails.collect::<Vec<_>>().join("\n")
     }
 
-    /// The server's process and what it logs.
+    /// Process and log of the server.
     pub(super) fn server(&self) -> Result<&Program> {
         let server = self.server.as_ref().context("the server was stopped")?;
         Ok(server.program())
@@ -197,7 +197,7 @@ impl Fixture {
         self.server.insert(server).ready()
     }
 
-    /// Stops the server, also where it has to cut connections off that nobody closes.
+    /// Stops the server, also when it has to close connections that clients keep open.
     pub(super) fn end_server(&mut self) -> Result<()> {
         let server = self.server.take().context("the server was stopped")?;
         server.stop().map(drop)

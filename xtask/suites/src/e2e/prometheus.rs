@@ -24,7 +24,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 const STEP_SECONDS: &str = "1";
 
-/// It, and the way to an agent that speaks on its node's loopback only.
+/// Prometheus, and a proxy to an agent that listens only on its node's loopback.
 #[derive(Debug)]
 pub(super) struct Prometheus {
     program: Program,

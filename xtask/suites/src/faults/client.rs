@@ -1,4 +1,4 @@
-//! The pods' clients, and whether what they got was right.
+//! Clients in pods, and the check of their answers.
 
 use std::process::Command;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(super) enum Kind {
     Sdk,
 }
 
-/// A pod that asks all the time.
+/// A pod that sends requests all the time.
 #[derive(Debug)]
 pub(super) struct Client {
     program: Program,
@@ -75,7 +75,7 @@ pub(super) enum Verdict {
     Right,
     /// It had a role and got no credentials.
     Failed(String),
-    /// It got what it must not.
+    /// It got credentials that it must not get.
     Wrong(String),
     /// It had no role and got none.
     Refused,
@@ -99,7 +99,7 @@ impl Client {
         })
     }
 
-    /// Makes it ask no more; what it got can still be read.
+    /// Stops its requests; its answers can still be read.
     pub(super) fn stop(&self) -> Result<()> {
         self.program.signal(Signal::SIGKILL)
     }

@@ -1,5 +1,5 @@
-//! The small cluster that is broken: etcd, kube-apiserver, STS, DNS, two servers, three nodes with
-//! an agent each, and thirty pods that ask all the time.
+//! Fixture of the faults, a small cluster: etcd, kube-apiserver, STS, DNS, two servers, three nodes
+//! with an agent each, and thirty pods that send requests all the time.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -227,8 +227,8 @@ impl Fixture {
         Ok(())
     }
 
-    /// Waits until STS has answered well to the last call for each pod's role, or a while at most: a
-    /// server asks again after 15 s and more where it was denied. The next fault then finds all
+    /// Waits until STS has answered well to the last call for each pod's role, or a while at most:
+    /// a server asks again after 15 s and more where it was denied. The next fault then finds all
     /// credentials with at least half of their life, and not those that another failure has aged.
     pub(super) async fn renewed(&self) {
         const LIMIT: Duration = Duration::from_secs(60);
@@ -310,7 +310,8 @@ impl Fixture {
         self.nodes[which].kubelet.run(&template).await
     }
 
-    /// Stops everything in order, and looks what has reached the nodes' own metadata services.
+    /// Stops everything in order, and checks that no packet reached the nodes' own metadata
+    /// services.
     pub(super) fn end(mut self) -> Result<()> {
         self.clients.clear();
         for node in &mut self.nodes {

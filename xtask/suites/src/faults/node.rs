@@ -1,5 +1,5 @@
-//! A node of the small cluster: its kubelet, its agent in an agent's pod, and what its agent finds
-//! the server by.
+//! A node of the small cluster: its kubelet, its agent in an agent's pod, and the settings by
+//! which its agent finds the server.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -121,7 +121,7 @@ impl FaultNode {
             .wait_for("that it is ready", READY_LIMIT, ready)
     }
 
-    /// Starts another agent beside the one that runs, and then stops that.
+    /// Starts another agent beside the running one, and then stops the older.
     pub(super) fn upgrade(&mut self) -> Result<()> {
         let before = self.start()?;
         self.ready()?;

@@ -1,4 +1,4 @@
-//! Defects that are planted into kiam, to see that they are detected.
+//! Defects planted into kiam, each of which must be detected.
 
 #![expect(clippy::print_stdout, reason = "the command's result")]
 

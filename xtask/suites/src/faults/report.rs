@@ -106,7 +106,7 @@ impl Report {
 pub(super) struct Row {
     /// Fault, or pair.
     pub(super) fault: String,
-    /// Requests of running pods, those that came to no answer too.
+    /// Requests of running pods, including those without an answer.
     pub(super) requests: usize,
     /// Pods that have a role and got no credentials.
     pub(super) failures: usize,

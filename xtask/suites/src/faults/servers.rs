@@ -19,7 +19,7 @@ pub(super) const ADDRESSES: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
 const ADMIN_PORTS: [u16; 2] = [9611, 9613];
 
-/// Both of them, and what they are started with.
+/// Both replicas, and their settings.
 #[derive(Debug)]
 pub(super) struct Servers {
     running: [Option<Server>; 2],

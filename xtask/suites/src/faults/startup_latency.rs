@@ -36,7 +36,7 @@ pub(super) struct StartupLatency {
     pub(super) max_ms: u64,
     /// Pods that had no credentials yet when their container could have started.
     pub(super) waited: usize,
-    /// Times that asking, begun at the binding, came to nothing before it came to credentials.
+    /// Failed requests between binding and credentials.
     pub(super) failures: usize,
 }
 
@@ -66,7 +66,7 @@ struct Starting {
     program: Program,
 }
 
-/// Starts so many pods, so many a second, and measures when each has its credentials.
+/// Starts a number of pods at a rate, and measures the time until each has its credentials.
 ///
 /// # Errors
 /// Fails when a pod cannot be made, or has no credentials in the end.

@@ -123,8 +123,8 @@ pub(super) fn all() -> Vec<Fault> {
     .concat()
 }
 
-/// Groups, in the order in which a pair injects its faults; it lifts them in reverse: a restart needs
-/// certificates, servers and the API, and changes are made by the API.
+/// Groups, in the order in which a pair injects its faults; it lifts them in reverse: a restart
+/// needs certificates, servers and the API, and changes are made by the API.
 const ORDER: [&str; 9] = [
     "agents",
     "resources",

@@ -15,7 +15,7 @@ pub(super) const fn machine(architecture: Architecture) -> &'static str {
     }
 }
 
-/// Serial line that the kernel's messages come by.
+/// Serial console of the kernel's messages.
 pub(super) const fn console(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::Amd64 => "ttyS0",

@@ -20,7 +20,7 @@ pub(super) enum Carried<'a> {
 }
 
 impl Carried<'_> {
-    /// Builds what there is to build, and makes the disk in a folder.
+    /// Builds the programs, and makes the disk in a folder.
     pub(super) fn disk(self, folder: &Path) -> Result<PathBuf> {
         let staging = folder.join("carried");
         std::fs::create_dir_all(&staging)?;
@@ -73,7 +73,7 @@ fn kernel_tests() -> Result<PathBuf> {
     found.context("cargo built no kernel tests")
 }
 
-/// Without what debuggers read, which is most of it.
+/// Copies a program without its debug information, which is most of it.
 fn put(from: &Path, to: &Path) -> Result<()> {
     if find_program("strip").is_some() {
         let mut command = Command::new("strip");

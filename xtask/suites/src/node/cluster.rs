@@ -1,5 +1,5 @@
-//! Level 2 of `cargo xtask node`: a real Kubernetes cluster whose nodes are machines, with kiam on it as
-//! helm installs the chart.
+//! Level 2 of `cargo xtask node`: a real Kubernetes cluster whose nodes are machines, with kiam on
+//! it as helm installs the chart.
 //!
 //! ```text
 //!  sandbox's control namespace ── etcd, API server, controllers, scheduler, DNS, STS
@@ -154,7 +154,7 @@ impl Args {
         words.join(", ")
     }
 
-    /// Adds what it needs beside machines.
+    /// Adds the tools that a cluster needs in addition to machines.
     pub(super) fn plan(&self, plan: &mut Plan) -> Result<()> {
         if self.cluster {
             plan.program("cc", "gcc", "compiles what nodes' pods run");
@@ -333,8 +333,8 @@ impl Cluster {
         pods::all_of(log, role, self.run.args.known_by())
     }
 
-    /// The role that a check expects of pods with `iam.amazonaws.com/role: NAME-role`: another one if
-    /// checks have to fail.
+    /// The role that a check expects of pods with `iam.amazonaws.com/role: NAME-role`: another one
+    /// if checks have to fail.
     fn role(&self, name: &str) -> String {
         if self.run.args.planted {
             "planted-role".to_owned()
@@ -343,7 +343,7 @@ impl Cluster {
         }
     }
 
-    /// Installs the chart as it is, or brings it to other values.
+    /// Installs the chart, or upgrades it to other values.
     fn helm(&self, command: &[&str], more: &[&str]) -> Result<()> {
         let keys = self.vpc.sts().server_keys();
         let repository = format!("image.repository={REPOSITORY}");

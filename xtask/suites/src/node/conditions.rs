@@ -67,7 +67,7 @@ pub(super) const CONDITIONS: [Condition; 6] = [
 ];
 
 impl Condition {
-    /// Makes the node so, and asks `doctor`.
+    /// Brings the node into this condition, and runs `doctor`.
     pub(super) fn make(self, machine: &Machine) -> Result<Found> {
         let limit = machine.limit(Duration::from_secs(5));
         machine.check(self.prepare, limit)?;

@@ -1,4 +1,4 @@
-//! Disks of machines: file systems made from folders, and overlays that take what a run writes.
+//! Disks of machines: file systems made from folders, and overlays with the writes of a run.
 
 use std::path::Path;
 use std::process::Command;
@@ -29,7 +29,7 @@ pub fn make(folder: &Path, image: &Path, spare_mib: u64, journal: bool) -> Resul
     exec(&mut command).map(drop)
 }
 
-/// Makes an overlay of an image, which takes what is written.
+/// Makes an overlay of an image for writes.
 pub(super) fn overlay(image: &Path, overlay: &Path) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command

@@ -32,7 +32,7 @@ pub(super) struct Trial<'a> {
 const REFUSED: &str = "5.10";
 
 impl Trial<'_> {
-    /// Tries all of these, so many at once.
+    /// Tries all of these, a number of them at once.
     pub(super) fn kernels(self, kernels: &[Kernel], at_once: usize) -> Result<Vec<Row>> {
         side_by_side(kernels, at_once, |number, kernel| {
             self.kernel(number, kernel)

@@ -10,7 +10,7 @@ use toolchain::{Architecture, Cache, Log, Plan, Step, exec, fingerprint};
 use super::{disk, initramfs};
 use toolchain::debian::{Lists, SID, Suite, newest};
 
-/// A kernel that can be asked for.
+/// A kernel that `--kernel` selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
     /// Its name, as `--kernel` takes it.
@@ -66,7 +66,7 @@ pub const CHOICES: [Choice; 4] = [
 /// A kernel that can be booted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// Its name, as it was asked for.
+    /// Its name in `--kernel`.
     pub name: &'static str,
     /// Its release, as printed by `uname -r`.
     pub release: String,
@@ -187,7 +187,7 @@ impl Choice {
     }
 }
 
-/// Makes kernel, initial file system and the modules' disk of what was unpacked.
+/// Makes kernel, initial file system and modules' disk from the unpacked packages.
 fn assemble(root: &Path, release: &str, folder: &Path) -> Result<()> {
     let modules = ["lib/modules", "usr/lib/modules"];
     let modules = modules.map(|path| root.join(path).join(release));

@@ -1,8 +1,8 @@
-//! Virtual machines: started in a sandbox's control namespace, spoken to by ssh, cut off, started
+//! Virtual machines: started in a sandbox's control namespace, used over ssh, powered off, started
 //! again, and killed with their disk removed when dropped.
 //!
-//! A machine is on the sandbox's bridge (`fabric`, 10.0.0.1/16), so that whatever listens there or in
-//! the sandbox's control namespace is to be reached from it, and nothing else is.
+//! A machine is on the sandbox's bridge (`fabric`, 10.0.0.1/16), so that it can reach
+//! services there and in the sandbox's control namespace, and nothing else.
 
 mod qemu;
 

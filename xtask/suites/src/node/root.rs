@@ -1,5 +1,5 @@
-//! Root file system of machines: Debian's development suite with what a Kubernetes node has. It is
-//! made once and never written to: each run writes to an overlay.
+//! Root file system of machines: Debian's development suite with the packages of a Kubernetes node.
+//! It is made once and never written to: each run writes to an overlay.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

@@ -1,4 +1,4 @@
-//! The table of what was run: a row for each kernel, a column for each check.
+//! Table of the results: a row for each kernel, a column for each check.
 
 use std::fmt;
 
@@ -71,7 +71,7 @@ impl Row {
     }
 }
 
-/// Text that ends no cell; what is not as it should be stands out.
+/// Text of a cell, escaped; failures are bold.
 fn cell(found: &Found) -> String {
     let text = found.summary.replace('|', "\\|");
     if found.good {

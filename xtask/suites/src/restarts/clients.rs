@@ -31,7 +31,7 @@ pub struct ClientCounts {
     pub failed: usize,
     /// The longest time in which it got none signed, in milliseconds.
     pub longest_ms: u64,
-    /// The first of those that failed and must not.
+    /// The first unexpected failure.
     pub first_failure: Option<String>,
 }
 

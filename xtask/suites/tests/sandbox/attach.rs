@@ -31,7 +31,7 @@ except OSError as error:
     far.send(b"x")
     print(f"ended: {error.errno}, and the other {near.recv(1)}", flush=True)
 "#;
-/// Connects to the metadata service, then asks again and again.
+/// Connects to the metadata service, then sends requests repeatedly.
 const BYSTANDER: &str = r#"
 import http.client, time
 service = http.client.HTTPConnection("169.254.169.254", timeout=5)

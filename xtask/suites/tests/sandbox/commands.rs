@@ -131,9 +131,9 @@ fn doctor_names_what_is_wrong() {
     }
 }
 
-/// `kubectl exec` runs a command in the process namespace of a container whose process 1 is an agent.
-/// Here a shell with the agent's command line stands for the agent: the sandbox's BPF file system is
-/// found by a path that does not exist in another process namespace.
+/// `kubectl exec` runs a command in the process namespace of a container whose process 1 is an
+/// agent. Here a shell with the agent's command line stands for the agent: the sandbox's BPF file
+/// system is found by a path that does not exist in another process namespace.
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
 fn doctor_in_the_container_of_an_agent_uses_its_settings() {

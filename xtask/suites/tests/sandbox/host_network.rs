@@ -8,7 +8,7 @@ use testbed::sandbox::{NodeOptions, PodOptions, Qos};
 
 const OWN: &str = "a-reader";
 
-/// Answer to a pod that asks for its role.
+/// Answer to a pod that requests its role.
 #[derive(Debug, Clone, Copy)]
 enum Gets {
     OwnRole,

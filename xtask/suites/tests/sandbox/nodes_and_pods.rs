@@ -259,8 +259,8 @@ fn the_sandbox_of_a_killed_process_is_removed() {
     });
 }
 
-/// Starts a process that owns a sandbox with a pod. Returns its id, the sandbox's cgroup and scratch
-/// folder, and the process.
+/// Starts a process that owns a sandbox with a pod. Returns its id, the sandbox's cgroup and
+/// scratch folder, and the process.
 #[track_caller]
 fn owned_by_another(exit: &[&str]) -> (u32, String, String, Program) {
     let mut command = Command::new(testbed::kiam::xtask().unwrap());

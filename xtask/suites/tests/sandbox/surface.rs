@@ -203,7 +203,7 @@ fn a_browser_shows_the_status_page_and_runs_no_injected_script() {
     }
 }
 
-/// Opens a number of connections, sends nothing on them, and prints how many were closed.
+/// Opens a number of connections, sends nothing on them, and prints the number of closed ones.
 const HOG: &str = r#"
 import resource, select, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))

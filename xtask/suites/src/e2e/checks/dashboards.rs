@@ -19,7 +19,7 @@ const VARIABLES: [(&str, &str); 3] = [
     ("[5m]", "[30s]"),
     ("$instance", ".*"),
 ];
-/// Panels of which a part shows nothing in a good run, and why.
+/// Panels with an empty part in a good run, and the reason.
 const QUIET: &[(&str, &str)] = &[
     ("Rules restored", "nobody removes rules"),
     (

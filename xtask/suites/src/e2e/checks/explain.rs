@@ -1,4 +1,4 @@
-//! `kiam-server explain`, on a real API beside a server that runs.
+//! `kiam-server explain`, on a real API beside a running server.
 
 use anyhow::{Context as _, Result, ensure};
 

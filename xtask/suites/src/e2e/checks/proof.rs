@@ -1,4 +1,4 @@
-//! An agent gets what is its node's, and proves which node that is.
+//! An agent gets the pods of its node, and proves which node is its own.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Asking from inside of pods.
+//! Requests from inside pods.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +59,7 @@ pub(super) fn sdk_is(fixture: &Fixture, sdk: Sdk, place: &Place, role: &str) -> 
     Ok(who.to_owned())
 }
 
-/// Tries until it succeeds: what has changed takes its way through API, server and stream. Returns
+/// Retries until success: a change passes through API, server and stream. Returns
 /// how long that was.
 pub(super) async fn seen<T>(mut check: impl FnMut() -> Result<T>) -> Result<(T, Duration)> {
     let begin = Instant::now();

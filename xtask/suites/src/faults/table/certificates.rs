@@ -1,5 +1,5 @@
-//! Faults of certificates' files. What they change is seen by new connections, so those that there
-//! are break as well.
+//! Faults of certificates' files. New connections use the changed files, so the faults
+//! also break existing ones.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Changes of what pods may have, which must be followed at once.
+//! Changes of roles and permissions, which must take effect at once.
 
 use std::time::Duration;
 

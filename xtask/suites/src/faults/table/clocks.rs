@@ -1,4 +1,4 @@
-//! Steps of clocks, forth and back.
+//! Steps of clocks, forward and back.
 
 use anyhow::Result;
 use futures::FutureExt as _;

@@ -80,7 +80,7 @@ fn lossy(fixture: &Fixture) -> Result<()> {
     rules(fixture, &lost("dport"), &lost("sport"))
 }
 
-/// Puts a rule for what nodes send, and one for what they get.
+/// Adds a rule for packets that nodes send, and one for packets that they receive.
 fn rules(fixture: &Fixture, output: &str, input: &str) -> Result<()> {
     let rules = format!(
         "table inet faults {{

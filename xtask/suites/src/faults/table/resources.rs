@@ -70,7 +70,7 @@ fn limit(program: &Program, limit: &str) -> Result<()> {
     exec(&mut command).map(drop)
 }
 
-/// Takes away all descriptors but those that are in use below the first that is free.
+/// Limits the descriptors to those in use below the first free one.
 fn starve(program: &Program) -> Result<()> {
     let folder = PathBuf::from(format!("/proc/{}/fd", program.pid()));
     let free = (0..).find(|number: &u32| !folder.join(number.to_string()).is_symlink());

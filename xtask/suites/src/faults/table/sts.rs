@@ -12,7 +12,7 @@ use testbed::doubles::sts::{Behavior, Fault as StsFault};
 use testbed::file_cluster::BASE_ARN;
 
 const GROUP: &str = "sts";
-/// New roles are asked for at once; those that failed wait up to half a minute.
+/// New roles are requested at once; those that failed wait up to half a minute.
 const RETRIES: Duration = Duration::from_secs(20);
 
 const fn fault(name: &'static str, inject: super::Action) -> Fault {

@@ -1,4 +1,4 @@
-//! Checks of a cluster, each with the name by which the table has it.
+//! Checks of a cluster, each with its name in the table.
 
 mod basic;
 mod host;

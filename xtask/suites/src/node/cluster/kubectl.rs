@@ -1,4 +1,4 @@
-//! The cluster as a user sees it: by kubectl and helm.
+//! The cluster as users see it: through kubectl and helm.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,7 +63,7 @@ impl Kubectl {
         Ok(command)
     }
 
-    /// Runs kubectl, which has to succeed; returns what it printed.
+    /// Runs kubectl, which has to succeed, and returns its output.
     pub(super) fn run(&self, args: &[&str]) -> Result<String> {
         self.run_for(args, SHORT)
     }

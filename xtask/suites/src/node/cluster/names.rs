@@ -72,8 +72,8 @@ fn key(slice: &EndpointSlice) -> (Option<String>, Option<String>) {
     (metadata.namespace.clone(), metadata.name.clone())
 }
 
-/// Addresses of what is ready, by the name of its Service. Services with an address of their own have
-/// those of their endpoints too: kube-proxy would choose one.
+/// Addresses of what is ready, by the name of its Service. Services with an address of their own
+/// have those of their endpoints too: kube-proxy would choose one.
 fn names<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> BTreeMap<String, Vec<Ipv4Addr>> {

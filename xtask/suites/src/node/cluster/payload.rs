@@ -1,5 +1,5 @@
-//! Disk that is carried into each node: Kubernetes' components, their certificates and settings, and
-//! the container images.
+//! Disk that is carried into each node: Kubernetes' components, their certificates and settings,
+//! and the container images.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use testbed::cluster::{ControlPlane, components};
 use testbed::pki::{Leaf, PemFiles};
 use testbed::sandbox::Sandbox;
 
-/// Image whose one program both keeps pods' namespaces and asks for credentials.
+/// Image whose one program both keeps pods' namespaces and requests credentials.
 pub(super) const POD_IMAGE: &str = "docker.io/library/pod:1";
-/// The image's program, by the names of what it does.
+/// Names of the image's program, one for each of its functions.
 const NAMES: [&str; 2] = ["ask", "pause"];
 
 const SETUP: &str = include_str!("files/setup.sh");

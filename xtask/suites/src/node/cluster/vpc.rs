@@ -82,7 +82,7 @@ impl Packets {
         self.lock().count
     }
 
-    /// The last of them, of so many.
+    /// The last packets, at most this number.
     pub(super) fn last(&self, of: usize) -> String {
         let seen = self.lock();
         let skip = seen.last.len().saturating_sub(of);
@@ -100,7 +100,7 @@ impl Packets {
     }
 }
 
-/// A packet socket that hears what is sent to metadata addresses.
+/// Packet socket that receives packets to metadata addresses.
 fn socket() -> Result<UnixDatagram> {
     const ETH_P_ALL: u16 = 3;
     // linux/filter.h: load half a word, load a word, jump if equal, return; all absolute.

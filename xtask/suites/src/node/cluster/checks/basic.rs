@@ -130,7 +130,7 @@ pub(super) fn ephemeral_container(cluster: &mut Cluster) -> Result<()> {
     cluster.all_of(&log, &cluster.role("account")).map(drop)
 }
 
-/// It gets nothing, the node's least of all.
+/// Checks that a pod gets no credentials, least of all the node's.
 pub(super) fn roleless(cluster: &mut Cluster) -> Result<()> {
     let pod = if cluster.run.args.planted {
         "account"
@@ -196,7 +196,7 @@ pub(super) fn host_network_passthrough(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Nothing was sent to the node's service but what was allowed to be.
+/// Checks that only permitted packets were sent to the node's service.
 pub(super) fn no_packet(cluster: &mut Cluster) -> Result<()> {
     let seen = cluster.vpc.packets().count();
     let allowed = if cluster.run.args.planted && seen > 0 {
@@ -236,8 +236,8 @@ impl Cluster {
             .map(drop)
     }
 
-    /// A container got its pod's role each time it asked, from its first request on; and the pod is of
-    /// this class.
+    /// A container got its pod's role each time it asked, from its first request on; and the pod is
+    /// of this class.
     fn serves(&self, pod: &str, container: &str, class: &str) -> Result<()> {
         let object = self.kubectl.get(&["-n", NAMESPACE, "pod", pod])?;
         ensure!(

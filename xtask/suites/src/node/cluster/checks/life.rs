@@ -39,7 +39,8 @@ pub(super) fn host_users(cluster: &mut Cluster) -> Result<()> {
     cluster.delete("pod", "users")
 }
 
-/// A pod whose object is removed at once, before its containers have ended, gets nothing of another's.
+/// A pod whose object is removed at once, before its containers have ended, gets nothing of
+/// another's.
 pub(super) fn force_delete(cluster: &mut Cluster) -> Result<()> {
     let follow = cluster.follow("besteffort")?;
     let args = ["-n", NAMESPACE, "delete", "pod", "besteffort", "--force"];

@@ -1,5 +1,5 @@
-// What pods of `cargo xtask node` run: asks the metadata service for the pod's credentials as SDKs
-// do, again and again, and prints a line for each time; under the name `pause` it only waits.
+// Program of the pods of `cargo xtask node`: requests the pod's credentials from the metadata service
+// repeatedly, as SDKs do, and prints a line for each attempt; under the name `pause` it only waits.
 //
 //   ask [-n times] [-i milliseconds between] [-a seconds to go on after SIGTERM] [-e expected role]
 //       [-q] [-c]
