@@ -109,7 +109,7 @@ pub fn alerts(args: &AlertsArgs) -> Result<()> {
 }
 
 /// Checks the chart: `helm lint`, all value sets rendered and taken by a real kube-apiserver, bad
-/// values refused with what to do, values in the fields that they are for, the plain manifests equal
+/// values refused with the fix, values in the fields that they are for, the plain manifests equal
 /// to it, and its admission policy asked about pods.
 ///
 /// # Errors
@@ -147,7 +147,7 @@ pub fn manifests(args: &ManifestsArgs) -> Result<()> {
     }
 }
 
-/// Compares a file that is made with what would be made now.
+/// Compares a generated file with its current content.
 fn is_current(path: &std::path::Path, made: &str, command: &str) -> Result<()> {
     let there = std::fs::read_to_string(path).unwrap_or_default();
     let differs = there.lines().zip(made.lines()).position(|(a, b)| a != b);

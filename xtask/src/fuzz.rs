@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: the property tests of whatever hostile bytes reach, for as long as is wanted,
-//! with new seeds each round. `cargo xtask test` runs the same for a moment.
+//! `cargo xtask fuzz`: the property tests of hostile input, for a given time, with new seeds each
+//! round. `cargo xtask test` runs the same tests briefly.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +13,7 @@ use toolchain::cargo;
 
 use testbed::kiam::last_executable;
 
-/// A property, and what it is about.
+/// A property test.
 struct Target {
     name: &'static str,
     package: &'static str,

@@ -1,7 +1,7 @@
 //! `cargo xtask image`: the container image, built without a daemon and without a registry.
 //!
-//! `deploy/docker/Dockerfile` is what both this and `docker build` follow: its first stage runs
-//! this command for the root file system, and its last one is given that root here.
+//! `deploy/docker/Dockerfile` is shared with `docker build`: its first stage runs this
+//! command for the root file system; here, its last stage gets that root.
 
 mod layout;
 mod root;

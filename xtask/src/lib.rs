@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! test         all tests that need no cluster
-//! fuzz         property tests of what hostile bytes reach, for long
+//! fuzz         long runs of the property tests of hostile input
 //! deploy       the chart, manifests, alerts, dashboards and reference pages, made and checked
 //! image        the container image
 //! lint         format, clippy, documentation, dependencies

@@ -6,7 +6,7 @@
 //! help       flags, commands and values have a help text
 //! metrics    metrics are on the reference page
 //! words      docs, comments and messages do without the words that docs/style.md lists
-//! sources    what these read
+//! sources    files that these checks read
 //! ```
 
 mod cycles;

@@ -1,14 +1,14 @@
-//! `cargo xtask bench`: what kiam costs, in one report, over the real path.
+//! `cargo xtask bench`: the cost of kiam, in one report, over the real path.
 //!
-//! Everything is built in release mode, this program too: it builds itself so and becomes that. Sides that
-//! are compared are measured by turns, and their ratio within each turn, so that what else the machine does
-//! weighs on both.
+//! Everything is built in release mode, this program too: it builds and executes itself so. Sides
+//! that are compared are measured by turns, and their ratio within each turn, so that other load of
+//! the machine affects both.
 //!
 //! ```text
 //! requests      requests of pods, by turns
 //! lives         an agent's start, and a pod's
 //! costs         memory, CPU, sizes
-//! system_calls  how many a request makes
+//! system_calls  system calls of a request
 //! growth        a server as its cluster grows
 //! report        tables and JSON
 //! plot          curves
@@ -79,7 +79,7 @@ pub struct Args {
     pub write: Option<PathBuf>,
 }
 
-/// A server that is asked too.
+/// Another server to measure.
 #[derive(Debug, Clone)]
 pub struct Against {
     name: String,

@@ -1,9 +1,9 @@
-//! `cargo xtask bench-ebpf`: what the kernel programs cost traffic that is none of their business.
+//! `cargo xtask bench-ebpf`: the cost of the kernel programs to other traffic.
 //!
-//! A pod works with an address outside of its node, over real network namespaces, by turns with nothing
-//! on the node, with the real agent's programs attached, and with an iptables rule as kiam's in their
-//! place. What is reported are the medians, and the medians of the ratios within each turn: what else the
-//! machine does weighs on both sides of a ratio.
+//! A pod works with an address outside of its node, over real network namespaces, by turns with
+//! nothing on the node, with the real agent's programs attached, and with an iptables rule like
+//! kiam's in their place. The report has the medians, and the medians of the ratios within each
+//! turn: other load of the machine affects both sides of a ratio.
 
 mod counts;
 

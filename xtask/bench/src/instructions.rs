@@ -1,5 +1,5 @@
-//! `cargo xtask instructions`: how many instructions one request for credentials takes, which does
-//! not depend on how fast or how busy a machine is, against what was recorded.
+//! `cargo xtask instructions`: the instructions of one request for credentials, against a recorded
+//! budget. Their number does not depend on the speed or load of a machine.
 //!
 //! `kiam-bench` (release) asks the agent's own metadata service; callgrind counts a run of so many
 //! requests and one of twice as many, and the difference is theirs.
@@ -12,7 +12,7 @@ use toolchain::{Consent, exec, kernel, prepare, workspace};
 
 use testbed::kiam;
 
-/// Enough that what happens by the clock is lost among them.
+/// Enough to make the instructions of timers negligible.
 const REQUESTS: u64 = 2000;
 /// More than this is a failure: one part in twenty.
 const PARTS: u64 = 20;

@@ -1,9 +1,9 @@
 //! Benchmarks of kiam, each a command of `cargo xtask`.
 //!
 //! ```text
-//! bench         what kiam costs, in one report
-//! bench_ebpf    what the kernel programs cost other traffic
-//! instructions  how many a request takes, against a budget
+//! bench         the cost of kiam, in one report
+//! bench_ebpf    the cost of the kernel programs to other traffic
+//! instructions  the instructions of a request, against a budget
 //! load          a server with a large cluster's pods and agents
 //! ```
 

@@ -6,10 +6,10 @@
 //! update. All of it talks over loopback.
 //!
 //! ```text
-//! fleet    the made-up cluster
+//! fleet    the synthetic cluster
 //! api      its Kubernetes API
-//! agents   the streams, and what came by them
-//! process  what the server's process costs
+//! agents   the streams and their updates
+//! process  the cost of the server's process
 //! report   the figures, and the targets
 //! ```
 
@@ -225,7 +225,7 @@ async fn load(args: &Args, programs: &Programs, scratch: &Path) -> Result<Report
     }))
 }
 
-/// Pods come and go. Returns how many roles came that none had before.
+/// Creates and deletes pods. Returns the number of new roles.
 async fn churn(args: &Args, stand: &Stand, agents: &mut Agents) -> Result<u64> {
     let fleet = stand.fleet;
     let count = u64::from(args.rate) * args.seconds;
@@ -262,7 +262,7 @@ async fn churn(args: &Args, stand: &Stand, agents: &mut Agents) -> Result<u64> {
     Ok(count.div_ceil(NEW_ROLE_EVERY))
 }
 
-/// A server, and what it stands on.
+/// A server and the doubles that it uses.
 struct Stand {
     server: Server,
     bind: SocketAddr,

@@ -1,6 +1,6 @@
-//! A pod that asks for its credentials all the time, as SDKs do: a session
-//! token, the role's name, the credentials. One line of JSON for each time, as soon as it is over.
-//! Run by `cargo xtask faults`.
+//! A pod that requests its credentials all the time, as SDKs do: a session token, the role's name,
+//! the credentials. One line of JSON for each attempt, as soon as it ends. Run by
+//! `cargo xtask faults`.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -42,16 +42,16 @@ pub struct Asked {
     /// The role that the metadata service named.
     #[serde(default)]
     pub role: Option<String>,
-    /// The access key that came.
+    /// Access key in the reply.
     #[serde(default)]
     pub key: Option<String>,
-    /// The expiration that came with it.
+    /// Expiration in the reply.
     #[serde(default)]
     pub expiration: Option<String>,
-    /// The caller's ARN by STS, where the client asked for it.
+    /// ARN of the caller from STS, if the client requested it.
     #[serde(default)]
     pub arn: Option<String>,
-    /// The session token that it asked with, if that is a new one.
+    /// Session token of the request, if that is a new one.
     #[serde(default)]
     pub token: Option<String>,
     /// Error in place of credentials.

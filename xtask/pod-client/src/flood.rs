@@ -1,7 +1,7 @@
 //! Requests from inside of a pod, as many as will go. Run by the benchmark.
 //!
-//! It writes a request that was composed before and looks for the end of an answer and nothing else. Its
-//! own CPU time is in the result, to show whether it was the limit.
+//! It writes a prepared request and only looks for the end of the answer. Its own CPU time is in
+//! the result, to show whether it was the limit.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::Histogram;
 
 /// Requests that are not counted: caches and connections become warm.
 const WARM_UP: Duration = Duration::from_millis(50);
-/// An answer that takes longer is none.
+/// Limit for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two attempts while something starts.
 const RETRY: Duration = Duration::from_micros(500);
@@ -65,7 +65,7 @@ pub enum How {
     Exchange,
     /// Requests until an answer has credentials that are not the node's
     First,
-    /// The begin of a request on each connection, and then nothing
+    /// The start of a request on each connection, and nothing more
     Hold,
 }
 

@@ -14,13 +14,13 @@ const PARTS: u64 = 64;
 pub struct Histogram(BTreeMap<u64, u64>);
 
 impl Histogram {
-    /// Counts one.
+    /// Counts a duration.
     pub fn add(&mut self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         *self.0.entry(floor(nanos)).or_default() += 1;
     }
 
-    /// Counts what another has counted.
+    /// Adds the counts of another histogram.
     pub fn merge(&mut self, other: &Self) {
         for (&bucket, &count) in &other.0 {
             *self.0.entry(bucket).or_default() += count;

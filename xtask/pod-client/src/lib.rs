@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! probe      one request, and its answer
-//! ask        credentials again and again, as SDKs ask for them
+//! ask        repeated requests for credentials, as SDKs send them
 //! steady     requests at a steady rate
 //! flood      as many requests as will go
 //! limit      a bare hyper server beside the agent, for comparison

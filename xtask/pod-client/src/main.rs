@@ -16,7 +16,7 @@ enum Command {
     Steady(steady::Args),
     /// Send as many requests as will go
     Flood(flood::Args),
-    /// Serve one answer by hyper and nothing else
+    /// Serve one answer with hyper alone
     Limit(limit::Args),
     /// Make other traffic
     Work(work::Args),

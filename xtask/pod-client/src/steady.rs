@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Reads what the command printed.
+/// Parses the output of the command.
 ///
 /// # Errors
 /// Fails when the text is not output of the command.

@@ -1,5 +1,5 @@
-//! The chart's admission policy against probes and lifecycle hooks that name a host, asked by a real
-//! kube-apiserver about pods that it refuses and pods that it accepts.
+//! The chart's admission policy against probes and lifecycle hooks that name a host, asked by a
+//! real kube-apiserver about pods that it refuses and pods that it accepts.
 
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ const BASELINE: &str = "baseline";
 const SEEN_LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The metadata service, in spellings that a resolver or a name server may turn into its address; other
-/// names, which may lead there when the kubelet asks; and the node's own loopback.
+/// The metadata service, in spellings that a resolver or a name server may turn into its address;
+/// other names, which may lead there when the kubelet asks; and the node's own loopback.
 const HOSTS: &[&str] = &[
     "169.254.169.254",
     "169.254.169.254.",
@@ -46,7 +46,7 @@ const HOSTS: &[&str] = &[
     "localhost",
     " ",
 ];
-/// All that a kubelet asks a host for.
+/// All fields by which a kubelet sends requests to a host.
 const HANDLERS: &[&str] = &[
     "/livenessProbe/httpGet",
     "/livenessProbe/tcpSocket",
@@ -148,7 +148,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Lets the API decide about a pod, and stores nothing.
+/// Submits a pod to the API as a dry run.
 async fn attempt(client: &kube::Client, namespace: &str, pod: &Value) -> Result<Pod, kube::Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = PostParams {
@@ -159,7 +159,8 @@ async fn attempt(client: &kube::Client, namespace: &str, pod: &Value) -> Result<
     api.create(&params, &pod).await
 }
 
-/// Tries all cases: each is accepted without the policy, and with it, refused or accepted as expected.
+/// Tries all cases: each is accepted without the policy, and with it, refused or accepted as
+/// expected.
 #[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) async fn check(plane: &ControlPlane, objects: &Objects) -> Result<()> {
     let client = objects.client();
@@ -244,7 +245,7 @@ async fn baseline(objects: &Objects) -> Result<()> {
     Ok(())
 }
 
-/// A static pod runs whatever the API says: refusing its mirror would only hide it.
+/// A static pod runs regardless of the API: refusing its mirror would only hide it.
 async fn mirror(plane: &ControlPlane, pod: &Value) -> Result<()> {
     const NODE: &str = "node-1";
     let mut pod = pod.clone();

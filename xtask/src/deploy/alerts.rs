@@ -93,7 +93,7 @@ struct Thresholds {
     steps: Vec<serde_json::Value>,
 }
 
-/// Checks all of it.
+/// Runs all checks of alerts and dashboards.
 #[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn check() -> Result<()> {
     let known = Known::ask()?;

@@ -23,7 +23,7 @@ const HCLFMT: GoTool = GoTool {
 /// Pages with Terraform in them.
 const TERRAFORM: [&str; 1] = ["docs/iam.md"];
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub(crate) fn plan(plan: &mut Plan) {
     MDBOOK.plan(plan);
     HCLFMT.plan(plan);

@@ -1,4 +1,4 @@
-//! The chart's checks: what it makes of many values, and which it refuses.
+//! Checks of the chart: the objects it makes of many values, and the values it refuses.
 
 use std::path::PathBuf;
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use toolchain::{exec, helm, workspace};
 
-/// The Kubernetes that templates are rendered for: the one of `xtask/testbed/cluster/go.mod` or older.
+/// The Kubernetes that templates are rendered for: the one of `xtask/testbed/cluster/go.mod` or
+/// older.
 const KUBERNETES: &str = "1.33.0";
 
 /// Path of the chart.

@@ -1,5 +1,5 @@
-//! The plain manifests in `deploy/manifests`: the chart's objects with its defaults, for those
-//! who use no helm.
+//! The plain manifests in `deploy/manifests`: the chart's objects with its defaults, for
+//! users without helm.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use toolchain::workspace;
 
 use super::{helm, is_current};
 
-/// Certificates are nothing to keep in files: these Secrets are made by whoever applies them.
+/// Secrets with certificates, which users create: certificates do not belong in files.
 const VALUES: &str =
     "tls.mode=secret,agent.tlsSecret=kiam-agent-tls,server.tlsSecret=kiam-server-tls";
 const COMMAND: &str = "cargo xtask manifests";
@@ -67,7 +67,7 @@ fn make() -> Result<Vec<(PathBuf, String)>> {
     Ok(files)
 }
 
-/// The documents that come from these templates.
+/// Documents of these templates.
 fn collect(rendered: &str, templates: &[&str]) -> String {
     let mut text = HEAD.to_owned();
     for document in rendered.split("---\n").filter(|text| !text.is_empty()) {

@@ -13,13 +13,13 @@ const ACTIONLINT: GoTool = GoTool {
     seconds: 15,
 };
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub(crate) fn plan(plan: &mut Plan) -> Result<()> {
     ACTIONLINT.plan(plan);
     ZIZMOR.plan(plan)
 }
 
-/// Neither may find anything; zizmor is asked to be pedantic.
+/// Neither may find anything; zizmor runs with its pedantic rules.
 #[expect(clippy::print_stdout, reason = "for the terminal")]
 pub(super) fn check() -> Result<()> {
     let root = workspace();

@@ -1,5 +1,5 @@
-//! The image as an OCI layout: made by buildah, with no daemon and no registry, and taken apart
-//! again by umoci, to see that others can.
+//! The image as an OCI layout: made by buildah, with no daemon and no registry, and unpacked by
+//! umoci as a check.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,7 +48,7 @@ impl Layout {
         format!("{}:kiam", self.oci().display())
     }
 
-    /// Makes the image of what is in a folder's `image`, by the Dockerfile's last stage.
+    /// Builds the image from a folder's `image` with the last stage of the Dockerfile.
     pub(super) fn build(&self, context: &Path, labels: &Labels<'_>) -> Result<()> {
         for made in [self.oci(), self.unpacked(), self.storage()] {
             if made.exists() {
@@ -83,7 +83,7 @@ impl Layout {
         self.folder.join("storage")
     }
 
-    /// Takes the image apart and compares it with what it was made of.
+    /// Unpacks the image and compares it with its sources.
     pub(super) fn check(&self, root: &Path, labels: &Labels<'_>) -> Result<()> {
         let mut unpack = Command::new("umoci");
         unpack.arg("unpack").arg("--image").arg(self.reference());

@@ -1,5 +1,5 @@
-//! The image's root file system: both programs, what they are linked with, the programs of
-//! iptables, and nothing else. There is no shell in it.
+//! The image's root file system: both programs, their libraries, the programs of iptables,
+//! and nothing else. There is no shell in it.
 //!
 //! Libraries and iptables are a Debian's, of the release that the image is made on.
 
@@ -128,7 +128,8 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// iptables, under the names by which the agent calls it. Returns what has to be linked.
+    /// Adds iptables, under the names by which the agent calls it. Returns the files that need
+    /// libraries.
     fn iptables(&mut self) -> Result<Vec<PathBuf>> {
         let mut linked = Vec::new();
         for (name, variant) in IPTABLES {

@@ -21,7 +21,7 @@ const PROGRAMS: [&str; 2] = ["kiam-agent", "kiam-server"];
 /// Name of the file that cargo-cyclonedx writes beside a crate's `Cargo.toml`.
 const WRITTEN: &str = "kiam-image-sbom";
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub(crate) fn plan(plan: &mut Plan) {
     CYCLONEDX.plan(plan);
 }
@@ -107,7 +107,7 @@ fn read(file: &PathBuf) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))
 }
 
-/// It names both programs, what they cannot be without, and the system's packages.
+/// Checks that it names both programs, their main dependencies, and the system's packages.
 fn check(document: &Value, root: &Root) -> Result<()> {
     let names: Vec<_> = list(document, "components")
         .iter()

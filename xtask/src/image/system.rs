@@ -1,5 +1,5 @@
-//! The Debian that an image's libraries and iptables are taken from: this machine's own, or packages
-//! of the same release for another architecture, unpacked into a folder.
+//! The Debian that an image's libraries and iptables are taken from: this machine's own, or
+//! packages of the same release for another architecture, unpacked into a folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

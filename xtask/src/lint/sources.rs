@@ -17,7 +17,8 @@ pub(super) fn manifests(root: &Path) -> Result<Metadata> {
 /// Modules of one crate: a library, a program, a test, a benchmark.
 #[derive(Debug, Default)]
 pub(super) struct Crate {
-    /// Each module's file, by the module's path; an inline module's is that of the module around it.
+    /// Each module's file, by the module's path; an inline module's is that of the module around
+    /// it.
     pub(super) modules: BTreeMap<Vec<String>, PathBuf>,
     /// Tokens of each file, and the path of the module that it holds.
     pub(super) files: Vec<(Vec<String>, PathBuf, TokenStream)>,

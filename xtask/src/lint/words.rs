@@ -17,7 +17,7 @@ const READ: &[&str] = &[
     "*.md", "*.proto", "*.rs", "*.toml", "*.tpl", "*.txt", "*.yaml", "*.yml",
 ];
 
-/// A list of banned phrases, each with what to write.
+/// Banned phrases, each with its replacement.
 #[derive(Debug)]
 struct Banned {
     phrases: RegexSet,

@@ -15,7 +15,7 @@ pub struct Package {
     pub why: &'static str,
 }
 
-/// Installs packages; first finishes what an interrupted run of dpkg left.
+/// Installs packages; first completes an interrupted run of dpkg.
 pub(super) fn install(packages: &[Package]) -> Result<()> {
     if find_program("apt-get").is_none() {
         bail!(

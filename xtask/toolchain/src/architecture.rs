@@ -47,7 +47,7 @@ impl Architecture {
         }
     }
 
-    /// Debian's folder of libraries, and what the names of cross compilers begin with.
+    /// Debian's folder of libraries, and the prefix of cross compilers.
     pub const fn multiarch(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-linux-gnu",

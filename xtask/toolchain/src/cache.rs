@@ -1,4 +1,4 @@
-//! The user's cache folder: what was built or fetched once, and is complete.
+//! The user's cache folder: complete results of builds and downloads.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
-/// Written last: what lacks it was interrupted.
+/// Written last: a folder without it was interrupted.
 const COMPLETE: &str = ".complete";
 const LOG_TAIL_LINES: usize = 30;
 
@@ -15,7 +15,7 @@ const LOG_TAIL_LINES: usize = 30;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache(PathBuf);
 
-/// A short digest of what something is made from, for its folder's name.
+/// Short digest of the sources of a result, for the name of its folder.
 pub fn fingerprint(parts: &[&str]) -> String {
     let mut digest = Sha256::new();
     for part in parts {
@@ -47,7 +47,7 @@ impl Cache {
         self.0.join(COMPLETE).is_file()
     }
 
-    /// Gives up what is there: it no longer works. It is created again the next time.
+    /// Discards the folder, which no longer works. It is created again the next time.
     ///
     /// # Errors
     /// Fails when the folder cannot be written.

@@ -1,4 +1,4 @@
-//! Programs that are run for what they print, and where they are found.
+//! Runs programs for their output, and finds them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

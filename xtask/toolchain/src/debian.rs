@@ -17,8 +17,8 @@ use crate::exec;
 const MIRROR: &str = "http://deb.debian.org";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// apt's option by which lists of a mirror that lags behind are taken: they are signed, and what runs
-/// on them is thrown away.
+/// apt's option by which lists of a mirror that lags behind are taken: they are signed, and what
+/// runs on them is thrown away.
 pub const LATE_MIRROR: &str = "Acquire::Check-Valid-Until=false";
 
 /// Suite of packages: an archive and a name in it.
@@ -118,8 +118,8 @@ impl Lists {
         Ok(())
     }
 
-    /// Unpacks packages, and all that they depend on, into a folder, as they would be installed there;
-    /// dpkg's own tools find there whose a file is. Nothing of theirs is run.
+    /// Unpacks packages, and all that they depend on, into a folder, as they would be installed
+    /// there; dpkg's own tools find there whose a file is. Nothing of theirs is run.
     pub fn install(&self, packages: &[&str], root: &Path, log: &Log) -> Result<()> {
         let info = root.join("var/lib/dpkg/info");
         std::fs::create_dir_all(&info)?;
@@ -192,8 +192,8 @@ impl Lists {
     }
 }
 
-/// Unpacks a package's files; folders that are links stay what they are. Returns the list of them, as
-/// dpkg keeps it.
+/// Unpacks a package's files; folders that are links stay what they are. Returns the list of them,
+/// as dpkg keeps it.
 fn extract(package: &Path, root: &Path) -> Result<String> {
     let archive = package.with_extension("tar");
     let mut read = Command::new("dpkg-deb");
@@ -222,7 +222,7 @@ pub fn newest<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<&'a Str
     names.into_iter().max_by_key(|name| numbers(name))
 }
 
-/// Fails with what is missing to check Debian's signatures.
+/// Fails if the keys to check Debian's signatures are missing.
 pub fn check_keyring() -> Result<()> {
     if !Path::new(KEYRING).is_file() {
         bail!("there is no {KEYRING}; install Debian's package debian-archive-keyring");

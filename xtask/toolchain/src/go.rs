@@ -26,7 +26,7 @@ const TOOLCHAIN: &str = "1.26.8";
 pub struct Go(PathBuf);
 
 impl Go {
-    /// Command line of this Go alone, whatever the environment asks for.
+    /// Command line of this Go alone, regardless of the environment.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.0);
         command
@@ -49,7 +49,7 @@ impl Go {
     }
 }
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub fn plan(plan: &mut Plan) {
     if find().is_some() {
         return;

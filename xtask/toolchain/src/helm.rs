@@ -16,7 +16,7 @@ const HELM: GoTool = GoTool {
     seconds: 120,
 };
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub fn plan(plan: &mut Plan) {
     HELM.plan(plan);
 }

@@ -3,7 +3,7 @@
 //! They are built for `bpfel-unknown-none`, which no toolchain ships a standard library for: it
 //! takes one with the library's source, and a nightly's `-Z build-std`. Cargo is run with every
 //! setting explicit, so that the same crate on the same toolchain gives the same bytes. Nothing
-//! is installed here: what is missing is named, with the commands that install it.
+//! is installed here: missing parts are named, with the commands that install them.
 
 mod toolchain;
 mod tools;
@@ -43,7 +43,7 @@ pub fn run(_args: &Args) -> anyhow::Result<BuiltObject> {
     build(&workspace(), CRATE)
 }
 
-/// Builds the object of a source, and gives it a name beside the other.
+/// Builds the object of a source under another name.
 ///
 /// # Errors
 /// Like [`run`].

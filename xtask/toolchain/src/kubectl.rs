@@ -12,7 +12,7 @@ use crate::{Cache, Plan, Step, fingerprint};
 const GO_MOD: &str = include_str!("../kubectl/go.mod");
 const GO_SUM: &str = include_str!("../kubectl/go.sum");
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub fn plan(plan: &mut Plan) {
     let cache = cache();
     if cache.is_complete() {

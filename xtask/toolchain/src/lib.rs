@@ -2,7 +2,7 @@
 //! kernel programs.
 //!
 //! ```text
-//! plan          what is missing: announced, agreed on, installed
+//! plan          missing parts: listed, confirmed, installed
 //! apt           Debian packages of this machine
 //! debian        Debian packages of other releases and architectures, beside this machine's own
 //! cache         folders in the user's cache, each filled once
@@ -11,9 +11,9 @@
 //! helm, kubectl these two, from their Go modules
 //! npm           JavaScript packages
 //! python        Python packages
-//! kernel        the kernel programs, and what builds them
+//! kernel        the kernel programs and their tools
 //! architecture  processor architectures, by everybody's names for them
-//! command       programs that are run for what they print
+//! command       programs that are run for their output
 //! page          parts of the pages in docs that commands generate
 //! ```
 //!

@@ -1,4 +1,4 @@
-//! JavaScript packages, by npm: those that a lock file pins.
+//! JavaScript packages that a lock file pins, by npm.
 
 use std::path::Path;
 use std::process::Command;

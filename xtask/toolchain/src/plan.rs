@@ -18,9 +18,9 @@ pub struct Consent {
     pub yes: bool,
 }
 
-/// Installs whatever `add` adds to a plan: Debian packages first, then what is built or fetched into
-/// the user's cache folder. Lists the parts and their purposes, asks once on a terminal, and can be
-/// repeated at any time.
+/// Installs whatever `add` adds to a plan: Debian packages first, then what is built or fetched
+/// into the user's cache folder. Lists the parts and their purposes, asks once on a terminal, and
+/// can be repeated at any time.
 ///
 /// # Errors
 /// Fails when the user says no, this is not root, the system is not Debian's, or something fails.

@@ -81,14 +81,15 @@ impl Python {
         Cache::new(&format!("python-{}", fingerprint(&[self.requirements])))
     }
 
-    /// An environment ends with the Python that it was made by: by a new release of the system, say.
+    /// An environment ends with the Python that it was made by: by a new release of the system,
+    /// say.
     fn works(self) -> bool {
         let mut command = Command::new(self.program("python"));
         command.args(["-c", &format!("import {}", self.import)]);
         exec(&mut command).is_ok()
     }
 
-    /// Adds what is missing.
+    /// Adds missing parts to the plan.
     pub fn plan(self, plan: &mut Plan) -> Result<()> {
         if self.is_installed() {
             if self.works() {

@@ -180,7 +180,7 @@ pub(super) fn server(args: &Args, programs: &Programs) -> Result<Section> {
     })
 }
 
-/// Measures what the programs are before they do anything.
+/// Measures the idle programs.
 ///
 /// # Errors
 /// Fails when they cannot be read or started.
@@ -214,7 +214,7 @@ pub(super) fn programs(programs: &Programs) -> Result<Section> {
     })
 }
 
-/// Resident memory once nothing moves any more, in bytes.
+/// Resident memory once it is stable, in bytes.
 fn resident(agent: &Agent) -> Result<f64> {
     std::thread::sleep(SETTLE);
     memory(agent.program().pid(), "VmRSS:")

@@ -64,7 +64,7 @@ pub(super) fn measure(cluster: &FileCluster, pod_client: &Path) -> Result<Sectio
     })
 }
 
-/// Starts an agent while a pod asks all the time.
+/// Starts an agent while a pod sends requests all the time.
 fn start(
     cluster: &FileCluster,
     node: &FileClusterNode,
@@ -87,7 +87,7 @@ fn stop(cluster: &FileCluster, node: &FileClusterNode, agent: Agent) -> Result<(
     exec(&mut cleanup).map(drop)
 }
 
-/// Pods that are there, ask, and are bound then.
+/// Pods that run and send requests, and are bound then.
 fn bound(cluster: &FileCluster, node: &FileClusterNode, pod_client: &Path) -> Result<Vec<f64>> {
     let _agent = cluster.start_agent(node, &[])?;
     let mut times = Vec::new();
@@ -106,7 +106,7 @@ fn bound(cluster: &FileCluster, node: &FileClusterNode, pod_client: &Path) -> Re
     Ok(times)
 }
 
-/// Pods that are in the cluster and nothing more, so that the node has that many; five of them share a role.
+/// Pods that only exist in the cluster, to fill the node; five of them share a role.
 pub(super) fn crowd(cluster: &FileCluster, node: &FileClusterNode, pods: usize) -> Result<()> {
     for number in 0..pods {
         let name = format!("crowd-{number}");

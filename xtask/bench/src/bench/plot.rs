@@ -1,4 +1,5 @@
-//! Curves as SVG: from zero upwards, over a logarithmic axis on which nothing stands where one does.
+//! Curves as SVG: from zero upwards, over a logarithmic axis on which nothing stands where one
+//! does.
 
 use std::fmt::Write as _;
 

@@ -60,7 +60,7 @@ impl Figure {
         Self::of(key, what, unit, &[value])
     }
 
-    /// With what was aimed at.
+    /// Adds a target.
     #[must_use]
     pub const fn aiming(mut self, aim: Aim) -> Self {
         self.aim = Some(aim);
@@ -128,7 +128,7 @@ pub struct Report {
     pub plots: Vec<Plot>,
 }
 
-/// The machine, and what else it did.
+/// The machine, and its other load.
 #[derive(Debug, Clone)]
 pub struct Machine {
     /// The processor's name.
@@ -171,7 +171,8 @@ impl Machine {
 }
 
 impl Report {
-    /// One object: each figure's median by its key, the quartiles of those that were measured by turns.
+    /// One object: each figure's median by its key, the quartiles of those that were measured by
+    /// turns.
     #[must_use]
     pub fn json(&self) -> Value {
         let (mut all, mut spread, mut missed) = (Map::new(), Map::new(), Vec::new());
@@ -227,7 +228,7 @@ impl Report {
         text
     }
 
-    /// Puts the tables into a page, between its marks, and the plots into a folder beside it.
+    /// Writes the tables to a page, between its marks, and the plots into a folder beside it.
     ///
     /// # Errors
     /// Fails when the page has no marks, or cannot be written.

@@ -15,7 +15,7 @@ use testbed::file_cluster::{FileCluster, FileClusterNode};
 use testbed::kiam::METADATA_PORT;
 use testbed::sandbox::{NodeOptions, Place, Pod, Program};
 
-/// A quarter of what the agent answers of one pod at once: none has to wait for its turn.
+/// A quarter of what the agent answers of one pod at once: no request is queued.
 const PER_POD: usize = 16;
 const CONNECTIONS: [usize; 3] = [1, 16, 128];
 const LIMIT_PORT: u16 = 8182;
@@ -30,7 +30,7 @@ struct Side {
     path: String,
 }
 
-/// One way of asking.
+/// Kind of requests and number of connections.
 type Kind = (How, usize);
 
 /// Measurements of each, by turns.
@@ -176,7 +176,7 @@ fn bare(
 }
 
 impl Bench<'_> {
-    /// Asks from as many pods as are needed for so many connections.
+    /// Sends requests from as many pods as the number of connections needs.
     fn run(&self, (how, connections): Kind, side: &Side, save: Option<&Path>) -> Result<Outcome> {
         let pods = connections.div_ceil(PER_POD);
         let mut clients = Vec::new();

@@ -1,5 +1,5 @@
-//! The kernel's own figures of the programs: how often they ran during each kind of work, how long one
-//! run took, and of how many instructions they are.
+//! The kernel's own figures of the programs: how often they ran during each kind of work, how long
+//! one run took, and of how many instructions they are.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
@@ -28,7 +28,7 @@ pub struct Count {
 /// Runs and their total time, by program.
 type Totals = BTreeMap<&'static str, (u64, u64)>;
 
-/// Reads what the kernel counts while `work` is done, for each kind of work.
+/// Reads the kernel's counts while `work` is done, for each kind of work.
 pub(super) fn of<T: Copy>(
     kinds: &[(T, &'static str)],
     mut work: impl FnMut(T) -> Result<()>,

@@ -1,5 +1,5 @@
-//! Agents that are only their node's stream: each with a certificate and a connection of its own, over
-//! the real protocol. They check each update and its time.
+//! Agents reduced to the stream of their node: each with a certificate and a connection of its own,
+//! over the real protocol. They check each update and its time.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -35,10 +35,10 @@ pub(super) struct Agents {
 /// Updates that all agents have received.
 struct Progress {
     fleet: Fleet,
-    /// Pods whose credentials have come.
+    /// Pods whose credentials have arrived.
     served: AtomicU64,
     changes: watch::Sender<()>,
-    /// Times at which pods that came later were bound; then, times until their credentials came.
+    /// Times at which later pods were bound; below, times until their credentials arrived.
     bound: Mutex<HashMap<u64, Instant>>,
     pushed: Mutex<Vec<Duration>>,
 }
@@ -79,12 +79,12 @@ impl Agents {
         })
     }
 
-    /// Pods whose credentials have come, so far.
+    /// Returns the number of pods whose credentials have arrived.
     pub(super) fn served(&self) -> u64 {
         self.progress.served.load(Ordering::Relaxed)
     }
 
-    /// Waits until that many pods' credentials have come.
+    /// Waits until the credentials of that many pods have arrived.
     pub(super) async fn wait_for(&mut self, pods: u64, limit: Duration) -> Result<()> {
         let mut changes = self.progress.changes.subscribe();
         let progress = Arc::clone(&self.progress);
@@ -119,7 +119,7 @@ impl Agents {
         pushed
     }
 
-    /// Pods that were bound, and whose credentials have not come.
+    /// Bound pods whose credentials have not arrived.
     pub(super) fn waiting(&self) -> usize {
         lock(&self.progress.bound).len()
     }

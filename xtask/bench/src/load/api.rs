@@ -1,4 +1,4 @@
-//! The Kubernetes API of the made-up cluster: lists in pages, and a watch of pods.
+//! The Kubernetes API of the synthetic cluster: lists in pages, and a watch of pods.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! A cluster that is made up: its pods, by number, as the Kubernetes API would write them.
+//! A synthetic cluster: its pods, by number, as in the Kubernetes API.
 
 use std::fmt::Write as _;
 

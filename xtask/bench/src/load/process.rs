@@ -1,4 +1,4 @@
-//! The server's process: started, and asked what it costs.
+//! Process of the server, and its cost.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -145,7 +145,7 @@ fn free() -> Result<SocketAddr> {
     Ok(listener.local_addr()?)
 }
 
-/// Lets this process, and those that it starts, have so many files open.
+/// Raises the limit of open files of this process and those that it starts.
 pub(super) fn allow_files(wanted: u64) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft >= wanted {

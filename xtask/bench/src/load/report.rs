@@ -36,7 +36,7 @@ pub struct Report {
     pub nodes: u64,
     /// Namespaces.
     pub namespaces: u64,
-    /// Pods a second that came, and that went.
+    /// Pods created, and deleted, per second.
     pub rate: u32,
     /// Roles that were in use, in all.
     pub identities: u64,
@@ -59,9 +59,9 @@ pub struct Report {
     pub bytes_per_pod: f64,
     /// Memory of the streams and credentials, by stream.
     pub bytes_per_stream: f64,
-    /// The part of a core while nothing happens, in percent.
+    /// Share of a core while idle, in percent.
     pub cpu_idle_percent: f64,
-    /// The part of a core while pods come and go, in percent.
+    /// Share of a core while pods are created and deleted, in percent.
     pub cpu_churn_percent: f64,
     /// Time from a pod's binding to its credentials on its node's stream, in milliseconds.
     pub bound_to_pushed_p50_ms: f64,

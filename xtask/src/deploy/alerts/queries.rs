@@ -1,11 +1,11 @@
-//! Metrics and labels that queries name, against those that the programs have.
+//! Metrics and labels in queries, against those of the programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
 use suites::metrics;
 
-/// Labels that Prometheus gives what it scrapes, and those that queries make.
+/// Labels that Prometheus adds to scraped series, and those that queries create.
 const TARGET: &[&str] = &["instance", "job", "v1"];
 /// Metrics of Prometheus, and of the prometheus crate on Linux.
 const OTHERS: &[&str] = &[

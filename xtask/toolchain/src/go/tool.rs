@@ -25,7 +25,7 @@ pub struct GoTool {
 }
 
 impl GoTool {
-    /// Adds what is missing.
+    /// Adds missing parts to the plan.
     pub fn plan(self, plan: &mut Plan) {
         let cache = self.cache();
         if cache.is_complete() {

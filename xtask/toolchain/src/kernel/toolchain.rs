@@ -1,4 +1,4 @@
-//! A toolchain that can build the kernel programs, and what to install where there is none.
+//! A toolchain that can build the kernel programs, and the parts to install where there is none.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

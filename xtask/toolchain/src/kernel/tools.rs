@@ -15,7 +15,7 @@ const RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 const RUST_WHY: &str = "Rust with its library's source: builds the kernel programs";
 const LLVM_PACKAGE: &str = "llvm-22-dev";
 
-/// Adds what is missing.
+/// Adds missing parts to the plan.
 pub fn plan(plan: &mut Plan) {
     let Err(missing) = find_toolchain() else {
         return;
