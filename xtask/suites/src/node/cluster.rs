@@ -12,6 +12,7 @@
 //!
 //! Only AWS and the cluster's DNS are stand-ins. Everything is made in a sandbox and goes with it.
 
+mod args;
 mod checks;
 mod identity;
 mod kubectl;
@@ -27,23 +28,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::time::Instant;
-use toolchain::Plan;
 
 use super::{Accelerator, Kernel, Root};
+pub(super) use args::Args;
 use identity::Identity;
 use kubectl::Kubectl;
 use names::Names;
 use payload::KiamImage;
-use pods::{Answer, KnownBy};
+use pods::Answer;
 use table::Table;
-use testbed::cluster;
 use testbed::cluster::ControlPlane;
 use testbed::doubles::sts::ACCOUNT;
 use testbed::image;
 use testbed::sandbox::{CONTROL_IP, Sandbox};
-use toolchain::helm;
 use vpc::Vpc;
-use worker::{Settings, Worker};
+use worker::Worker;
 
 /// The chart's release and its namespace, as the documents have them.
 const RELEASE: &str = "kiam";
@@ -61,47 +60,6 @@ const PROBE_TIMES: [&str; 6] = [
 ];
 /// Limits for what controllers, kubelet and containerd do, by KVM.
 const STEP: Duration = Duration::from_secs(30);
-
-/// Flags of level 2.
-#[derive(Debug, Clone, clap::Args)]
-#[group(id = "cluster-args")]
-pub(super) struct Args {
-    /// Create a Kubernetes cluster of machines, install kiam with helm, and check the credentials
-    /// of pods
-    #[arg(long)]
-    cluster: bool,
-
-    /// Run only checks with this in their name, and those that they need
-    #[arg(long, value_name = "PART", requires = "cluster")]
-    check: Vec<String>,
-
-    /// Run only the short checks, which suit every change
-    #[arg(long)]
-    short: bool,
-
-    /// Plant a wrong expectation into each check, which must then fail
-    #[arg(long, requires = "cluster")]
-    planted: bool,
-
-    /// Archive of kiam's image, in place of the one that `cargo xtask image` made
-    #[arg(long, value_name = "FILE", requires = "cluster")]
-    image: Option<PathBuf>,
-
-    /// Archive of the image that is installed first, and then upgraded to the other under load
-    #[arg(long, value_name = "FILE", requires = "cluster")]
-    before: Option<PathBuf>,
-
-    /// Nodes of the cluster
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "cluster")]
-    nodes: u8,
-
-    /// Set a value of the chart, as in agent.redirect=iptables
-    #[arg(long, value_name = "VALUE", requires = "cluster")]
-    set: Vec<String>,
-
-    #[command(flatten)]
-    settings: Settings,
-}
 
 /// A cluster to be made.
 #[derive(Debug, Clone)]
@@ -121,49 +79,6 @@ struct Outcome {
     failure: Option<String>,
     /// True if other checks depend on it.
     needed: bool,
-}
-
-impl Args {
-    /// Returns whether a cluster is requested.
-    pub(super) const fn is_wanted(&self) -> bool {
-        self.cluster
-    }
-
-    /// Returns whether only the short checks are requested, of either level.
-    pub(super) const fn short(&self) -> bool {
-        self.short
-    }
-
-    /// Returns how agents identify pods, by the chart's values.
-    fn known_by(&self) -> KnownBy {
-        if self.set.iter().any(|it| it == "agent.redirect=iptables") {
-            KnownBy::Address
-        } else {
-            KnownBy::Cgroup
-        }
-    }
-
-    /// Title of the table's column: the kernel, and every setting that is not the default.
-    fn title(&self, kernel: &Kernel) -> String {
-        let mut words = vec![kernel.release.clone()];
-        words.extend(self.settings.words());
-        words.extend(self.set.iter().cloned());
-        if self.nodes > 1 {
-            words.push(format!("{} nodes", self.nodes));
-        }
-        words.join(", ")
-    }
-
-    /// Adds the tools that a cluster needs in addition to machines.
-    pub(super) fn plan(&self, plan: &mut Plan) -> Result<()> {
-        if self.cluster {
-            plan.program("cc", "gcc", "compiles what nodes' pods run");
-            cluster::plan_components(plan)?;
-            toolchain::kubectl::plan(plan);
-            helm::plan(plan);
-        }
-        Ok(())
-    }
 }
 
 /// Makes a cluster with each kernel, one after the other, and checks kiam there.
