@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn callgrind_says_what_it_collected() {
+    fn the_instructions_of_callgrind_are_read() {
         let log = "==7== Events    : Ir\n==7== Collected : 81223\n==7==\n";
         assert_eq!(collected(log).unwrap(), 81223);
         assert!(collected("==7== Events    : Ir\n").is_err());

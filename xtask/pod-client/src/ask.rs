@@ -34,7 +34,7 @@ pub struct Args {
 
 /// Result of one attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub struct Attempt {
     /// Start, in milliseconds since 1970.
     pub at: u64,
     /// Duration, in microseconds.
@@ -59,7 +59,7 @@ pub struct Asked {
     pub failure: Option<String>,
 }
 
-impl Asked {
+impl Attempt {
     /// End, in milliseconds since 1970.
     pub const fn end(&self) -> u64 {
         self.at + self.took / 1000
@@ -94,47 +94,47 @@ async fn ask(args: &Args) -> Result<()> {
     loop {
         ticks.tick().await;
         let (at, begun) = (now(), Instant::now());
-        let mut asked = Asked::default();
-        let outcome = timeout(limit, once(&mut token, &mut asked)).await;
-        asked.failure = match outcome {
+        let mut attempt = Attempt::default();
+        let outcome = timeout(limit, once(&mut token, &mut attempt)).await;
+        attempt.failure = match outcome {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
             Err(_elapsed) => Some(format!("no answer within {limit:?}")),
         };
-        (asked.at, asked.took) = (at, begun.elapsed().as_micros() as u64);
-        let mut line = serde_json::to_vec(&asked)?;
+        (attempt.at, attempt.took) = (at, begun.elapsed().as_micros() as u64);
+        let mut line = serde_json::to_vec(&attempt)?;
         line.push(b'\n');
         // Whole: the reader goes by lines.
         std::io::stdout().lock().write_all(&line)?;
-        if args.first && asked.key.is_some() {
+        if args.first && attempt.key.is_some() {
             return Ok(());
         }
     }
 }
 
 /// Asks as SDKs do. A token that is not taken any more is replaced, once.
-async fn once(token: &mut Option<String>, asked: &mut Asked) -> Result<(), String> {
+async fn once(token: &mut Option<String>, attempt: &mut Attempt) -> Result<(), String> {
     if token.is_none() {
-        *token = Some(new_token(asked).await?);
+        *token = Some(new_token(attempt).await?);
     }
     let mut role = get("", token.as_deref()).await?;
     if role.status == 401 {
-        *token = Some(new_token(asked).await?);
+        *token = Some(new_token(attempt).await?);
         role = get("", token.as_deref()).await?;
     }
     let name = ok(role)?;
-    asked.role = Some(name.trim().to_owned());
+    attempt.role = Some(name.trim().to_owned());
     let body = ok(get(name.trim(), token.as_deref()).await?)?;
     let body: Value = serde_json::from_str(&body).map_err(|_malformed| "no JSON".to_owned())?;
     let field = |name: &str| body[name].as_str().map(str::to_owned);
-    (asked.key, asked.expiration) = (field("AccessKeyId"), field("Expiration"));
-    asked.key.as_ref().map(drop).ok_or("no access key".into())
+    (attempt.key, attempt.expiration) = (field("AccessKeyId"), field("Expiration"));
+    attempt.key.as_ref().map(drop).ok_or("no access key".into())
 }
 
-async fn new_token(asked: &mut Asked) -> Result<String, String> {
+async fn new_token(attempt: &mut Attempt) -> Result<String, String> {
     let headers = ["x-aws-ec2-metadata-token-ttl-seconds: 21600".to_owned()];
     let token = ok(send(&http::Method::PUT, TOKEN_PATH, &headers).await?)?;
-    asked.token = Some(token.clone());
+    attempt.token = Some(token.clone());
     Ok(token)
 }
 

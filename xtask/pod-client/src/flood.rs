@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_ends_where_it_says() {
+    fn an_answer_ends_at_its_content_length() {
         let answer = b"HTTP/1.1 200 OK\r\nContent-length: 2\r\n\r\nab";
         assert_eq!(body(answer).unwrap(), Some((38, 40)));
         assert_eq!(body(&answer[..36]).unwrap(), None);

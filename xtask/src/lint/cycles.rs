@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cycle_is_left_alone() {
+    fn imports_without_a_cycle_are_accepted() {
         let files = [
             // To declare a module, to name its visibility, and modules in the same file.
             (

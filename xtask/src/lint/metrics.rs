@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_from_other_strings_and_looked_up() {
+    fn names_are_distinguished_from_other_strings_and_looked_up() {
         let mut found = Vec::new();
         let code = "fn f() {\n new(\"kiam_one_total\", \"Help.\"); format!(\"grpc_{side}_end\");\n \"kiam_\" }\nmod tests { \"kiam_test_total\" }";
         strings(code.parse().unwrap(), &mut found);

@@ -111,7 +111,7 @@ struct Matrix {
 }
 
 /// Clients in a pod of their own.
-struct Entered<'a> {
+struct ClientPod<'a> {
     client: &'a Client,
     running: Running,
     pod: Pod,
@@ -189,8 +189,8 @@ impl Matrix {
 
     /// One turn of clients in a pod.
     fn once(&self, client: &Client, state: State, count: usize) -> Result<Cell> {
-        let mut entered = self.enter(client, state, count)?;
-        let outcome = self.turn(&mut entered);
+        let mut client_pod = self.enter(client, state, count)?;
+        let outcome = self.turn(&mut client_pod);
         let cell = if state.serves() {
             outcome.served()
         } else if outcome.turn.good > 0 || !outcome.keys.is_empty() {
@@ -198,7 +198,7 @@ impl Matrix {
         } else {
             Cell::Good(outcome.turn.error)
         };
-        self.leave(entered, state)?;
+        self.leave(client_pod, state)?;
         Ok(cell)
     }
 
@@ -213,16 +213,16 @@ impl Matrix {
         let state = State::Restarted;
         let mut before = Vec::new();
         for client in clients {
-            let mut entered = self.enter(client, state, 1)?;
-            let first = self.turn(&mut entered);
-            before.push((entered, first));
+            let mut client_pod = self.enter(client, state, 1)?;
+            let first = self.turn(&mut client_pod);
+            before.push((client_pod, first));
         }
         agent.stop()?;
         server.stop()?;
         let next = self.start(agents)?;
         let mut cells = Vec::new();
-        for (mut entered, first) in before {
-            let second = self.turn(&mut entered);
+        for (mut client_pod, first) in before {
+            let second = self.turn(&mut client_pod);
             cells.push(Ok(match (first.served(), second.served()) {
                 (Cell::Good(_), Cell::Good(_)) if !first.keys.is_disjoint(&second.keys) => {
                     Cell::Failed("it signs with the old credentials".to_owned())
@@ -231,41 +231,41 @@ impl Matrix {
                 (_, Cell::Failed(error)) => Cell::Failed(format!("after: {error}")),
                 (Cell::Good(_), good) => good,
             }));
-            self.leave(entered, state)?;
+            self.leave(client_pod, state)?;
         }
         Ok((cells, next))
     }
 
     /// Starts clients in a pod of their own.
-    fn enter<'a>(&self, client: &'a Client, state: State, count: usize) -> Result<Entered<'a>> {
+    fn enter<'a>(&self, client: &'a Client, state: State, count: usize) -> Result<ClientPod<'a>> {
         let role = (state != State::NoRole).then_some(client.name);
         let (namespace, name) = pod_name(client, state);
         let pod = self.cluster.pod(&self.node, (namespace, &name), role)?;
         let (around, set) = (&self.surroundings, state.environment());
         let running = Running::start(client, pod.place(), count, around, set)?;
-        Ok(Entered {
+        Ok(ClientPod {
             client,
             running,
             pod,
         })
     }
 
-    fn turn(&self, entered: &mut Entered<'_>) -> Outcome {
-        let turn = entered.running.turn();
-        let signed = self.cluster.sts().take_signed(entered.client.name);
+    fn turn(&self, client_pod: &mut ClientPod<'_>) -> Outcome {
+        let turn = client_pod.running.turn();
+        let signed = self.cluster.sts().take_signed(client_pod.client.name);
         Outcome {
             turn,
-            count: entered.running.count(),
+            count: client_pod.running.count(),
             keys: signed.into_iter().map(|signed| signed.access_key).collect(),
         }
     }
 
-    fn leave(&self, entered: Entered<'_>, state: State) -> Result<()> {
-        let Entered {
+    fn leave(&self, client_pod: ClientPod<'_>, state: State) -> Result<()> {
+        let ClientPod {
             client,
             running,
             pod,
-        } = entered;
+        } = client_pod;
         drop((running, pod));
         let (namespace, name) = pod_name(client, state);
         self.cluster.objects().remove_pod((namespace, &name))

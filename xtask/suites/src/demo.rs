@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut as_it_should = Vec::new();
     for (demo_pod, client) in pods.all().iter().zip(clients) {
         page.pod(demo_pod);
-        let seen = pods::sightings(agent.program(), demo_pod.pod())?;
+        let seen = pods::connections(agent.program(), demo_pod.pod())?;
         page.kernel(
             demo_pod.pod(),
             seen.first()

@@ -260,11 +260,11 @@ fn judge(
     for client in &mut fixture.clients {
         let changed = pair.is_some_and(|begin| client.is_changed(begin));
         let notice = if changed { CHANGED } else { usual };
-        for asked in client.drain()? {
-            let verdict = client.judge(&asked, &fixture.sts);
-            row.add(client.pod.name(), &asked, verdict, notice, recovered);
-            fixture.tokens.extend(asked.token);
-            fixture.error_replies.extend(asked.failure);
+        for attempt in client.drain()? {
+            let verdict = client.judge(&attempt, &fixture.sts);
+            row.add(client.pod.name(), &attempt, verdict, notice, recovered);
+            fixture.tokens.extend(attempt.token);
+            fixture.error_replies.extend(attempt.failure);
         }
     }
     Ok(())

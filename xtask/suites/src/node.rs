@@ -5,7 +5,7 @@
 //! checks        checks of a kernel
 //! conditions    nodes that lack something
 //! table         results
-//! carried       the programs, built here and put on a disk
+//! payload       the programs, built here and put on a disk
 //!
 //! machine       a virtual machine: start, commands, power off
 //! kernels       Debian's kernels, with their modules and the initial file system
@@ -17,7 +17,6 @@
 
 mod accelerator;
 mod architecture;
-mod carried;
 mod checks;
 mod cluster;
 mod conditions;
@@ -26,6 +25,7 @@ mod initramfs;
 mod kernel_level;
 mod kernels;
 mod machine;
+mod payload;
 mod root;
 mod table;
 
@@ -36,8 +36,8 @@ use toolchain::{
     Architecture, Consent, Package, Plan, debian::check_keyring, kernel, page, prepare, workspace,
 };
 
-use self::carried::Carried;
 use self::kernel_level::Trial;
+use self::payload::Payload;
 use self::table::Table;
 use testbed::image;
 use testbed::sandbox::Sandbox;
@@ -167,11 +167,11 @@ pub fn run(args: &Args) -> Result<()> {
         (None, []) => &Check::ALL,
         (None, some) => some,
     };
-    let carried = match &agent {
-        Some(agent) => Carried::Agent(agent),
-        None => Carried::For(checks),
+    let payload = match &agent {
+        Some(agent) => Payload::Agent(agent),
+        None => Payload::For(checks),
     };
-    let disk = carried.disk(sandbox.scratch())?;
+    let disk = payload.disk(sandbox.scratch())?;
     let trial = Trial {
         sandbox: &sandbox,
         root: &root,

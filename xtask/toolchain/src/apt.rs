@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_named_with_what_they_are_for() {
+    fn packages_are_listed_with_their_purposes() {
         let why = "makes namespaces";
         let text = list(&[Package {
             name: "iproute2",

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_interrupted_is_made_anew_and_what_is_complete_is_kept() {
+    fn interrupted_folders_are_made_again_and_complete_ones_kept() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache(folder.path().join("thing-1"));
         let failed = cache.fill(|path, _| {

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_between_the_comments_is_replaced() {
+    fn only_text_between_the_comments_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let page = folder.path().join("page.md");
         let text = "a\n<!-- made by x -->\nold\n<!-- end of what x makes -->\nb\n";

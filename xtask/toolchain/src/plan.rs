@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_installed_is_said_with_why_and_how_long() {
+    fn installations_are_listed_with_purpose_and_duration() {
         let mut plan = Plan::default();
         let package = Package {
             name: "iproute2",

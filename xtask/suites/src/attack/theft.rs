@@ -18,7 +18,7 @@ const ADDRESS_REUSED: &str = "the victim's address, as it is given up";
 
 /// Reply that the victim itself gets to an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Own {
+pub(super) enum OwnReply {
     /// Its credentials.
     Credentials,
     /// An answer without credentials: the request as such gets none for any caller.
@@ -31,7 +31,7 @@ pub(super) enum Own {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) name: &'static str,
-    pub(super) own: Own,
+    pub(super) own: OwnReply,
     /// Arguments of attacks.py.
     words: Vec<String>,
     /// True if the victim passes a socket to the attacker, by a Unix socket whose path is the
@@ -76,7 +76,7 @@ impl Thefts {
             fixture.victim.uid().replace('-', "_"),
             0
         );
-        let credentials = |name, words| Attempt::new(name, Own::Credentials, words);
+        let credentials = |name, words| Attempt::new(name, OwnReply::Credentials, words);
         let attempts = vec![
             credentials("the victim's role by name", vec!["http", VIA, "80", &role]),
             credentials("?ip= of the victim", vec!["http", VIA, "80", &query]),
@@ -95,10 +95,14 @@ impl Thefts {
             ),
             Attempt::new(
                 "another node's agent",
-                Own::Refusal,
+                OwnReply::Refusal,
                 vec!["http", &other, &port, ROLES],
             ),
-            Attempt::new("request smuggling", Own::Answer, vec!["smuggle", &role]),
+            Attempt::new(
+                "request smuggling",
+                OwnReply::Answer,
+                vec!["smuggle", &role],
+            ),
             credentials(
                 "a cgroup named as the victim's",
                 vec!["disguised", &disguise, &role],
@@ -132,7 +136,7 @@ impl Thefts {
 }
 
 impl Attempt {
-    fn new(name: &'static str, own: Own, words: Vec<&str>) -> Self {
+    fn new(name: &'static str, own: OwnReply, words: Vec<&str>) -> Self {
         Self {
             name,
             own,
@@ -167,15 +171,15 @@ impl Attempt {
 
     /// Returns whether a reply is one that only the victim may get.
     pub(super) fn is_theft(&self, heard: &str) -> bool {
-        has_credentials(heard) || self.own == Own::Refusal && heard.starts_with("HTTP/1.1 200")
+        has_credentials(heard) || self.own == OwnReply::Refusal && heard.starts_with("HTTP/1.1 200")
     }
 
     /// Returns whether the victim gets the reply that makes this an attempt.
     pub(super) fn is_answered(&self, heard: &str) -> bool {
         match self.own {
-            Own::Credentials => has_credentials(heard),
-            Own::Answer => heard.starts_with("HTTP/1.1 "),
-            Own::Refusal => heard.starts_with("HTTP/1.1 503"),
+            OwnReply::Credentials => has_credentials(heard),
+            OwnReply::Answer => heard.starts_with("HTTP/1.1 "),
+            OwnReply::Refusal => heard.starts_with("HTTP/1.1 503"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokio::time::Instant;
 
-use super::pods::{DemoPod, DemoPods, Obstacle, Sighting};
+use super::pods::{Connection, DemoPod, DemoPods, Obstacle};
 use testbed::probe::Outcome;
 use testbed::sandbox::Pod;
 
@@ -93,8 +93,8 @@ impl Page {
         self.line("may have", may_have.as_deref().unwrap_or(nothing));
     }
 
-    pub(super) fn kernel(self, pod: &Pod, seen: &Sighting) {
-        let Sighting { peer, cgroup, uid } = seen;
+    pub(super) fn kernel(self, pod: &Pod, seen: &Connection) {
+        let Connection { peer, cgroup, uid } = seen;
         let connection = format!("{peer} → 169.254.169.254:80, from cgroup {cgroup}");
         self.line("kernel saw", &connection);
         self.line("", &tail(pod));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_shortened_to_what_tells_it_apart() {
+    fn a_container_is_shortened_to_a_recognizable_name() {
         let id = "0123456789abcdef".repeat(4);
         let name = format!("cri-containerd-{id}.scope");
         assert_eq!(shortened(&name), "cri-containerd-01234567….scope");

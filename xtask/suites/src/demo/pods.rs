@@ -54,7 +54,7 @@ pub(super) struct Obstacle {
 
 /// A connection as the kernel reported it.
 #[derive(Debug)]
-pub(super) struct Sighting {
+pub(super) struct Connection {
     pub(super) peer: String,
     pub(super) cgroup: u64,
     pub(super) uid: String,
@@ -242,11 +242,11 @@ status:
 }
 
 /// Connections of a pod as identified by the kernel, from the agent's log.
-pub(super) fn sightings(agent: &Program, pod: &Pod) -> Result<Vec<Sighting>> {
+pub(super) fn connections(agent: &Program, pod: &Pod) -> Result<Vec<Connection>> {
     let of_pod = |line: &str| {
         let line: Value = serde_json::from_str(line).ok()?;
         (line["pod.uid"] == pod.uid()).then_some(())?;
-        Some(Sighting {
+        Some(Connection {
             peer: line["peer"].as_str()?.to_owned(),
             cgroup: line["cgroup"].as_u64()?,
             uid: line["pod.uid"].as_str()?.to_owned(),

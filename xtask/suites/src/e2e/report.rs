@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_check_counts_once_and_only_what_passed_is_a_success() {
+    fn every_check_counts_once_and_only_passed_checks_are_successes() {
         let mut report = Report::default();
         report.skip("c");
         assert!(report.conclude().is_err(), "nothing ran");

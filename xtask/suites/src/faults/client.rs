@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use toolchain::AWS;
 
-use pod_client::ask::{Asked, now};
+use pod_client::ask::{Attempt, now};
 use testbed::cluster::Running;
 use testbed::doubles::sts::{Record, Sts};
 use testbed::kiam;
@@ -24,16 +24,16 @@ const SDK: &str = r#"
 import json, time, botocore.session, botocore.config
 config = botocore.config.Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=2)
 while True:
-    begin, asked = time.time(), {}
+    begin, attempt = time.time(), {}
     try:
         session = botocore.session.get_session()
         client = session.create_client("sts", region_name="eu-west-1", config=config)
-        asked["arn"] = client.get_caller_identity()["Arn"]
-        asked["key"] = session.get_credentials().get_frozen_credentials().access_key
+        attempt["arn"] = client.get_caller_identity()["Arn"]
+        attempt["key"] = session.get_credentials().get_frozen_credentials().access_key
     except Exception as error:
-        asked["failure"] = "botocore: %s" % error
-    asked["at"], asked["took"] = int(begin * 1000), int((time.time() - begin) * 1e6)
-    print(json.dumps(asked), flush=True)
+        attempt["failure"] = "botocore: %s" % error
+    attempt["at"], attempt["took"] = int(begin * 1000), int((time.time() - begin) * 1e6)
+    print(json.dumps(attempt), flush=True)
     time.sleep(2)
 "#;
 
@@ -50,20 +50,20 @@ pub(super) struct Client {
     program: Program,
     read: usize,
     /// The roles that it had; the last is the one that it has.
-    roles: Vec<Had>,
+    roles: Vec<RolePeriod>,
     pub(super) pod: Running,
 }
 
-/// A role that a pod has or had, or that it had none, and when that may be seen: in milliseconds
+/// A role that a pod has or had, or none, and the time for which it may be seen, in milliseconds
 /// since 1970.
 #[derive(Debug, Clone)]
-struct Had {
+struct RolePeriod {
     role: Option<String>,
     since: u64,
     until: u64,
 }
 
-impl Had {
+impl RolePeriod {
     fn is(&self, role: &str) -> bool {
         self.role.as_deref() == Some(role)
     }
@@ -90,7 +90,7 @@ impl Client {
         Ok(Self {
             program: Program::start(&format!("the client in {}", pod.name()), command)?,
             read: 0,
-            roles: vec![Had {
+            roles: vec![RolePeriod {
                 role: Some(role.to_owned()),
                 since: now(),
                 until: u64::MAX,
@@ -115,7 +115,7 @@ impl Client {
         if let Some(before) = self.roles.last_mut() {
             before.until = since + WITHDRAWN_WITHIN.as_millis() as u64;
         }
-        self.roles.push(Had {
+        self.roles.push(RolePeriod {
             role: role.map(str::to_owned),
             since,
             until: u64::MAX,
@@ -125,7 +125,9 @@ impl Client {
     /// Returns whether its role was changed since then, in milliseconds since 1970, or the pod is
     /// newer.
     pub(super) fn is_changed(&self, since: u64) -> bool {
-        self.roles.last().is_some_and(|had| had.since >= since)
+        self.roles
+            .last()
+            .is_some_and(|period| period.since >= since)
     }
 
     /// Roles that were withdrawn lately may be seen until then, in milliseconds since 1970.
@@ -136,7 +138,7 @@ impl Client {
     }
 
     /// Returns its answers since the last call.
-    pub(super) fn drain(&mut self) -> Result<Vec<Asked>> {
+    pub(super) fn drain(&mut self) -> Result<Vec<Attempt>> {
         let lines = self.program.lines_after(self.read);
         self.read += lines.len();
         let parse = |line: &String| {
@@ -145,19 +147,19 @@ impl Client {
         lines.iter().map(parse).collect()
     }
 
-    pub(super) fn judge(&self, asked: &Asked, sts: &Sts) -> Verdict {
-        let record = asked.key.as_ref().and_then(|key| sts.record(key));
-        judge(&self.roles, asked, record.as_ref())
+    pub(super) fn judge(&self, attempt: &Attempt, sts: &Sts) -> Verdict {
+        let record = attempt.key.as_ref().and_then(|key| sts.record(key));
+        judge(&self.roles, attempt, record.as_ref())
     }
 }
 
-fn judge(roles: &[Had], asked: &Asked, record: Option<&Record>) -> Verdict {
+fn judge(roles: &[RolePeriod], attempt: &Attempt, record: Option<&Record>) -> Verdict {
     // Also one of which it is over in the middle of an answer.
-    let seen = |had: &&Had| asked.end() >= had.since && asked.at <= had.until;
-    let had = || roles.iter().filter(seen);
-    let Some(key) = &asked.key else {
-        let why = asked.failure.clone().unwrap_or_default();
-        return if had().any(|had| had.role.is_none()) {
+    let seen = |period: &&RolePeriod| attempt.end() >= period.since && attempt.at <= period.until;
+    let possible = || roles.iter().filter(seen);
+    let Some(key) = &attempt.key else {
+        let why = attempt.failure.clone().unwrap_or_default();
+        return if possible().any(|period| period.role.is_none()) {
             Verdict::Refused
         } else {
             Verdict::Failed(why)
@@ -166,21 +168,23 @@ fn judge(roles: &[Had], asked: &Asked, record: Option<&Record>) -> Verdict {
     let Some(record) = record else {
         return Verdict::Wrong(format!("the access key {key}, which STS did not give out"));
     };
-    let end = i64::try_from(asked.end()).unwrap_or(i64::MAX);
+    let end = i64::try_from(attempt.end()).unwrap_or(i64::MAX);
     if record.expiration.as_millisecond() < end {
         let end = Timestamp::from_millisecond(end).unwrap_or_default();
         return Verdict::Wrong(format!("credentials until {} at {end}", record.expiration));
     }
     let of = record.arn.split('/').nth(1).unwrap_or_default();
-    if !had().any(|had| had.is(of)) {
-        let has: Vec<_> = had()
-            .map(|had| had.role.as_deref().unwrap_or("none"))
+    if !possible().any(|period| period.is(of)) {
+        let has: Vec<_> = possible()
+            .map(|period| period.role.as_deref().unwrap_or("none"))
             .collect();
         return Verdict::Wrong(format!("{of} for a pod that has {}", has.join(" or ")));
     }
-    let who = asked.arn.as_ref().and_then(|arn| arn.split('/').nth(1));
+    let who = attempt.arn.as_ref().and_then(|arn| arn.split('/').nth(1));
     match who {
-        Some(who) if !had().any(|had| had.is(who)) => Verdict::Wrong(format!("it is {who}")),
+        Some(who) if !possible().any(|period| period.is(who)) => {
+            Verdict::Wrong(format!("it is {who}"))
+        }
         _ => Verdict::Right,
     }
 }
@@ -206,28 +210,32 @@ fn sdk(place: &Place, sts_url: &str) -> Command {
 mod tests {
     use super::*;
 
-    fn had(role: Option<&str>, since: u64, until: u64) -> Had {
+    fn period(role: Option<&str>, since: u64, until: u64) -> RolePeriod {
         let role = role.map(str::to_owned);
-        Had { role, since, until }
+        RolePeriod { role, since, until }
     }
 
-    fn judged(roles: &[Had], at: u64, of: &str) -> Verdict {
-        let asked = Asked {
+    fn judged(roles: &[RolePeriod], at: u64, of: &str) -> Verdict {
+        let attempt = Attempt {
             at,
             key: Some("ASIA".to_owned()),
-            ..Asked::default()
+            ..Attempt::default()
         };
         let record = Record {
             arn: format!("arn:aws:sts::123456789012:assumed-role/{of}/kiam"),
             expiration: Timestamp::from_millisecond(100_000).unwrap(),
         };
-        judge(roles, &asked, Some(&record))
+        judge(roles, &attempt, Some(&record))
     }
 
     #[test]
     fn a_role_is_right_while_the_pod_has_it_and_a_little_longer() {
         let (a, b) = (Some("a"), Some("b"));
-        let roles = [had(a, 0, 1500), had(b, 1000, 3500), had(a, 3000, u64::MAX)];
+        let roles = [
+            period(a, 0, 1500),
+            period(b, 1000, 3500),
+            period(a, 3000, u64::MAX),
+        ];
         for (at, of) in [
             (900, "a"),
             (1200, "a"),
@@ -245,22 +253,22 @@ mod tests {
 
     #[test]
     fn ended_and_unknown_credentials_are_wrong() {
-        let roles = [had(Some("a"), 0, u64::MAX)];
+        let roles = [period(Some("a"), 0, u64::MAX)];
         assert_eq!(judged(&roles, 99_000, "a"), Verdict::Right);
         assert!(matches!(judged(&roles, 100_001, "a"), Verdict::Wrong(_)));
-        let asked = Asked {
+        let attempt = Attempt {
             key: Some("ASIA".to_owned()),
-            ..Asked::default()
+            ..Attempt::default()
         };
-        assert!(matches!(judge(&roles, &asked, None), Verdict::Wrong(_)));
+        assert!(matches!(judge(&roles, &attempt, None), Verdict::Wrong(_)));
     }
 
     #[test]
     fn a_pod_without_a_role_is_refused_and_one_with_a_role_fails() {
-        let nothing = Asked::default();
-        let none = [had(None, 0, u64::MAX)];
+        let nothing = Attempt::default();
+        let none = [period(None, 0, u64::MAX)];
         assert_eq!(judge(&none, &nothing, None), Verdict::Refused);
-        let some = [had(Some("a"), 0, u64::MAX)];
+        let some = [period(Some("a"), 0, u64::MAX)];
         assert_eq!(judge(&some, &nothing, None), Verdict::Failed(String::new()));
         assert!(matches!(judged(&none, 1, "a"), Verdict::Wrong(_)));
     }

@@ -14,7 +14,7 @@ use toolchain::exec;
 use super::client::{self, Client, Kind};
 use super::node::FaultNode;
 use super::servers::{ADDRESSES, Servers};
-use pod_client::ask::Asked;
+use pod_client::ask::Attempt;
 use testbed::cluster::{ControlPlane, Kubelet, Objects, PodTemplate};
 use testbed::doubles::dns::{Dns, Reply};
 use testbed::doubles::imds::Imds;
@@ -332,8 +332,8 @@ impl Fixture {
 
 /// Parses a client's line that reports credentials.
 fn credentials(line: &str) -> Option<()> {
-    let asked: Asked = serde_json::from_str(line).ok()?;
-    asked.key.map(drop)
+    let attempt: Attempt = serde_json::from_str(line).ok()?;
+    attempt.key.map(drop)
 }
 
 /// All agents have one certificate: the token identifies the node.

@@ -13,7 +13,7 @@ use super::startup_latency::StartupLatency;
 
 use super::client::Verdict;
 use super::table::Notice;
-use pod_client::ask::Asked;
+use pod_client::ask::Attempt;
 
 const HEAD: &str = "| fault | requests | failed | refused | wrong | longest | recovered | |\n|---|---:|---:|---:|---:|---:|---:|---|";
 
@@ -134,14 +134,14 @@ impl Row {
     pub(super) fn add(
         &mut self,
         who: &str,
-        asked: &Asked,
+        attempt: &Attempt,
         verdict: Verdict,
         notice: Notice,
         recovered: u64,
     ) {
         self.requests += 1;
         match verdict {
-            Verdict::Right => self.longest_ms = self.longest_ms.max(asked.took / 1000),
+            Verdict::Right => self.longest_ms = self.longest_ms.max(attempt.took / 1000),
             Verdict::Refused => self.refused += 1,
             Verdict::Wrong(what) => {
                 self.wrong += 1;
@@ -151,7 +151,7 @@ impl Row {
                 self.failures += 1;
                 if notice == Notice::Nothing {
                     self.note(format!("{who} got nothing: {why}"));
-                } else if asked.at > recovered {
+                } else if attempt.at > recovered {
                     self.note(format!("{who} got nothing after the recovery: {why}"));
                 }
             }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client;
 use super::fixture::{Fixture, NAMESPACES, ROLE};
-use pod_client::ask::{Asked, now};
+use pod_client::ask::{Attempt, now};
 use testbed::cluster::{PodTemplate, Running};
 use testbed::sandbox::Program;
 
@@ -99,9 +99,9 @@ pub(super) async fn measure(
     let (mut times, mut failures) = (Vec::new(), 0);
     for (bound, it) in bound.into_iter().zip(&starting) {
         let end = it.program.wait_for("credentials", LIMIT, |line| {
-            let asked: Asked = serde_json::from_str(line).ok()?;
-            failures += usize::from(asked.key.is_none());
-            asked.key.as_ref().map(|_| asked.end())
+            let attempt: Attempt = serde_json::from_str(line).ok()?;
+            failures += usize::from(attempt.key.is_none());
+            attempt.key.as_ref().map(|_| attempt.end())
         });
         let end = end.with_context(|| format!("the new pod {}", it.pod.name()))?;
         times.push(end.saturating_sub(bound));

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_without_the_device_falls_back_and_says_why() {
+    fn a_machine_without_the_device_falls_back_with_a_reason() {
         let kernel = Kernel::for_test(Architecture::Amd64);
         let why = refusal(&kernel, Path::new("/nonexistent/kvm"));
         let why = why.unwrap_or_default();

@@ -184,7 +184,7 @@ fn short_tests(machine: &Machine) -> Result<Found> {
     Ok(whole)
 }
 
-/// Runs one of these commands, with the programs that were carried in.
+/// Runs one of these commands, with the programs on the payload disk.
 fn command(machine: &Machine, words: &str, limit: Duration) -> Result<Found> {
     let environment = environment(machine);
     let script = format!("{environment} {MOUNT}/xtask {words} --programs={MOUNT} 2>&1");

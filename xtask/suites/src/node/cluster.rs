@@ -245,7 +245,7 @@ impl Cluster {
 
     /// Fails unless each of a container's answers names this role.
     fn all_of(&self, log: &str, role: &str) -> Result<Vec<Answer>> {
-        pods::all_of(log, role, self.run.args.known_by())
+        pods::all_of(log, role, self.run.args.identified_by())
     }
 
     /// The role that a check expects of pods with `iam.amazonaws.com/role: NAME-role`: another one

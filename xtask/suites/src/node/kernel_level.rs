@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_come_in_the_order_of_what_they_are_of() {
+    fn results_have_the_order_of_the_items() {
         let doubled = side_by_side(&[3, 1, 2], 2, |number, item| Ok((number, item * 2)));
         assert_eq!(doubled.unwrap(), [(0, 6), (1, 2), (2, 4)]);
         let failed = side_by_side(&[1, 2], 1, |_, item| {

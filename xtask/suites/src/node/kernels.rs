@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_told_from_those_of_other_suites_and_from_metapackages() {
+    fn packages_are_distinguished_from_other_suites_and_metapackages() {
         let of = |name: &str, package| Choice::parse(name).unwrap().is_of(package);
         assert!(of("6.1", "linux-image-6.1.0-56-cloud-amd64"));
         assert!(!of("6.1", "linux-image-6.1-cloud-amd64"));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_kernel_is_refused_with_those_there_are() {
+    fn an_unknown_kernel_is_refused_with_a_list_of_known_ones() {
         let error = Choice::parse("4.9").unwrap_err();
         assert!(error.contains("5.10, 6.1, 6.12, newest"), "{error}");
     }

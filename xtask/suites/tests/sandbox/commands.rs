@@ -103,7 +103,7 @@ fn doctor_passes_on_a_served_node() {
 
 #[test]
 #[ignore = "needs root and cgroup2: cargo xtask test"]
-fn doctor_names_what_is_wrong() {
+fn doctor_names_each_problem() {
     let fixture = Fixture::start();
     let good = flags(&fixture.node);
     for (flag, check, named) in [

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_comes_with_commands() {
+    fn missing_parts_are_listed_with_commands() {
         let both = Missing {
             toolchain: true,
             linker: true,

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_of_debian_has_not_all_of_its_packages() {
+    fn derivatives_of_debian_lack_some_packages() {
         assert!(is_debian("NAME=x\nID=debian\n"));
         assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
         assert!(!is_debian(""));

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_and_what_they_print_are_read() {
+    fn commands_and_their_expected_output_are_read() {
         let page =
             "text\n```console\n$ one --flag\nprinted\nmore\n$ two\n```\n```yaml\n$ no: 1\n```\n";
         let steps = steps(page).unwrap();
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_holds_what_was_expected_in_its_order() {
+    fn output_holds_the_expected_lines_in_order() {
         let step = Step {
             command: String::new(),
             expected: vec!["a b".to_owned(), "c".to_owned()],

@@ -6,7 +6,7 @@ use anyhow::Result;
 use testbed::cluster;
 use toolchain::{Plan, helm};
 
-use super::pods::KnownBy;
+use super::pods::IdentifiedBy;
 use super::worker::Settings;
 use crate::node::Kernel;
 
@@ -63,11 +63,11 @@ impl Args {
     }
 
     /// Returns how agents identify pods, by the chart's values.
-    pub(super) fn known_by(&self) -> KnownBy {
+    pub(super) fn identified_by(&self) -> IdentifiedBy {
         if self.set.iter().any(|it| it == "agent.redirect=iptables") {
-            KnownBy::Address
+            IdentifiedBy::Address
         } else {
-            KnownBy::Cgroup
+            IdentifiedBy::Cgroup
         }
     }
 

@@ -6,7 +6,7 @@ mod life;
 
 use anyhow::Result;
 
-use super::pods::KnownBy;
+use super::pods::IdentifiedBy;
 use super::{Args, Cluster};
 
 /// Something that must be so.
@@ -87,7 +87,7 @@ const UPGRADE: &[Check] = &[check("upgrade from the version before", life::upgra
 /// Checks to do, in order.
 pub(super) fn list(args: &Args) -> Vec<Check> {
     let upgrade = if args.before.is_some() { UPGRADE } else { &[] };
-    let by_address = args.known_by() == KnownBy::Address;
+    let by_address = args.identified_by() == IdentifiedBy::Address;
     let ebpf = if args.short || by_address { &[] } else { EBPF };
     let long = if args.short { &[] } else { LONG };
     let all = SHORT.iter().chain(upgrade).chain(ebpf).chain(long).copied();

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_has_the_addresses_of_what_is_ready() {
+    fn a_service_has_the_addresses_of_ready_endpoints() {
         let slice: EndpointSlice = serde_json::from_value(serde_json::json!({
             "metadata": {
                 "name": "kiam-server-x", "namespace": "kube-system",

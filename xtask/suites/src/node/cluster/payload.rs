@@ -1,4 +1,4 @@
-//! Disk that is carried into each node: Kubernetes' components, their certificates and settings,
+//! Disk of each node: Kubernetes' components, their certificates and settings,
 //! and the container images.
 
 use std::os::unix::fs::symlink;

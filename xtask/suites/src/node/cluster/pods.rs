@@ -54,7 +54,7 @@ pub(super) fn answers(log: &str) -> Vec<Answer> {
 
 /// How a node identifies its pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum KnownBy {
+pub(super) enum IdentifiedBy {
     /// At once.
     Cgroup,
     /// Identified by address, as soon as the API reports it: requests until then are answered 503,
@@ -64,10 +64,10 @@ pub(super) enum KnownBy {
 
 /// Fails unless each answer names this role, from the first on that it can be known, and there is
 /// one.
-pub(super) fn all_of(log: &str, role: &str, known: KnownBy) -> Result<Vec<Answer>> {
+pub(super) fn all_of(log: &str, role: &str, known: IdentifiedBy) -> Result<Vec<Answer>> {
     not_the_nodes(log)?;
     let mut answers = answers(log);
-    if known == KnownBy::Address {
+    if known == IdentifiedBy::Address {
         let early = answers.iter().take_while(|answer| answer.status == 503);
         answers.drain(..early.count());
     }
@@ -148,23 +148,28 @@ mod tests {
     }
 
     #[test]
-    fn another_role_a_refusal_and_silence_are_told() {
-        all_of("+0.1 200 a-role [ok 1 bad 0]\n", "a-role", KnownBy::Cgroup).unwrap();
-        let error = all_of(LOG, "a-role", KnownBy::Cgroup)
+    fn another_role_a_refusal_and_silence_are_distinguished() {
+        all_of(
+            "+0.1 200 a-role [ok 1 bad 0]\n",
+            "a-role",
+            IdentifiedBy::Cgroup,
+        )
+        .unwrap();
+        let error = all_of(LOG, "a-role", IdentifiedBy::Cgroup)
             .unwrap_err()
             .to_string();
         assert_eq!(error, "answer 2 of 3 is 403 \"no role\", not a-role");
-        let error = all_of(LOG, "b-role", KnownBy::Cgroup)
+        let error = all_of(LOG, "b-role", IdentifiedBy::Cgroup)
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("answer 1 of 3 is 200"), "{error}");
-        assert!(all_of("", "a-role", KnownBy::Address).is_err() && all_refused("").is_err());
+        assert!(all_of("", "a-role", IdentifiedBy::Address).is_err() && all_refused("").is_err());
         all_refused("+1.0 bad 404 nothing [ok 0 bad 1]\n").unwrap();
         assert!(all_refused(LOG).is_err());
     }
 
     #[test]
-    fn what_is_the_nodes_is_never_a_pods() {
+    fn credentials_of_the_node_are_never_those_of_a_pod() {
         for secret in [NODE_ROLE, NODE_ACCESS_KEY] {
             assert!(not_the_nodes(&format!("+1.0 200 {secret} [ok 1 bad 0]")).is_err());
         }

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_wrong_and_planted_defects_that_nothing_notices() {
+    fn failures_and_undetected_defects_are_unexpected() {
         let mut table = table();
         assert_eq!(table.wrong(), ["7.2: install: late"]);
         table.planted = true;

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packet_is_told_by_sender_protocol_and_request() {
+    fn a_packet_is_described_by_sender_protocol_and_request() {
         let mut packet = vec![0; 14];
         packet.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 200, 1]);
         packet.extend(METADATA.octets());

@@ -12,24 +12,24 @@ use testbed::kiam::{self, Programs, last_executable};
 
 /// Content of the disk.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Carried<'a> {
+pub(super) enum Payload<'a> {
     /// An agent that was built elsewhere.
     Agent(&'a Path),
     /// Programs that these checks need, of this commit.
     For(&'a [Check]),
 }
 
-impl Carried<'_> {
+impl Payload<'_> {
     /// Builds the programs, and makes the disk in a folder.
     pub(super) fn disk(self, folder: &Path) -> Result<PathBuf> {
-        let staging = folder.join("carried");
+        let staging = folder.join("programs");
         std::fs::create_dir_all(&staging)?;
         match self {
             // As it is: it may be of a processor that this machine's strip does not know.
             Self::Agent(agent) => copy(agent, &staging.join("kiam-agent"))?,
             Self::For(checks) => built(&staging, checks)?,
         }
-        let image = folder.join("carried.img");
+        let image = folder.join("programs.img");
         disk::make(&staging, &image, 0, false)?;
         std::fs::remove_dir_all(&staging)?;
         Ok(image)
