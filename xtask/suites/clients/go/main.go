@@ -1,4 +1,4 @@
-// Clients whose only credentials are those that their SDK finds, for `cargo xtask clients`.
+// Clients that know nothing of credentials but what their SDK finds, for `cargo xtask clients`.
 //
 //	clients NAME COUNT    for each line of its input, each client signs one request
 package main
@@ -25,7 +25,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
-// A client: how it forgets only its credentials, and how it signs a request.
+// A client: how it forgets its credentials, though nothing else, and how it signs a request.
 type client struct {
 	forget func()
 	sign   func() error

@@ -9,7 +9,7 @@ case " $(cat /proc/cmdline) " in *" kiam.probe "*)
     poweroff -f
     ;;
 esac
-# Twice: a module may come before those that it needs.
+# Twice: one that came before what it needs.
 for module in /mod/* /mod/*; do
     insmod "$module" 2> /dev/null
 done

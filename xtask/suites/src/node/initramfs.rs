@@ -9,10 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use toolchain::exec;
 
 const INIT: &[u8] = include_bytes!("init.sh");
-/// Line that shows that a kernel has started its first program.
+/// Says that a kernel has come as far as its first program.
 pub(super) const PROBED: &str = "kiam-machine-probed";
-/// Modules in the order in which they need each other; those that a kernel has built in are left
-/// out.
+/// Modules in the order in which they need each other; those that a kernel has built in are left out.
 const MODULES: [&str; 14] = [
     "virtio_ring",
     "virtio",
@@ -82,8 +81,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Writer of the format `newc`, see the kernel's
-/// `Documentation/driver-api/early-userspace/buffer-format.rst`.
+/// Writer of the format `newc`, see the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 struct Cpio<W> {
     out: W,
     entries: u32,

@@ -22,7 +22,7 @@ esac
 ip link set lo up
 kiam-network
 /usr/sbin/sshd
-# sshd listens once it has written its process id.
+# It listens once it has written its process id.
 until [ -s /run/sshd.pid ]; do
     sleep 0.05
 done

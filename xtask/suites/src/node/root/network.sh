@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets the address that the kernel's command line names (kiam.address=ADDRESS/BITS,GATEWAY), and mounts the payload disk.
+# Sets the address that the kernel's command line names (kiam.address=ADDRESS/BITS,GATEWAY), and mounts the disk that was carried in.
 modprobe virtio_net
 tries=0
 while [ ! -e /sys/class/net/eth0 ] && [ "$tries" -lt 300 ]; do

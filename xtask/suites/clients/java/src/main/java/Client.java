@@ -1,4 +1,4 @@
-// Clients whose only credentials are those that their SDK finds, for `cargo xtask clients`.
+// Clients that know nothing of credentials but what their SDK finds, for `cargo xtask clients`.
 //
 //   java Client NAME COUNT    for each line of its input, each client signs one request
 
@@ -112,7 +112,7 @@ public final class Client {
     private static One v2() {
         var service = new AtomicReference<StsClient>();
         return forget -> {
-            // Only a new provider forgets them.
+            // It has no way to forget but a new provider.
             if (forget || service.get() == null) {
                 service.set(service(DefaultCredentialsProvider.builder().build()));
             }
