@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
             .is_none_or(|part| target.name.contains(part))
     };
     let targets: Vec<_> = TARGETS.iter().filter(wanted).collect();
-    ensure!(!targets.is_empty(), "no target has that in its name");
+    ensure!(!targets.is_empty(), "no target has this in its name");
     for target in targets {
         let binary = target.build()?;
         let (begin, used, mut cases) = (Instant::now(), processor_time()?, 0_u64);

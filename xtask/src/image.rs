@@ -101,7 +101,7 @@ fn build(architecture: Architecture, system: &System) -> Result<()> {
         println!("image: {} runs in it", output.trim());
     }
     let mut iptables = vec!["/usr/sbin/ip6tables-legacy"];
-    // It asks the kernel first, by a kind of socket that QEMU does not translate.
+    // It queries the kernel first, with a socket family that QEMU does not translate.
     if architecture.is_native() {
         iptables.push("/usr/sbin/iptables-nft");
     }
@@ -152,11 +152,8 @@ fn check(folder: &Path, bytes: &mut u64) -> Result<()> {
         }
         let mode = metadata.permissions().mode();
         let shown = path.display();
-        ensure!(
-            mode & 0o6000 == 0,
-            "{shown} gives rights to whoever runs it"
-        );
-        ensure!(mode & 0o002 == 0, "everybody can write to {shown}");
+        ensure!(mode & 0o6000 == 0, "{shown} gives privileges to its caller");
+        ensure!(mode & 0o002 == 0, "all users can write to {shown}");
         if metadata.is_dir() {
             check(&path, bytes)?;
         } else {

@@ -226,7 +226,7 @@ fn once(work: Work, args: &Args, cluster: &FileCluster, pod: &Pod) -> Result<f64
     };
     ensure!(ended.status.success(), "the work failed: {}", ended.stderr);
     let rate = ended.stdout.lines().last().unwrap_or_default();
-    rate.parse().with_context(|| format!("{rate:?} is no rate"))
+    rate.parse().with_context(|| format!("{rate:?} is not a rate"))
 }
 
 /// Peers of the pod, until this is dropped.
@@ -258,7 +258,7 @@ fn sinks(control: &Place) -> Result<Sinks> {
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while !ends.load(Ordering::Relaxed) {
-            // A time without a packet is none of its business.
+            // A read timeout without a packet is not an error.
             let _ = udp.recv(&mut buffer);
         }
     });
@@ -272,7 +272,7 @@ impl Row {
             rates(Setting::Ebpf),
             rates(Setting::Iptables),
         );
-        // Throughput is compared as it is, everything else as the time that one takes.
+        // Throughput is compared as a rate, everything else as the time of one operation.
         let ratio = |with: &[f64]| {
             let pairs = with.iter().zip(nothing);
             let ratios = pairs.map(|(with, without)| match work {

@@ -159,7 +159,7 @@ async fn exchange(args: &Args) -> Result<()> {
         anyhow::Ok(client.ask(&request).await?.to_vec())
     };
     let token = ask(put.as_bytes().to_vec()).await?;
-    let token = String::from_utf8(token).context("the token is no text")?;
+    let token = String::from_utf8(token).context("the token is not text")?;
     // The limit answers everything with a document.
     let token = if token.contains('\n') {
         NO_TOKEN.to_owned()

@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Fails when the text is not output of the command.
 pub fn read(text: &str) -> Result<Vec<Try>> {
     let tries: Result<_, _> = text.lines().map(serde_json::from_str).collect();
-    tries.context("what the steady client printed cannot be read")
+    tries.context("cannot parse the output of the steady client")
 }
 
 async fn steady(args: &Args) -> Result<Vec<Try>> {

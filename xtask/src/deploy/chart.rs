@@ -112,7 +112,7 @@ fn fields() -> Vec<(&'static str, &'static str, &'static str, Value)> {
                 { "key": "kiam.io/agent-not-ready", "operator": "Exists", "effect": "NoSchedule" },
             ]),
         ),
-        // An agent tolerates every taint; where somebody has restricted that, still this one.
+        // An agent tolerates every taint; where users have restricted that, still this one.
         (key, AGENT, TOLERATIONS, json!([{ "operator": "Exists" }])),
         (
             "server.nodeTaint=kiam.io/agent-not-ready:NoExecute,agent.tolerations=null",
@@ -179,7 +179,7 @@ pub(super) fn values_reach_fields() -> Result<()> {
 /// One of the rendered objects, by `Kind/name`.
 fn find(rendered: &str, wanted: &str) -> Result<Value> {
     let objects: Vec<Value> =
-        serde_saphyr::from_multiple(rendered).context("cannot read what helm has rendered")?;
+        serde_saphyr::from_multiple(rendered).context("cannot read helm's output")?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let name = |object: &Value| {
         let (kind, name) = (text(&object["kind"]), text(&object["metadata"]["name"]));

@@ -59,7 +59,7 @@ impl Layout {
         std::fs::create_dir_all(&empty)?;
         let mut build = Command::new("buildah");
         build
-            // In a storage of its own: nobody else's images are touched.
+            // In a storage of its own, to leave other images alone.
             .args(["--storage-driver=vfs", "--root"])
             .arg(self.storage().join("root"))
             .arg("--runroot")
@@ -91,7 +91,7 @@ impl Layout {
         let rootfs = self.unpacked().join("rootfs");
         let mut compare = Command::new("diff");
         compare.args(["--recursive", "--brief", "--no-dereference"]);
-        exec(compare.arg(root).arg(rootfs)).context("the image is not what it was made of")?;
+        exec(compare.arg(root).arg(rootfs)).context("the image differs from its sources")?;
         let config = self.config()?;
         let label = |name: &str| {
             let name = format!("org.opencontainers.image.{name}");

@@ -143,7 +143,7 @@ impl Filling<'_> {
             }
             linked.push(program);
         }
-        // What rules are made of; those of ebtables and arptables are none of ours.
+        // Extensions of rules; those of ebtables and arptables are not needed.
         let all = self.system.libraries(&linked)?;
         let xtables = all.iter().find_map(|library| {
             let folder = library.parent()?.join("xtables");

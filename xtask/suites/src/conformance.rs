@@ -73,7 +73,7 @@ struct Report {
 /// Runs the command.
 ///
 /// # Errors
-/// Fails when the service cannot be asked, or one line of this agent's is wrong.
+/// Fails when the service does not answer, or a line of this agent's is wrong.
 pub fn run(args: &Args) -> Result<()> {
     match &args.against {
         Some(url) => compare(url, args.json),

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     ensure!(
         as_it_should.iter().all(|good| *good),
-        "this did not turn out as it should"
+        "a result differs from the expected one"
     );
     if args.keep {
         for (program, name) in [

@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
     let names: Vec<_> = CHECKS.iter().map(|(name, _)| *name).collect();
     ensure!(
         !checks.is_empty(),
-        "no check has that in its name; they are\n  {}",
+        "no check has this in its name; the checks are\n  {}",
         names.join("\n  ")
     );
     let mut report = Report::default();
@@ -101,7 +101,7 @@ fn set_up(args: &Args) -> Result<()> {
         Ok(())
     })?;
     match sandbox::missing() {
-        Some(missing) => bail!("they need {missing}"),
+        Some(missing) => bail!("the checks need {missing}"),
         None => Ok(()),
     }
 }
@@ -165,7 +165,7 @@ async fn run_checks(
     for (name, check) in checks {
         let begin = Instant::now();
         let outcome = tokio::time::timeout(checks::LIMIT, check(&mut fixture)).await;
-        let outcome = outcome.unwrap_or_else(|_elapsed| bail!("no end within {:?}", checks::LIMIT));
+        let outcome = outcome.unwrap_or_else(|_elapsed| bail!("the check did not end within {:?}", checks::LIMIT));
         report.add(name, begin.elapsed(), &outcome);
     }
     if report.has_failed() {

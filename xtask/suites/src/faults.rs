@@ -91,7 +91,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// Fails when something was noticed that must not, or the cluster does not come up.
+/// Fails when a fault has an effect that it must not have, or the cluster does not start.
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);
@@ -163,7 +163,7 @@ async fn run_suite(
     let names = || all.iter().map(|fault| fault.name).collect::<Vec<_>>();
     ensure!(
         !faults.is_empty(),
-        "no fault has that in its name; they are\n  {}",
+        "no fault has this in its name; the faults are\n  {}",
         names().join("\n  ")
     );
     let mut fixture = Fixture::begin(sandbox, programs, LIFE.max(hold * 4)).await?;

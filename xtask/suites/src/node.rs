@@ -153,7 +153,7 @@ pub fn run(args: &Args) -> Result<()> {
     let kernels = chosen.iter().map(|choice| choice.kernel(architecture));
     let kernels: Vec<_> = kernels.collect::<Result<_>>()?;
     let root = Root::get(architecture)?;
-    let newest = kernels.last().context("no kernel was asked for")?;
+    let newest = kernels.last().context("no kernel is selected")?;
     let accelerator = Chosen::probe(newest);
     println!("{accelerator}");
     if args.cluster.is_wanted() {

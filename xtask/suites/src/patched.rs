@@ -72,7 +72,7 @@ impl Patch {
     fn source(self) -> Result<PathBuf> {
         let root = workspace();
         let copy = root.join("target/patched").join(self.name());
-        // Cargo tells packages of one target folder apart by their path from the workspace.
+        // Cargo distinguishes packages of one target folder by their path from the workspace.
         let packages = copy.join(self.name());
         let files = files(&root)?;
         let state = state(&root, &files, self.text())?;

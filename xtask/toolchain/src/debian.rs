@@ -166,7 +166,7 @@ impl Lists {
         let files = files.map(|file| file.map(|file| file.path()));
         files
             .collect::<Result<_, _>>()
-            .context("cannot list what was fetched")
+            .context("cannot list the fetched packages")
     }
 
     fn apt(&self, program: &str) -> Command {

@@ -120,7 +120,7 @@ fn cache() -> Cache {
 
 fn fetch(cache: &Cache) -> Result<()> {
     let arch = Architecture::native()?;
-    let old = find_program("go").context("the package brought no go")?;
+    let old = find_program("go").context("the package contains no go")?;
     cache.fill(|folder, log| {
         let module = format!("golang.org/toolchain@v0.0.1-go{TOOLCHAIN}.linux-{arch}");
         let modules = folder.join("modules");

@@ -23,7 +23,7 @@ pub struct Consent {
 /// can be repeated at any time.
 ///
 /// # Errors
-/// Fails when the user says no, this is not root, the system is not Debian's, or something fails.
+/// Fails when the user declines, this is not root, the system is not Debian's, or something fails.
 pub fn prepare(consent: Consent, add: impl FnOnce(&mut Plan) -> Result<()>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         let again: Vec<_> = std::env::args().skip(1).collect();

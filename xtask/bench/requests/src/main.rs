@@ -2,7 +2,7 @@
 //!
 //! All is on one thread, so that two runs take the same steps: run with N and with 2N under
 //! callgrind, their difference is what N requests take. The few steps of the client are in it. The
-//! caller is identified by an address and not by the kernel: no kernel programs are needed here.
+//! caller is identified by an address and not by the kernel: kernel programs are not needed here.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -57,7 +57,7 @@ pub(super) fn agent(cluster: &FileCluster, pod_client: &Path) -> Result<(Section
     let mut clients = Vec::new();
     for pod in &pods {
         let mut command = client_command(pod, pod_client, How::Hold, METADATA, ROLE_PATH);
-        // The agent gives a connection that asks nothing five seconds.
+        // The agent closes a connection without a request after five seconds.
         command.args([&format!("--connections={EACH}"), "--time=3000"]);
         clients.push(Program::start("the pod's client", command)?);
     }

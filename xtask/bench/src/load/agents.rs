@@ -188,7 +188,7 @@ impl Progress {
                     }
                 }
                 Update::CredentialsFailed(failed) => {
-                    bail!("credentials cannot be got: {}", failed.error)
+                    bail!("credentials cannot be fetched: {}", failed.error)
                 }
                 Update::PodRemoved(_) | Update::Synced(_) => {}
             }

@@ -268,7 +268,7 @@ impl Client {
                 script("/usr/bin/python3".into(), "pgbackrest/client.py")
             }
             Family::Debian => {
-                // What it mounts is seen by nobody else, and goes with it.
+                // Its mounts are visible to no other process, and end with it.
                 let mut command = place.command("/usr/bin/unshare");
                 command
                     .args(["--mount", "--propagation=private", "/usr/bin/python3"])

@@ -18,8 +18,8 @@ use testbed::sandbox::{Place, Program};
 pub(super) const WITHDRAWN_WITHIN: Duration = Duration::from_secs(5);
 const INTERVAL: &str = "--interval=500";
 
-/// Starts again each time, as a job does: with credentials that live so much shorter than AWS's, a
-/// botocore that lives on would keep what it has, for as long as it takes to be ended ones.
+/// Starts again each time, as a job does: with credentials of a much shorter life than AWS's, a
+/// running botocore would keep its credentials until they are expired.
 const SDK: &str = r#"
 import json, time, botocore.session, botocore.config
 config = botocore.config.Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=2)

@@ -228,7 +228,7 @@ impl Fixture {
     }
 
     /// Waits until STS has answered well to the last call for each pod's role, or a while at most:
-    /// a server asks again after 15 s and more where it was denied. The next fault then finds all
+    /// a server retries a denied call after 15 s or more. The next fault then finds all
     /// credentials with at least half of their life, and not those that another failure has aged.
     pub(super) async fn renewed(&self) {
         const LIMIT: Duration = Duration::from_secs(60);

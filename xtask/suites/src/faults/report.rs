@@ -42,7 +42,7 @@ impl Report {
         }
     }
 
-    /// Takes note of a fault, and prints its row.
+    /// Records a fault, and prints its row.
     pub(super) fn add(&mut self, row: Row) {
         if !self.json {
             println!("{}", row.line());

@@ -91,7 +91,7 @@ pub(super) async fn scan(fixture: &Fixture, all_faults: bool) -> Result<Scan> {
         "IMDS token",
         "service account token",
     ] {
-        ensure!(scan.secrets.contains_key(kind), "no {kind} was given out");
+        ensure!(scan.secrets.contains_key(kind), "no {kind} was issued");
     }
     let mut texts = files(&fixture.sandbox.folder("logs")?)?;
     texts.extend(pages(fixture)?);

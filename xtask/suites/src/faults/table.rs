@@ -76,7 +76,7 @@ impl Fault {
         }
     }
 
-    /// New pods get none: that is how it is seen to be broken.
+    /// Expects that new pods get no credentials, which shows that the fault works.
     const fn starves_new_pods(self) -> Self {
         Self {
             new_pods: NewPods::Starved,

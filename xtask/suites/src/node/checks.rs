@@ -48,7 +48,7 @@ pub(super) struct Found {
     pub(super) good: bool,
     /// Summary in a few words.
     pub(super) summary: String,
-    /// All that is of interest where it is not good.
+    /// Details, shown on failure.
     pub(super) details: String,
 }
 

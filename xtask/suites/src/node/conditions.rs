@@ -20,7 +20,7 @@ pub(super) struct Condition {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    /// It is as good as any other.
+    /// The node works like any other.
     Good,
     /// It is refused by a line with these words.
     Refused(&'static str),

@@ -198,7 +198,7 @@ fn unpack(architecture: Architecture, folder: &Path, root: &Path, log: &Log) -> 
         ("group", ""),
     ] {
         let text = std::fs::read_to_string(master.join(format!("{name}.master")))?;
-        // Which nobody has a password of: root is logged in by a key.
+        // No user has a password: root logs in with a key.
         let text = text.replacen(":*:", "::", 1) + more;
         std::fs::write(etc.join(name), text)?;
     }
@@ -243,7 +243,7 @@ fn furnish(root: &Path, key: &Path) -> Result<()> {
     for folder in ["mnt/kiam", "usr/lib/modules"] {
         std::fs::create_dir_all(root.join(folder))?;
     }
-    // One machine is not another, but none has to find out who it is at its first start.
+    // Machines differ, but none needs a first-boot setup to get an identity.
     std::fs::write(
         root.join("etc/machine-id"),
         "6b69616d6b69616d6b69616d6b69616d\n",

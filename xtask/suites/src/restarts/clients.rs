@@ -29,7 +29,7 @@ pub struct ClientCounts {
     pub failed_meanwhile: usize,
     /// Other requests that failed.
     pub failed: usize,
-    /// The longest time in which it got none signed, in milliseconds.
+    /// The longest time without a signed request, in milliseconds.
     pub longest_ms: u64,
     /// The first unexpected failure.
     pub first_failure: Option<String>,

@@ -14,7 +14,7 @@ use toolchain::exec;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Answers every connection with the address it came from.
+/// Answers every connection with the address of its peer.
 fn echo(listener: TcpListener) {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {

@@ -277,7 +277,7 @@ fn all_are_answered(fixture: &Fixture) {
         .collect::<Result<_, _>>()
         .context(ended.stderr)
         .unwrap();
-    assert!(!tries.is_empty(), "nothing was asked");
+    assert!(!tries.is_empty(), "no request was sent");
     for Try { end, .. } in &tries {
         assert!(matches!(end, End::Answered(200, _)), "{end:?}");
     }

@@ -27,7 +27,7 @@ pub(super) async fn other_node(fixture: &mut Fixture) -> Result<Facts> {
         answers(elsewhere.place(), "billing-reports", 503, &parts).map(drop)
     };
 
-    // It asks for another node's pods with the token that it has.
+    // It requests another node's pods with its own token.
     let other = ["--node-name=node-1"];
     let expected = "asks for node node-1, but proves that it comes from node-2";
     let asks = refused(
@@ -42,7 +42,7 @@ pub(super) async fn other_node(fixture: &mut Fixture) -> Result<Facts> {
     let expected = "asks for node node-2, but proves that it comes from node-1";
     let steals = refused(fixture, &kubelet, &pod, &stolen, &[], expected, nothing)?;
 
-    // And when it asks for its own, it gets it.
+    // A request for its own pods succeeds.
     let mut agent = fixture.start_agent(&kubelet, &pod, &own_token, &[])?;
     agent.ready()?;
     is(fixture, elsewhere.place(), "billing-reports")?;

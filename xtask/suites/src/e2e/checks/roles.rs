@@ -110,7 +110,7 @@ async fn refused(fixture: &mut Fixture, template: &PodTemplate<'_>, role: &str) 
 async fn warning(fixture: &Fixture, namespace: &str, pod: &str, reason: &str) -> Result<String> {
     let api = fixture.objects.api::<Event>(namespace);
     let limit = WatchParams::default().timeout(EVENT_SECONDS);
-    // From the beginning of time: those that there are already come first.
+    // From the start, so that existing Events come first.
     let mut events = api.watch(&limit, "0").await?.boxed_local();
     while let Some(event) = events.try_next().await? {
         let WatchEvent::Added(event) = event else {

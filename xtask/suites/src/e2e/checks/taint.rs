@@ -95,7 +95,7 @@ async fn has(nodes: &Api<Node>, name: &str) -> Result<bool> {
         .annotations
         .unwrap_or_default()
         .contains_key(GUARDED);
-    ensure!(with(TAINT) || noted, "{name} is not noted as guarded");
+    ensure!(with(TAINT) || noted, "{name} is not recorded as guarded");
     Ok(with(TAINT))
 }
 

@@ -67,7 +67,7 @@ pub(super) async fn seen<T>(mut check: impl FnMut() -> Result<T>) -> Result<(T, 
         match check() {
             Ok(found) => return Ok((found, begin.elapsed())),
             Err(error) if begin.elapsed() > SEEN_LIMIT => {
-                return Err(error.context(format!("not so within {SEEN_LIMIT:?}")));
+                return Err(error.context(format!("no success within {SEEN_LIMIT:?}")));
             }
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
@@ -101,7 +101,7 @@ impl Asking {
     pub(super) async fn end(mut self) -> Result<usize> {
         self.enough.store(true, Ordering::Relaxed);
         match (&mut self.asked).await?? {
-            0 => bail!("nothing was asked"),
+            0 => bail!("no request was sent"),
             asked => Ok(asked),
         }
     }

@@ -24,7 +24,7 @@ pub(super) fn steps(page: &str) -> Result<Vec<Step>> {
                     expected: Vec::new(),
                 }),
                 (None, Some(step)) => step.expected.push(line.to_owned()),
-                (None, None) => bail!("a block begins with {line:?}, which is no command"),
+                (None, None) => bail!("a block begins with {line:?}, which is not a command"),
             },
             (false, _) => {}
         }

@@ -83,7 +83,7 @@ async fn ends(fixture: &mut Fixture) -> Result<()> {
 async fn ended(fixture: &mut Fixture) -> Result<()> {
     let role = format!("{BASE_ARN}{ENDING}");
     fixture.sts.behave(Some(&role), fixture.usual());
-    // It has seen enough: the server waits before it asks for this role again.
+    // Not needed any more: the server waits before it requests this role again.
     fixture.clients.last().context("the pod's client")?.stop()
 }
 

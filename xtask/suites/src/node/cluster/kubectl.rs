@@ -107,7 +107,7 @@ impl Kubectl {
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&text).context("kubectl printed no JSON")
+        serde_json::from_str(&text).context("kubectl did not print JSON")
     }
 
     /// Waits until an object is as it should be; returns it.

@@ -16,7 +16,7 @@ pub(super) const NAMESPACE: &str = "pods";
 /// One answer that a container got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// 0 where there was none.
+    /// 0 without an answer.
     pub(super) status: u16,
     /// The role, or the reason why not.
     pub(super) text: String,
@@ -71,7 +71,7 @@ pub(super) fn all_of(log: &str, role: &str, known: IdentifiedBy) -> Result<Vec<A
         let early = answers.iter().take_while(|answer| answer.status == 503);
         answers.drain(..early.count());
     }
-    ensure!(!answers.is_empty(), "it has asked for nothing: {log}");
+    ensure!(!answers.is_empty(), "it sent no request: {log}");
     for (number, answer) in answers.iter().enumerate() {
         ensure!(
             answer.status == 200 && answer.text == role,
@@ -89,7 +89,7 @@ pub(super) fn all_of(log: &str, role: &str, known: IdentifiedBy) -> Result<Vec<A
 pub(super) fn all_refused(log: &str) -> Result<()> {
     not_the_nodes(log)?;
     let answers = answers(log);
-    ensure!(!answers.is_empty(), "it has asked for nothing: {log}");
+    ensure!(!answers.is_empty(), "it sent no request: {log}");
     let served = answers.iter().find(|answer| answer.status == 200);
     ensure!(served.is_none(), "it was served: {served:?}");
     Ok(())
@@ -98,7 +98,7 @@ pub(super) fn all_refused(log: &str) -> Result<()> {
 /// Fails if anything of the node's own shows.
 pub(super) fn not_the_nodes(log: &str) -> Result<()> {
     for secret in [NODE_ROLE, NODE_ACCESS_KEY] {
-        ensure!(!log.contains(secret), "a pod has got {secret}: {log}");
+        ensure!(!log.contains(secret), "a pod received {secret}: {log}");
     }
     Ok(())
 }
@@ -110,7 +110,7 @@ pub(super) fn keys(log: &str) -> Result<Keys> {
         .rev()
         .find_map(|line| line.strip_prefix("keys "));
     let line = line.with_context(|| format!("no keys: {log}"))?;
-    let keys: Value = serde_json::from_str(line).context("credentials are no JSON")?;
+    let keys: Value = serde_json::from_str(line).context("credentials are not JSON")?;
     let field = |name: &str| -> Result<String> {
         let value = keys[name].as_str();
         Ok(value.with_context(|| format!("no {name}"))?.to_owned())

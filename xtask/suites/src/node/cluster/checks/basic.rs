@@ -12,7 +12,7 @@ use testbed::doubles::imds::NODE_ROLE;
 use testbed::doubles::sts::ACCOUNT;
 use testbed::sandbox::Finished;
 
-/// The chart as it is, from nothing to agents and servers that are ready.
+/// Installs the chart with its defaults, until agents and servers are ready.
 pub(super) fn install(cluster: &mut Cluster) -> Result<()> {
     cluster.helm(&["install"], &[])?;
     cluster.rolled_out()
@@ -236,8 +236,8 @@ impl Cluster {
             .map(drop)
     }
 
-    /// A container got its pod's role each time it asked, from its first request on; and the pod is
-    /// of this class.
+    /// Checks that a container got its pod's role on each request, from the first on; and the pod
+    /// is of this class.
     fn serves(&self, pod: &str, container: &str, class: &str) -> Result<()> {
         let object = self.kubectl.get(&["-n", NAMESPACE, "pod", pod])?;
         ensure!(
@@ -256,7 +256,7 @@ impl Cluster {
             log = self.kubectl.logs(NAMESPACE, pod, container)?;
             ensure!(
                 !pods::answers(&log).is_empty(),
-                "{pod} has asked for nothing: {log}"
+                "{pod} sent no request: {log}"
             );
             Ok(())
         })?;
@@ -312,7 +312,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs a pod in the node's network namespace, with or without a role, until it has asked.
+    /// Runs a pod in the node's network namespace, with or without a role, until its first request.
     pub(super) fn host_network_pod(&self, name: &str, role: Option<&str>) -> Result<()> {
         let annotations = role.map(|role| format!("iam.amazonaws.com/role: {role}-role"));
         let annotations = annotations.unwrap_or_default();

@@ -155,7 +155,7 @@ impl Cluster {
         self.all_of(&log, &role)?;
         let log = self.kubectl.logs(NAMESPACE, "account", "c")?;
         let all = self.all_of(&log, &role)?;
-        ensure!(all.len() > before, "it has not asked meanwhile");
+        ensure!(all.len() > before, "it sent no request meanwhile");
         basic::no_packet(self)
     }
 
