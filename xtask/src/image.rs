@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
                 "buildah",
                 "makes an image of the root file system",
             );
-            plan.program("umoci", "umoci", "takes the image apart, to check it");
+            plan.program("umoci", "umoci", "unpacks the image, to check it");
         }
         Ok(())
     })?;

@@ -13,7 +13,7 @@ use super::root::Root;
 const CYCLONEDX: CargoTool = CargoTool {
     name: "cargo-cyclonedx",
     version: "0.5.7",
-    why: "lists the crates that an image is made of",
+    why: "lists the crates of an image",
     seconds: 90,
     flags: &[],
 };

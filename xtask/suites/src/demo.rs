@@ -43,7 +43,7 @@ const AGENT_LOG: [&str; 2] = ["--json-log", "--level=info,kiam_agent::caller=deb
 /// Runs the command.
 ///
 /// # Errors
-/// Fails when something cannot be set up, or does not turn out as it should.
+/// Fails when something cannot be set up, or a result differs from the expected one.
 pub fn run(args: &Args) -> Result<()> {
     prepare(args.consent, |plan| {
         sandbox::plan(plan);
@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
     page.heading("Four pods run the same unmodified AWS CLI, with nothing configured");
     page.command("aws sts get-caller-identity");
     let clients = ask_as_all(&cluster, &pods)?;
-    let mut as_it_should = Vec::new();
+    let mut as_expected = Vec::new();
     for (demo_pod, client) in pods.all().iter().zip(clients) {
         page.pod(demo_pod);
         let seen = pods::connections(agent.program(), demo_pod.pod())?;
@@ -96,24 +96,24 @@ pub fn run(args: &Args) -> Result<()> {
             seen.first()
                 .context("the kernel saw no connection of the pod")?,
         );
-        as_it_should.push(if demo_pod.is_permitted() {
+        as_expected.push(if demo_pod.is_permitted() {
             granted(&page, demo_pod, &client)
         } else {
             forbidden(&page, &pods, demo_pod, &client)?
         });
     }
 
-    page.heading("And others who would like some");
-    as_it_should.extend(others(&page, &cluster, &node, &pods)?);
+    page.heading("Other callers are refused");
+    as_expected.extend(other_callers(&page, &cluster, &node, &pods)?);
 
-    page.heading("The node's own metadata service, behind the agent's back");
+    page.heading("Traffic that reached the node's own metadata service");
     let traffic = node.imds().traffic();
     page.traffic(traffic.connections(), traffic.bytes());
-    as_it_should.push(traffic.connections() == 0);
+    as_expected.push(traffic.connections() == 0);
     page.end(begin);
 
     ensure!(
-        as_it_should.iter().all(|good| *good),
+        as_expected.iter().all(|good| *good),
         "a result differs from the expected one"
     );
     if args.keep {
@@ -176,7 +176,7 @@ fn forbidden(page: &Page, pods: &DemoPods, demo_pod: &DemoPod, client: &Finished
 }
 
 /// Requests of other callers, all of which must fail.
-fn others(
+fn other_callers(
     page: &Page,
     cluster: &FileCluster,
     node: &FileClusterNode,
@@ -194,13 +194,13 @@ fn others(
     // answers 503, as that may pass.
     let tries = [
         (
-            format!("{} asks for {}", first.name(), second.wants()),
+            format!("{} requests {}", first.name(), second.wants()),
             pod,
             format!("{metadata}{}", second.wants()),
             403,
         ),
         (
-            format!("{} asks for the node's role", first.name()),
+            format!("{} requests the node's role", first.name()),
             pod,
             format!("{metadata}{NODE_ROLE}"),
             403,
@@ -218,7 +218,7 @@ fn others(
             503,
         ),
         (
-            "somebody on the network, at the agent's port".to_owned(),
+            "another host on the network, at the agent's port".to_owned(),
             cluster.sandbox().control(),
             agent,
             503,
@@ -228,7 +228,7 @@ fn others(
     for (who, place, url, status) in tries {
         let outcome = prober.get(place, &url)?;
         let good = matches!(&outcome, Outcome::Answer(answer) if answer.status == status);
-        page.tried(&who, &outcome, good);
+        page.outcome(&who, &outcome, good);
         refused.push(good);
     }
     Ok(refused)

@@ -21,7 +21,7 @@ pub fn plan(plan: &mut Plan) {
     go::plan(plan);
     plan.step(Step {
         what: format!("kubectl, built by Go into {}", cache.path().display()),
-        why: "the documented commands are run with it",
+        why: "runs the documented commands",
         about: Some(Duration::from_secs(120)),
         run: Box::new(move || {
             let go = go::find().context("there is no Go that is new enough")?;

@@ -13,7 +13,7 @@ use crate::{Cache, Package, Plan, Step, find_programs, fingerprint};
 /// The AWS CLI and boto3.
 pub const AWS: Python = Python {
     what: "the AWS CLI and boto3",
-    why: "the unmodified clients that ask for credentials in the sandbox's pods",
+    why: "runs unmodified clients in the sandbox's pods",
     file: "aws.txt",
     requirements: include_str!("../python/aws.txt"),
     import: "boto3",
@@ -21,7 +21,7 @@ pub const AWS: Python = Python {
 /// moto's server.
 pub const MOTO: Python = Python {
     what: "moto",
-    why: "stands for AWS STS",
+    why: "stands in for AWS STS",
     file: "moto.txt",
     requirements: include_str!("../python/moto.txt"),
     import: "boto3",

@@ -36,7 +36,7 @@ impl Fixture {
         let victim = cluster.pod(&node, ("team-a", "victim"), Some("b-writer"))?;
         let counter = python(node.node().place(), &["count"]);
         let counter = Program::start("the counter at the service", counter)?;
-        counter.wait_for("that it counts", LIMIT, |line| {
+        counter.wait_for("the counter", LIMIT, |line| {
             (line == "counting").then_some(())
         })?;
         Ok(Self {

@@ -156,7 +156,7 @@ impl Attempt {
         let door = door.to_string_lossy().into_owned();
         let lend: Command = python(fixture.victim.place(), &["lend", &door]);
         let lender = Program::start("the victim", lend)?;
-        lender.wait_for("that it lends", LIMIT, |line| {
+        lender.wait_for("the victim's socket", LIMIT, |line| {
             (line == "lending").then_some(())
         })?;
         let mut words = self.words.clone();

@@ -10,7 +10,7 @@ use toolchain::{
     workspace,
 };
 
-const WHY: &str = "unmodified clients that ask for credentials in the sandbox's pods";
+const WHY: &str = "runs unmodified clients in the sandbox's pods";
 
 /// Clients from PyPI besides the AWS CLI and boto3.
 pub(super) const PYTHON: Python = Python::new(

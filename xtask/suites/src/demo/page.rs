@@ -87,7 +87,7 @@ impl Page {
             self.paint(Paint::Red, "✗")
         };
         println!("\n  {mark} {}", self.paint(Paint::Bold, demo_pod.name()));
-        self.line("asks for", demo_pod.wants());
+        self.line("requests", demo_pod.wants());
         let may_have = demo_pod.may_have();
         let nothing = "nothing: its namespace has no annotation for that";
         self.line("may have", may_have.as_deref().unwrap_or(nothing));
@@ -98,7 +98,7 @@ impl Page {
         let connection = format!("{peer} → 169.254.169.254:80, from cgroup {cgroup}");
         self.line("kernel saw", &connection);
         self.line("", &tail(pod));
-        self.line("so it is", &format!("pod {uid}"));
+        self.line("identified", &format!("pod {uid}"));
     }
 
     pub(super) fn got(self, arn: &str) {
@@ -131,7 +131,7 @@ impl Page {
         }
     }
 
-    pub(super) fn tried(self, who: &str, outcome: &Outcome, good: bool) {
+    pub(super) fn outcome(self, who: &str, outcome: &Outcome, good: bool) {
         let mark = if good {
             self.paint(Paint::Green, "✓")
         } else {
@@ -165,7 +165,7 @@ impl Page {
 
     pub(super) fn show_commands(self, pods: &DemoPods, scratch: &Path) {
         let scratch = scratch.display();
-        self.heading("It goes on until Ctrl-C. In another terminal, as root:");
+        self.heading("Running until Ctrl-C. In another terminal, as root:");
         for demo_pod in pods.all() {
             let what = format!("in the pod {}", demo_pod.name());
             self.try_this(

@@ -113,7 +113,7 @@ impl Choice {
                 self.name,
                 cache.path().display()
             ),
-            why: "what nodes in virtual machines run",
+            why: "runs in nodes in virtual machines",
             about: Some(Duration::from_secs(30)),
             run: Box::new(move || cache.fill(|folder, log| self.fetch(architecture, folder, log))),
         });

@@ -146,7 +146,7 @@ pub(super) fn plan(architecture: Architecture, plan: &mut Plan) {
             SID.name(),
             cache.path().display()
         ),
-        why: "what nodes in virtual machines start from",
+        why: "boots nodes in virtual machines",
         about: Some(Duration::from_secs(180)),
         run: Box::new(move || cache.fill(|folder, log| make(architecture, folder, log))),
     });

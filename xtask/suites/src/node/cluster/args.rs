@@ -85,7 +85,7 @@ impl Args {
     /// Adds the tools that a cluster needs in addition to machines.
     pub(in crate::node) fn plan(&self, plan: &mut Plan) -> Result<()> {
         if self.cluster {
-            plan.program("cc", "gcc", "compiles what nodes' pods run");
+            plan.program("cc", "gcc", "compiles the program of nodes' pods");
             cluster::plan_components(plan)?;
             toolchain::kubectl::plan(plan);
             helm::plan(plan);
