@@ -226,7 +226,8 @@ fn once(work: Work, args: &Args, cluster: &FileCluster, pod: &Pod) -> Result<f64
     };
     ensure!(ended.status.success(), "the work failed: {}", ended.stderr);
     let rate = ended.stdout.lines().last().unwrap_or_default();
-    rate.parse().with_context(|| format!("{rate:?} is not a rate"))
+    rate.parse()
+        .with_context(|| format!("{rate:?} is not a rate"))
 }
 
 /// Peers of the pod, until this is dropped.

@@ -165,7 +165,8 @@ async fn run_checks(
     for (name, check) in checks {
         let begin = Instant::now();
         let outcome = tokio::time::timeout(checks::LIMIT, check(&mut fixture)).await;
-        let outcome = outcome.unwrap_or_else(|_elapsed| bail!("the check did not end within {:?}", checks::LIMIT));
+        let outcome = outcome
+            .unwrap_or_else(|_elapsed| bail!("the check did not end within {:?}", checks::LIMIT));
         report.add(name, begin.elapsed(), &outcome);
     }
     if report.has_failed() {

@@ -106,7 +106,10 @@ impl Report {
         }
         let OldConnection { before, after } = self.old_connection;
         ensure!(before > 0, "there was no connection before the agent");
-        ensure!(after == 0, "a connection from before the agent is still open");
+        ensure!(
+            after == 0,
+            "a connection from before the agent is still open"
+        );
         for theft in &self.theft {
             let Theft { attack, heard, .. } = theft;
             ensure!(

@@ -52,7 +52,7 @@ pub(super) fn answers(log: &str) -> Vec<Answer> {
     answers
 }
 
-/// How a node identifies its pods.
+/// Identification of pods by a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IdentifiedBy {
     /// At once.
