@@ -1,5 +1,5 @@
-//! What a request on a connection of its own allocates: what hyper does by itself, and a fixed number of
-//! ours, which is the connection's.
+//! Allocations of a request on a new connection: those of hyper, and a fixed number of the agent's
+//! own, which belong to the connection.
 
 use std::convert::Infallible;
 use std::io::{Read as _, Write as _};
@@ -49,8 +49,8 @@ fn ask(to: SocketAddr, request: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// How often this thread allocates while its runtime serves the requests of another, and what they
-/// are answered.
+/// Returns the number of allocations of this thread while its runtime serves the requests of
+/// another, and their answer.
 fn count(runtime: &Runtime, to: SocketAddr, request: String) -> (u64, Answer) {
     let (warm, is_warm) = oneshot::channel();
     let (go, may_go) = sync_channel::<()>(1);

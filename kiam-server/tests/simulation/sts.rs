@@ -29,7 +29,7 @@ impl Clock for SimClock {
     }
 }
 
-/// How STS handles calls.
+/// Behavior of STS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StsMode {
     Up,

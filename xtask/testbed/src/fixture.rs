@@ -1,7 +1,7 @@
 //! The start of a sandbox test: a node with the pods of two teams, served by kiam.
 //!
-//! What a test asserts panics at the line of the test that asserts it. What may take a while to
-//! become true is a check that returns an error, for [`eventually`].
+//! Assertions panic at the line of the test. A condition that takes a while to become true is a
+//! check that returns an error, for [`eventually`].
 
 use std::path::Path;
 use std::time::Duration;

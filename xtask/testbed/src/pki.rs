@@ -32,7 +32,7 @@ pub struct Leaf<'a> {
     pub organization: Option<&'a str>,
     /// DNS names, addresses and URIs.
     pub alternative_names: &'a [&'a str],
-    /// Whether it has expired.
+    /// True if it has expired.
     pub expired: bool,
 }
 

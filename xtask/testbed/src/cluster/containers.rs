@@ -53,7 +53,7 @@ pub enum Made {
     Ended {
         /// Its container's name.
         container: String,
-        /// Whether the pod succeeded.
+        /// True if the pod succeeded.
         success: bool,
         /// Its output.
         output: String,

@@ -33,7 +33,7 @@ pub struct PodTemplate<'a> {
     pub service_account: &'a str,
     /// Its annotations.
     pub annotations: &'a [(&'a str, &'a str)],
-    /// Whether the pod is in the network namespace of its node.
+    /// True if the pod is in the network namespace of its node.
     pub host_network: bool,
 }
 

@@ -60,7 +60,7 @@ struct Scope {
     service: String,
 }
 
-/// Why there is no signature to check.
+/// Reason for which there is no signature to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// No `Authorization` header.

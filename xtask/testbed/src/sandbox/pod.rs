@@ -18,7 +18,7 @@ pub struct PodOptions {
     pub ip: Option<Ipv4Addr>,
     /// Quality-of-service class.
     pub qos: Qos,
-    /// Whether the pod is in the network namespace of its node.
+    /// True if the pod is in the network namespace of its node.
     pub host_network: bool,
 }
 
@@ -96,7 +96,7 @@ impl Pod {
         })
     }
 
-    /// Whether the pod is in the network namespace of its node.
+    /// True if the pod is in the network namespace of its node.
     pub const fn is_host_network(&self) -> bool {
         self.ips.is_none()
     }
