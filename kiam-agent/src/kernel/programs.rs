@@ -35,7 +35,7 @@ pub struct Redirect {
     pub agent: SocketAddrV4,
     /// The network namespace of the node: see [`own_netns_cookie`](super::own_netns_cookie).
     pub host_netns_cookie: u64,
-    /// Treatment of `hostNetwork` pods that [`HostPods`] has no entry for.
+    /// Treatment of `hostNetwork` pods that `HostPods` has no entry for.
     pub host_network: HostNetwork,
     /// Drop pods' packets to the metadata service.
     pub guard_egress: bool,
