@@ -22,6 +22,7 @@ use anyhow::{Context as _, ensure};
 use toolchain::{Cache, workspace};
 
 use crate::deploy::reference;
+use crate::manifests;
 
 /// The version of cargo-deny that is used.
 const DENY: &str = "0.20.2";
@@ -86,7 +87,7 @@ struct Finding {
 /// Checks the project's own rules, and lists all lines that break one.
 #[expect(clippy::print_stderr, reason = "the command's result")]
 fn rules(root: &Path) -> anyhow::Result<()> {
-    let manifests = sources::manifests(root)?;
+    let manifests = manifests::read(root)?;
     let mut findings = Vec::new();
     cycles::check(root, &manifests, &mut findings)?;
     help::check(&manifests, &mut findings)?;

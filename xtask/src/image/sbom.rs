@@ -90,8 +90,11 @@ fn crates(program: &str) -> Result<Value> {
     exec(&mut command)?;
     // It writes one for each crate of the workspace that the program is made of.
     let mut found = Err(anyhow::anyhow!("cargo-cyclonedx wrote nothing"));
-    for entry in std::fs::read_dir(workspace())? {
-        let file = entry?.path().join(format!("{WRITTEN}.json"));
+    for package in crate::manifests::read(&workspace())?.packages {
+        let file = package
+            .manifest_path
+            .with_file_name(format!("{WRITTEN}.json"));
+        let file = file.into_std_path_buf();
         if file.is_file() {
             if file.starts_with(workspace().join(program)) {
                 found = read(&file);

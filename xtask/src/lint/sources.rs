@@ -4,15 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand, Package};
+use cargo_metadata::Package;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
-
-/// Reads the manifests of the workspace in a folder.
-pub(super) fn manifests(root: &Path) -> Result<Metadata> {
-    let mut command = MetadataCommand::new();
-    command.current_dir(root).no_deps();
-    command.exec().context("cannot read the workspace")
-}
 
 /// Modules of one crate: a library, a program, a test, a benchmark.
 #[derive(Debug, Default)]
