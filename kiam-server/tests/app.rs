@@ -392,6 +392,7 @@ async fn start_errors_name_the_cause_and_are_classified() {
     std::fs::write(&cluster, "").unwrap();
     let source = format!("file:{}", cluster.display());
     let no_source = format!("file:{}", missing.display());
+    let no_folder = format!("{no_source}/cluster.yaml");
     let no_certificate = TlsFlags {
         cert: missing,
         ..tls.clone()
@@ -410,6 +411,13 @@ async fn start_errors_name_the_cause_and_are_classified() {
         (
             &tls,
             &no_source,
+            [free, CERTIFICATE],
+            ["--source", "missing"],
+            true,
+        ),
+        (
+            &tls,
+            &no_folder,
             [free, CERTIFICATE],
             ["--source", "missing"],
             true,

@@ -31,12 +31,12 @@ pub enum KernelError {
     #[error("cannot load the kernel programs: {}", chain(.0))]
     Load(#[source] Box<EbpfError>),
     /// The verifier or the kernel rejected a program.
-    #[error("the kernel rejects the program {program}: {}", rejection(source))]
+    #[error("the kernel rejects the program {program}: {}", rejection(cause))]
     Rejected {
         /// Name of the program.
         program: &'static str,
-        /// The error, with the end of the verifier's log.
-        source: Box<ProgramError>,
+        /// The error. Not a source: its text is the whole log of the verifier.
+        cause: Box<ProgramError>,
     },
     /// A program or map is missing in the object.
     #[error("the kernel object has no {name}; build it again with `cargo xtask build-ebpf`")]
@@ -104,9 +104,9 @@ pub(super) fn typed<T>(name: &'static str, result: Result<T, MapError>) -> Resul
 }
 
 pub(super) fn rejected(program: &'static str) -> impl FnOnce(ProgramError) -> KernelError {
-    move |source| KernelError::Rejected {
+    move |cause| KernelError::Rejected {
         program,
-        source: Box::new(source),
+        cause: Box::new(cause),
     }
 }
 

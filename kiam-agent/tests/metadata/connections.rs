@@ -37,13 +37,17 @@ async fn settled() {
 /// Waits until a pod is answered again, of which connections were closed.
 async fn answered_again(service: &Service) {
     let answered = async {
-        while service.raw(pods::GRANTED, &get(LISTING)).await.is_empty() {
+        loop {
+            let answer = service.raw(pods::GRANTED, &get(LISTING)).await;
+            if !answer.is_empty() {
+                return parse(&answer).status;
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let limit = Duration::from_secs(60);
     let answered = tokio::time::timeout(limit, answered).await;
-    answered.expect("the pod is answered again");
+    assert_eq!(answered.expect("the pod is answered again"), 200);
 }
 
 fn get(path: &str) -> String {

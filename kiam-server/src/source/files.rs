@@ -61,8 +61,20 @@ pub enum FileError {
 
 impl FileError {
     /// Returns whether another path or another file would avoid the error.
-    pub(crate) const fn is_usage(&self) -> bool {
-        !matches!(self, Self::Watch { .. })
+    pub(crate) fn is_usage(&self) -> bool {
+        match self {
+            // Other than a directory that does not exist.
+            Self::Watch { source, .. } => is_not_found(source),
+            _ => true,
+        }
+    }
+}
+
+fn is_not_found(error: &notify::Error) -> bool {
+    match &error.kind {
+        notify::ErrorKind::PathNotFound => true,
+        notify::ErrorKind::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
 }
 
