@@ -153,3 +153,17 @@ fn rejection(error: &ProgramError) -> String {
         other => chain(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_rejection_has_no_source_whose_text_is_the_whole_log() {
+        let error = rejected("kiam_connect4")(ProgramError::NotLoaded);
+        assert!(error.to_string().contains("kiam_connect4"), "{error}");
+        assert!(error.source().is_none(), "{error}");
+    }
+}
