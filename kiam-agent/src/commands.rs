@@ -111,8 +111,6 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Checks whether the node can be guarded. The exit code is 1 if not.
 pub fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    // One provider for the whole process; this fails only if there is one already.
-    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let report = runtime()?.block_on(doctor::examine(args));
     if args.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -74,6 +74,15 @@ impl ProgramError {
         Self::new(EX_USAGE, source)
     }
 
+    /// An error of the start, which other flags or files would avoid or not.
+    pub fn start(is_usage: bool, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        if is_usage {
+            Self::usage(source)
+        } else {
+            Self::failure(source)
+        }
+    }
+
     /// Any other error.
     pub fn failure(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(1, source)

@@ -24,13 +24,9 @@ impl Program for Server {
     }
 
     async fn run(args: Args, interrupt: Interrupt) -> Result<(), ProgramError> {
-        let bound = app::build(args).await.map_err(|error| {
-            if error.is_usage() {
-                ProgramError::usage(error)
-            } else {
-                ProgramError::failure(error)
-            }
-        })?;
+        let bound = app::build(args)
+            .await
+            .map_err(|error| ProgramError::start(error.is_usage(), error))?;
         let ended = bound.run(interrupt.received()).await;
         ended.map_err(ProgramError::failure)
     }

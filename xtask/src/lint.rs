@@ -88,10 +88,11 @@ struct Finding {
 #[expect(clippy::print_stderr, reason = "the command's result")]
 fn rules(root: &Path) -> anyhow::Result<()> {
     let manifests = manifests::read(root)?;
+    let sources = sources::read(&manifests)?;
     let mut findings = Vec::new();
-    cycles::check(root, &manifests, &mut findings)?;
-    help::check(&manifests, &mut findings)?;
-    metrics::check(root, &manifests, &mut findings)?;
+    cycles::check(root, &manifests, &sources, &mut findings);
+    help::check(&sources, &mut findings)?;
+    metrics::check(root, &sources, &mut findings)?;
     words::check(root, &mut findings)?;
     for finding in &findings {
         let file = finding.file.strip_prefix(root).unwrap_or(&finding.file);

@@ -7,24 +7,25 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
 use cargo_metadata::Metadata;
 use petgraph::algo::tarjan_scc;
 use petgraph::graphmap::DiGraphMap;
 use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
 
 use super::Finding;
-use super::sources::{Crate, roots};
+use super::sources::{Crate, Source};
 
 /// Finds all cycles.
-pub(super) fn check(root: &Path, manifests: &Metadata, findings: &mut Vec<Finding>) -> Result<()> {
+pub(super) fn check(
+    root: &Path,
+    manifests: &Metadata,
+    sources: &[Source],
+    findings: &mut Vec<Finding>,
+) {
     packages(manifests, findings);
-    for package in &manifests.packages {
-        for file in roots(package) {
-            files(root, &Crate::read(file)?, findings);
-        }
+    for source in sources {
+        files(root, &source.parsed, findings);
     }
-    Ok(())
 }
 
 /// Dependencies for tests and build scripts count, which cargo lets close a cycle.

@@ -1,29 +1,25 @@
 //! Flags and commands without a help text.
 
 use anyhow::{Context as _, Result};
-use cargo_metadata::Metadata;
 use syn::visit::{Visit, visit_item_enum, visit_item_struct};
 use syn::{Attribute, Field, ItemEnum, ItemStruct, Meta};
 
 use super::Finding;
-use super::sources::{Crate, programs};
+use super::sources::Source;
 
 /// Finds fields and variants that clap shows and that have no doc comment.
-pub(super) fn check(manifests: &Metadata, findings: &mut Vec<Finding>) -> Result<()> {
-    for package in &manifests.packages {
-        for root in programs(package) {
-            for (_, file, tokens) in Crate::read(root)?.files {
-                let parsed = syn::parse2(tokens)
-                    .with_context(|| format!("cannot parse {}", file.display()))?;
-                for (line, name) in undocumented(&parsed) {
-                    findings.push(Finding {
-                        file: file.clone(),
-                        line,
-                        problem: format!("`{name}` has no help"),
-                        rule: "each flag, command and value has a doc comment, which is its help",
-                    });
-                }
-            }
+pub(super) fn check(sources: &[Source], findings: &mut Vec<Finding>) -> Result<()> {
+    let programs = sources.iter().filter(|source| source.is_program);
+    for (_, file, tokens) in programs.flat_map(|source| &source.parsed.files) {
+        let parsed = syn::parse2(tokens.clone())
+            .with_context(|| format!("cannot parse {}", file.display()))?;
+        for (line, name) in undocumented(&parsed) {
+            findings.push(Finding {
+                file: file.clone(),
+                line,
+                problem: format!("`{name}` has no help"),
+                rule: "each flag, command and value has a doc comment, which is its help",
+            });
         }
     }
     Ok(())

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use cargo_metadata::Metadata;
 use proc_macro2::{TokenStream, TokenTree};
 
 use super::Finding;
-use super::sources::{Crate, programs};
+use super::sources::Source;
 
 /// The page.
 const PAGE: &str = "docs/reference/metrics.md";
@@ -19,27 +18,25 @@ const PACKAGES: &[&str] = &["kiam-agent", "kiam-common", "kiam-server"];
 const TESTS: &[&str] = &["testing", "tests"];
 
 /// Finds strings that are a metric's name and that the reference page does not have.
-pub(super) fn check(root: &Path, manifests: &Metadata, findings: &mut Vec<Finding>) -> Result<()> {
+pub(super) fn check(root: &Path, sources: &[Source], findings: &mut Vec<Finding>) -> Result<()> {
     let page =
         std::fs::read_to_string(root.join(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
-    let packages = manifests.packages.iter();
-    for package in packages.filter(|it| PACKAGES.contains(&it.name.as_str())) {
-        for root in programs(package) {
-            let files = Crate::read(root)?.files.into_iter();
-            let is_test = |module: &[String]| module.iter().any(|it| TESTS.contains(&&**it));
-            for (_, file, tokens) in files.filter(|(module, ..)| !is_test(module)) {
-                let mut names = Vec::new();
-                strings(tokens, &mut names);
-                for (line, name) in names {
-                    if is_name(&name) && !is_on(&page, &name) {
-                        findings.push(Finding {
-                            file: file.clone(),
-                            line,
-                            problem: format!("metric {name} is not in {PAGE}"),
-                            rule: "each metric is documented; `cargo xtask docs` writes the page",
-                        });
-                    }
-                }
+    let programs = sources
+        .iter()
+        .filter(|source| source.is_program && PACKAGES.contains(&&*source.package));
+    let files = programs.flat_map(|source| &source.parsed.files);
+    let is_test = |module: &[String]| module.iter().any(|it| TESTS.contains(&&**it));
+    for (_, file, tokens) in files.filter(|(module, ..)| !is_test(module)) {
+        let mut names = Vec::new();
+        strings(tokens.clone(), &mut names);
+        for (line, name) in names {
+            if is_name(&name) && !is_on(&page, &name) {
+                findings.push(Finding {
+                    file: file.clone(),
+                    line,
+                    problem: format!("metric {name} is not in {PAGE}"),
+                    rule: "each metric is documented; `cargo xtask docs` writes the page",
+                });
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::Package;
+use cargo_metadata::Metadata;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Modules of one crate: a library, a program, a test, a benchmark.
@@ -76,15 +76,26 @@ impl Crate {
     }
 }
 
-/// Root files of a package's crates.
-pub(super) fn roots(package: &Package) -> impl Iterator<Item = &Path> {
-    let targets = package.targets.iter();
-    targets.map(|target| target.src_path.as_std_path())
+/// A crate of the workspace.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) package: String,
+    /// A library or a program: no test, benchmark, example or build script.
+    pub(super) is_program: bool,
+    pub(super) parsed: Crate,
 }
 
-/// Root files of a package's library and programs.
-pub(super) fn programs(package: &Package) -> impl Iterator<Item = &Path> {
-    let targets = package.targets.iter();
-    let targets = targets.filter(|target| target.is_lib() || target.is_bin());
-    targets.map(|target| target.src_path.as_std_path())
+/// Reads all crates of the workspace.
+pub(super) fn read(manifests: &Metadata) -> Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for package in &manifests.packages {
+        for target in &package.targets {
+            sources.push(Source {
+                package: package.name.to_string(),
+                is_program: target.is_lib() || target.is_bin(),
+                parsed: Crate::read(target.src_path.as_std_path())?,
+            });
+        }
+    }
+    Ok(sources)
 }
